@@ -1,0 +1,88 @@
+// A tier: one way to compute neighborhood attention. A table of functions on MLX arrays that knows nothing of autograd,
+// vmap or Python. All arrays are canonical (problem.h).
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/problem.h"
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace natten {
+
+namespace mx = mlx::core;
+
+/// Why a tier cannot serve a call; nothing when it can.
+using Objection = std::optional<std::string>;
+
+/// Differentiable inputs of Op::attention; Op::qk uses query, key and rpb.
+struct AttentionInputs {
+  mx::array query;
+  mx::array key;
+  mx::array value;
+  std::optional<mx::array> rpb;
+  std::optional<mx::array> lengths;
+};
+
+/// What a call would run on its tier, for `explain`. Empty strings where the tier has nothing to say.
+struct KernelChoice {
+  std::string kernel;
+  std::string tile;
+  std::string cost;
+};
+
+struct Tier {
+  std::string name;
+  /// Why no device of this machine can run the tier now; nothing when one can.
+  std::function<Objection()> unavailable;
+  /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed.
+  std::function<Objection(const Problem&)> supports;
+  std::function<KernelChoice(const Problem&)> choice;
+
+  /// When set, MLX differentiates and maps what the functions below return (the pure tier), and backwards are unused.
+  bool differentiated_by_mlx = false;
+
+  /// -> out, lse. Unless differentiated_by_mlx both are outputs of one primitive whose inputs are the given arrays in
+  /// order (query, key, value, rpb?, lengths?), each perhaps behind a change of layout such as `contiguous`.
+  std::function<std::pair<mx::array, mx::array>(const Problem&, const AttentionInputs&, mx::Stream)> forward;
+  /// (inputs, out, lse, dout, dlse) -> dq [, drpb]
+  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
+                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
+      backward_query;
+  /// (inputs, out, lse, dout, dlse) -> dk, dv
+  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
+                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
+      backward_key_value;
+
+  /// (query, key, rpb?, lengths?) -> logits
+  std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
+                          const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths, mx::Stream)>
+      qk;
+  /// (query, key, rpb?, lengths?, dlogits) -> dq [, drpb]
+  std::function<std::vector<mx::array>(const Problem&, const mx::array& query, const mx::array& key,
+                                       const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
+                                       const mx::array& dlogits, mx::Stream)>
+      qk_backward_query;
+  /// ... -> dk
+  std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
+                          const std::optional<mx::array>& lengths, const mx::array& dlogits, mx::Stream)>
+      qk_backward_key;
+  /// (attn, value, lengths?) -> out
+  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
+                          const std::optional<mx::array>& lengths, mx::Stream)>
+      av;
+  /// (attn, value, lengths?, dout) -> dattn
+  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
+                          const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
+      av_backward_attn;
+  /// ... -> dv
+  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
+                          const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
+      av_backward_value;
+};
+
+}  // namespace natten
