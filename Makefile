@@ -1,0 +1,74 @@
+# `make demo` and `make test` set everything up by themselves; both are quick when run again.
+PYTHON ?= python3
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PRESET ?= release
+
+export PYTHON
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find CMakeLists.txt CMakePresets.json pyproject.toml cmake include src python -type f \
+             ! -name '*.pyc' 2>/dev/null)
+CPP := $(shell find include src python/bindings tests examples benchmarks -type f \
+         \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-cpp test-python bench wheel lint tidy format docs example-cpp clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# The installation with every extra also serves the demo: whoever runs `make test` first does not build twice.
+$(VENV)/.dev: $(SOURCES) scripts/setup
+	scripts/setup cpu,plots,demo,dev
+	@touch $@ $(VENV)/.demo
+$(VENV)/.demo: $(SOURCES) scripts/setup
+	scripts/setup cpu,plots,demo
+	@touch $@
+
+demo: $(VENV)/.demo  ## train a digit classifier with neighborhood attention and write reports/digits.png
+	$(BIN)/python examples/digits/train.py --report reports/digits.png
+
+test: test-cpp test-python  ## build and run every test, C++ and Python
+
+test-cpp: $(VENV)/.dev  ## the C++ tests (PRESET=asan, ubsan, tsan for the sanitizers)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset $(PRESET)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset $(PRESET)
+	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --preset $(PRESET) -j $(JOBS)
+
+test-python: $(VENV)/.dev  ## the Python tests
+	$(BIN)/python -m pytest -q tests/python
+
+bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
+	$(BIN)/python benchmarks/dispatch_overhead.py
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/peak_memory.py
+
+wheel:  ## build a wheel into dist/ and test it in a clean environment
+	scripts/build_wheel dist
+
+example-cpp: $(VENV)/.dev  ## install into build/prefix, then build and run examples/cpp against it
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/cpp_example
+
+lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/python scripts/check_docs.py
+
+tidy: $(VENV)/.dev  ## clang-tidy over the library (slow)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
+	run-clang-tidy -quiet -p build/dev '$(CURDIR)/(src|python/bindings)/'
+
+format: $(VENV)/.dev  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+docs: $(VENV)/.dev  ## redraw the pictures in docs/images
+	$(BIN)/python scripts/draw_docs.py
+
+clean:  ## remove everything that make created
+	rm -rf build dist wheelhouse reports $(VENV)
