@@ -1,0 +1,58 @@
+"""Every test that takes `tier` runs once on each tier that this machine has, with no fallback allowed.
+
+Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
+detected tiers), NATTEN_TEST_FAST_EMULATOR=1 (run the JIT tier through its emulator).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ["NATTEN_STRICT"] = "1"  # before the library is imported; subprocess tests choose for themselves
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "natten",
+    max_examples=int(os.environ.get("NATTEN_TEST_EXAMPLES", "60")),
+    deadline=None,
+    derandomize="NATTEN_TEST_RANDOM" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("natten")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "tier" in metafunc.fixturenames:
+        from harness import tiers
+
+        metafunc.parametrize("tier", tiers(), indirect=True)
+
+
+@pytest.fixture
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    from harness import backend
+
+    with backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def cpu_by_default() -> Iterator[None]:
+    """float64 exists on the CPU only, and so does the exact comparison of results."""
+    if mx.default_device().type == mx.DeviceType.cpu or os.environ.get("NATTEN_TEST_DEVICE") == "gpu":
+        yield
+        return
+    saved = mx.default_device()
+    mx.set_default_device(mx.Device(mx.cpu))
+    yield
+    mx.set_default_device(saved)
