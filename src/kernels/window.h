@@ -69,33 +69,33 @@ NATTEN_FN Pos group_length(Pos length, Pos dilation, Pos group) {
 /// Exactly K keys when the axis is not causal, at most K when it is.
 template <class Pos, class Int>
 NATTEN_FN Range<Pos> window(BasicAxis<Int> axis, Pos place, Pos n) {
-  const Pos kernel = Pos(axis.kernel_size);
+  const Pos width = Pos(axis.kernel_size);  // not `kernel`: a keyword in Metal
   const Pos share = Pos(axis.gna_stride);
   const Pos block = floor_div(place, share) * share;
   if (axis.is_causal) {
     const Pos leader = lesser(block + share - Pos(1), n - Pos(1));
-    return Range<Pos>{greater(leader - kernel + Pos(1), Pos(0)), place + Pos(1)};
+    return Range<Pos>{greater(leader - width + Pos(1), Pos(0)), place + Pos(1)};
   }
   const Pos leader = lesser(block + Pos(axis.gna_stride / 2), n - Pos(1));
-  const Pos start = lesser(greater(leader - Pos(axis.kernel_size / 2), Pos(0)), n - kernel);
-  return Range<Pos>{start, start + kernel};
+  const Pos start = lesser(greater(leader - Pos(axis.kernel_size / 2), Pos(0)), n - width);
+  return Range<Pos>{start, start + width};
 }
 
 /// Queries whose window holds the key at `place`, for query stride 1. Contiguous and never empty.
 /// With a query stride s, those of them count whose absolute index is a multiple of s.
 template <class Int>
 NATTEN_FN Range<Int> attending_queries(BasicAxis<Int> axis, Int place, Int n) {
-  const Int kernel = axis.kernel_size;
+  const Int width = axis.kernel_size;
   const Int share = axis.gna_stride;
   if (axis.is_causal) {
-    const Int past_end = place + kernel >= n ? Int(1) : Int(0);
-    return Range<Int>{place, lesser((floor_div(place + kernel, share) + past_end) * share, n)};
+    const Int past_end = place + width >= n ? Int(1) : Int(0);
+    return Range<Int>{place, lesser((floor_div(place + width, share) + past_end) * share, n)};
   }
-  const Int left = kernel / 2;
-  const Int right = kernel / 2 + kernel % 2 - 1;
+  const Int left = width / 2;
+  const Int right = width / 2 + width % 2 - 1;
   const Int offset = share - share / 2 - 1;
-  return Range<Int>{place >= kernel ? floor_div(place - right + offset, share) * share : Int(0),
-                    place >= n - kernel ? n : floor_div(place + left + offset + Int(1), share) * share};
+  return Range<Int>{place >= width ? floor_div(place - right + offset, share) * share : Int(0),
+                    place >= n - width ? n : floor_div(place + left + offset + Int(1), share) * share};
 }
 
 /// Place of the key in `slot` (0 <= slot < K) of the split form. A causal slot is right-aligned: slot K-1 is the query
