@@ -1,0 +1,55 @@
+"""The command `natten-mlx`. One module per subcommand; each has `HELP`, `configure(parser)` and `run(args) -> int`.
+
+Exit codes: 0 success, 1 a check failed, 2 bad input (with a sentence on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("doctor", "matrix", "explain", "show")
+
+
+class InputError(ValueError):
+    """What the user typed can't be used. The message is all that they see."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="natten-mlx", description="Neighborhood attention for MLX.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"natten_mlx.cli.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: `sys.argv`) and returns its exit code."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as exit:  # argparse has printed its message
+        return exit.code if isinstance(exit.code, int) else 2
+    if args.version:
+        from natten_mlx import __version__
+
+        print(f"natten-mlx {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:  # `natten-mlx matrix | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ValueError as error:  # InputError, and the library's own verdict on the arguments
+        print(f"natten-mlx {args.command}: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,71 @@
+"""Argument types shared by the subcommands: `5`, `5,7` and `5x7` all denote per-axis values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+_TRUE = {"1", "true", "t", "yes"}
+_FALSE = {"0", "false", "f", "no"}
+
+
+def _bool(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in _TRUE | _FALSE:
+        raise ValueError
+    return lowered in _TRUE
+
+
+def _list(kind: Callable[[str], T], what: str) -> Callable[[str], list[T]]:
+    def parse(text: str) -> list[T]:
+        try:
+            return [kind(part) for part in text.strip().strip("()").replace("x", ",").split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}") from None
+
+    return parse
+
+
+integers = _list(int, "integers such as 7 or 7,7 or 7x7")
+booleans = _list(_bool, "true or false for each axis, such as true,false")
+
+
+def per_axis(values: list[T]) -> T | tuple[T, ...]:
+    """One value stays a scalar, which the library spreads over the axes."""
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def add_neighborhood(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that describe a neighborhood; `neighborhood(args)` collects them."""
+    group = parser.add_argument_group("neighborhood (one value, or one per axis)")
+    group.add_argument("-k", "--kernel-size", type=integers, required=True, metavar="K", help="window size")
+    group.add_argument("-d", "--dilation", type=integers, default=[1], metavar="D", help="gap between attended keys")
+    group.add_argument("-s", "--stride", type=integers, default=[1], metavar="S", help="compute every S-th query")
+    group.add_argument(
+        "-u", "--gna-stride", type=integers, default=[1], metavar="U", help="U neighboring queries share one window"
+    )
+    group.add_argument(
+        "-c",
+        "--causal",
+        type=booleans,
+        nargs="?",
+        const=[True],
+        default=[False],
+        metavar="BOOL",
+        help="no keys after the query; alone: on every axis",
+    )
+
+
+def neighborhood(args: argparse.Namespace) -> dict[str, object]:
+    """The keyword arguments of `na1d`, `na2d`, `na3d` that `add_neighborhood` read."""
+    return {
+        "kernel_size": per_axis(args.kernel_size),
+        "stride": per_axis(args.stride),
+        "dilation": per_axis(args.dilation),
+        "is_causal": per_axis(args.causal),
+        "gna_stride": per_axis(args.gna_stride),
+    }
