@@ -10,7 +10,8 @@
 
 namespace natten::cpu {
 
-/// A strided array [B, A0, A1, A2, H, C]; strides in elements, the last axis dense (stride 1). Broadcasts have stride 0.
+/// A strided array [B, A0, A1, A2, H, C]; strides in elements, the last axis dense (stride 1). Broadcasts have stride
+/// 0.
 struct Tensor {
   void* data = nullptr;
   std::int64_t strides[5] = {};  ///< of B, A0, A1, A2, H

@@ -1,0 +1,43 @@
+#include "native/cpu/scratch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+namespace natten::cpu {
+namespace {
+
+// Blocks up to this size stay with the thread; larger ones go back to the system.
+constexpr std::size_t kLargestKept = std::size_t{16} << 20;
+
+struct Kept {
+  std::byte* block = nullptr;
+  std::size_t size = 0;
+  ~Kept() { std::free(block); }
+};
+thread_local Kept kept;
+
+}  // namespace
+
+Scratch::Scratch(std::size_t bytes) : block_(std::exchange(kept.block, nullptr)), size_(std::exchange(kept.size, 0)) {
+  if (size_ < bytes || block_ == nullptr) {
+    std::free(std::exchange(block_, nullptr));
+    size_ = (std::max(bytes, std::size_t{1}) + kAlignment - 1) / kAlignment * kAlignment;
+    if (size_ < bytes) throw std::bad_alloc();
+    block_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, size_));
+    if (block_ == nullptr) throw std::bad_alloc();
+  }
+  next_ = block_;
+}
+
+Scratch::~Scratch() {
+  if (kept.block == nullptr && size_ <= kLargestKept) {
+    kept.block = block_;
+    kept.size = size_;
+  } else {
+    std::free(block_);
+  }
+}
+
+}  // namespace natten::cpu

@@ -1,0 +1,45 @@
+# The CPU kernels as a static library of their own, free of MLX: natten_cpu. Needs Highway.
+set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
+add_library(
+  natten_cpu STATIC
+  ${NATTEN_CPU_DIR}/row_ops.cpp
+  ${NATTEN_CPU_DIR}/scratch.cpp
+  ${NATTEN_CPU_DIR}/target.cpp
+  ${NATTEN_CPU_DIR}/thread_pool.cpp)
+
+if(NOT TARGET hwy::hwy)
+  find_package(hwy QUIET CONFIG)
+endif()
+if(NOT TARGET hwy::hwy)
+  find_package(PkgConfig)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(HWY QUIET IMPORTED_TARGET libhwy)
+  endif()
+  if(HWY_FOUND)
+    add_library(hwy::hwy ALIAS PkgConfig::HWY)
+  else()
+    include(FetchContent)
+    FetchContent_Declare(
+      highway
+      GIT_REPOSITORY https://github.com/google/highway.git
+      GIT_TAG 1.0.3
+      GIT_SHALLOW TRUE)
+    set(HWY_ENABLE_TESTS OFF)
+    set(HWY_ENABLE_EXAMPLES OFF)
+    set(HWY_ENABLE_CONTRIB OFF)
+    set(BUILD_SHARED_LIBS OFF)
+    FetchContent_MakeAvailable(highway)
+    add_library(hwy::hwy ALIAS hwy)
+  endif()
+endif()
+find_package(Threads REQUIRED)
+
+target_include_directories(natten_cpu PUBLIC ${NATTEN_CPU_DIR}/../..)
+target_compile_features(natten_cpu PUBLIC cxx_std_20)
+target_link_libraries(natten_cpu PUBLIC hwy::hwy Threads::Threads)
+set_target_properties(natten_cpu PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_compile_options(natten_cpu PRIVATE -Wall -Wextra $<$<CONFIG:Release,RelWithDebInfo>:-O3>)
+# Between the scalar baseline and AVX2 lie machines of before 2013: not worth their compile time.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  target_compile_definitions(natten_cpu PUBLIC "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)")
+endif()
