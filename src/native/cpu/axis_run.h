@@ -8,8 +8,8 @@
 
 namespace natten::cpu {
 
-/// Element t (0 <= t < count) is token (or output position) `first + t * step`, and stands at `slot + t * slot_step` of
-/// the kernel and at `bias + t * bias_step` of the position bias.
+/// Element t (0 <= t < count) is token (or output position) `first + t * step`; a key stands at `slot + t` of the
+/// kernel, and both stand at `bias + t * bias_step` of the position bias.
 struct AxisRun {
   std::int64_t first, step, count;
   std::int64_t slot;

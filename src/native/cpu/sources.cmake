@@ -2,8 +2,16 @@
 set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
+  ${NATTEN_CPU_DIR}/backward.cpp
+  ${NATTEN_CPU_DIR}/bias_gradient.cpp
+  ${NATTEN_CPU_DIR}/delta.cpp
+  ${NATTEN_CPU_DIR}/forward.cpp
+  ${NATTEN_CPU_DIR}/generic_backward.cpp
+  ${NATTEN_CPU_DIR}/generic_forward.cpp
+  ${NATTEN_CPU_DIR}/generic_split.cpp
   ${NATTEN_CPU_DIR}/row_ops.cpp
   ${NATTEN_CPU_DIR}/scratch.cpp
+  ${NATTEN_CPU_DIR}/split.cpp
   ${NATTEN_CPU_DIR}/target.cpp
   ${NATTEN_CPU_DIR}/thread_pool.cpp)
 

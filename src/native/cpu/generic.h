@@ -1,0 +1,141 @@
+// Kernels that are right for every problem: one query (or one key) at a time, vectorised along the channels. The fast
+// paths hand them what they decline. Entry points and their contracts: kernels.h.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "native/cpu/axis_run.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/sample.h"
+#include "native/cpu/tensor.h"
+#include "native/cpu/thread_pool.h"
+
+namespace natten::cpu::generic {
+
+void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse);
+void attention_backward_query(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb);
+void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
+                                  const Tensor& dv);
+void qk(const AttentionInputs& inputs, const Tensor& logits);
+void qk_backward_query(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dq, float* drpb);
+void qk_backward_key(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dk);
+void av(const AttentionInputs& inputs, const Tensor& attn, const Tensor& out);
+void av_backward_attn(const AttentionInputs& inputs, const Tensor& dout, const Tensor& dattn);
+void av_backward_value(const AttentionInputs& inputs, const Tensor& attn, const Tensor& dout, const Tensor& dv);
+
+/// A run of consecutive positions of a grid, and one head: the work item of these kernels.
+struct Item {
+  std::int64_t head;
+  std::int64_t part;  ///< number of this run among those of its head
+  std::int64_t begin, end;
+};
+
+/// Number of runs of `length` positions.
+inline std::int64_t parts_of(const Grid& grid, std::int64_t length) {
+  return (grid.size() + length - 1) / length;
+}
+
+/// Calls body(item) for all heads and runs of the grid, in parallel.
+template <class Body>
+void for_each_item(const Grid& grid, std::int64_t heads, std::int64_t length, double flops, Body&& body) {
+  const std::int64_t parts = parts_of(grid, length);
+  parallel_for(heads * parts, flops, [&](std::int64_t index) {
+    const std::int64_t part = index / heads;  // heads inside: they share cache lines
+    body(Item{index % heads, part, part * length, std::min((part + 1) * length, grid.size())});
+  });
+}
+
+/// Calls visit(sample, batch, place, flat index) for the positions of an item.
+template <class Visit>
+void for_each_position(const Problem& problem, const std::int32_t* lengths, const Grid& grid, const Item& item,
+                       Visit&& visit) {
+  const std::int64_t per_sample = grid.per_sample();
+  for (std::int64_t flat = item.begin; flat < item.end;) {
+    const std::int64_t batch = flat / per_sample;
+    const Sample sample = sample_of(problem, lengths, batch);
+    for (const std::int64_t end = std::min(item.end, (batch + 1) * per_sample); flat < end; ++flat) {
+      visit(sample, batch, grid.place(flat - batch * per_sample), flat);
+    }
+  }
+}
+
+/// Whether the query at an output position exists in this sample.
+inline bool has_query(const Sample& sample, const Place& output) {
+  bool inside = sample.is_legal;
+  for (int a = 0; a < kAxes; ++a) inside &= output[a] * sample.axes[a].stride < sample.axes[a].length;
+  return inside;
+}
+
+/// Whether the token exists in this sample.
+inline bool has_token(const Sample& sample, const Place& token) {
+  bool inside = sample.is_legal;
+  for (int a = 0; a < kAxes; ++a) inside &= token[a] < sample.axes[a].length;
+  return inside;
+}
+
+inline Place token_of(const Problem& p, const Place& output) {
+  return {output[0] * p.axes[0].stride, output[1] * p.axes[1].stride, output[2] * p.axes[2].stride};
+}
+
+/// Whether the query of this token is computed at all.
+inline bool is_query(const Problem& p, const Place& token) {
+  return token[0] % p.axes[0].stride == 0 && token[1] % p.axes[1].stride == 0 && token[2] % p.axes[2].stride == 0;
+}
+
+inline Place output_of(const Problem& p, const Place& token) {
+  return {token[0] / p.axes[0].stride, token[1] / p.axes[1].stride, token[2] / p.axes[2].stride};
+}
+
+/// The window of a query, or the inverse window of a key: the product of one run per axis.
+struct Window {
+  AxisRun axis[kAxes];
+
+  std::int64_t size() const { return axis[0].count * axis[1].count * axis[2].count; }
+
+  /// Calls visit(place of the first element, t0, t1) for every row, a run along the last axis.
+  template <class Visit>
+  void for_each_row(Visit&& visit) const {
+    for (std::int64_t t0 = 0; t0 < axis[0].count; ++t0) {
+      for (std::int64_t t1 = 0; t1 < axis[1].count; ++t1) {
+        visit(Place{axis[0].first + t0 * axis[0].step, axis[1].first + t1 * axis[1].step, axis[2].first}, t0, t1);
+      }
+    }
+  }
+
+  /// Slot of the first element of row (t0, t1) in the row-major kernel.
+  std::int64_t slot(const Problem& p, std::int64_t t0, std::int64_t t1) const {
+    return ((axis[0].slot + t0) * p.axes[1].kernel_size + axis[1].slot + t1) * p.axes[2].kernel_size + axis[2].slot;
+  }
+
+  /// Entry of the first element of row (t0, t1) in one head's table of position biases.
+  std::int64_t bias(const Problem& p, std::int64_t t0, std::int64_t t1) const {
+    const std::int64_t row = (axis[0].bias + t0 * axis[0].bias_step) * (2 * p.axes[1].kernel_size - 1) + axis[1].bias +
+                             t1 * axis[1].bias_step;
+    return row * (2 * p.axes[2].kernel_size - 1) + axis[2].bias;
+  }
+};
+
+inline Window keys_of(const Sample& sample, const Place& output) {
+  return {{keys_of_query(sample.axes[0], output[0]), keys_of_query(sample.axes[1], output[1]),
+           keys_of_query(sample.axes[2], output[2])}};
+}
+
+inline Window queries_of(const Sample& sample, const Place& token) {
+  return {{queries_of_key(sample.axes[0], token[0]), queries_of_key(sample.axes[1], token[1]),
+           queries_of_key(sample.axes[2], token[2])}};
+}
+
+/// Entries of one head's table of position biases.
+inline std::int64_t bias_entries(const Problem& p) {
+  std::int64_t entries = 1;
+  for (const Axis& axis : p.axes) entries *= 2 * axis.kernel_size - 1;
+  return entries;
+}
+
+/// Multiplications and additions of one product of every query with every channel of every key of its window.
+inline double pair_flops(const Problem& p, std::int64_t dim) {
+  return 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) * static_cast<double>(p.kernel_volume() * dim);
+}
+
+}  // namespace natten::cpu::generic
