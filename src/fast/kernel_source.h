@@ -1,0 +1,66 @@
+// What the run-time compilers get: the text of one kernel and everything needed to launch it. Free of MLX, so that the
+// same text goes to mx::fast::metal_kernel, to mx::fast::cuda_kernel, to the host emulator and to NVRTC.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/problem.h"
+
+namespace natten::fast {
+
+enum class Platform : std::uint8_t { metal, cuda };
+
+/// Arrays of each kernel are those of problem.h; `delta` is rowsum(out * dout) - dlse.
+enum class KernelId : std::uint8_t {
+  forward,             ///< query, key, value, [rpb], [lengths] -> out, lse
+  delta,               ///< out, dout, dlse -> delta
+  backward_query,      ///< query, key, value, out, lse, dout, dlse, [rpb], [lengths] -> dq, [drpb partials]
+  backward_key_value,  ///< query, key, value, lse, dout, delta, [rpb], [lengths] -> dk, dv
+  qk,                  ///< query, key, [rpb], [lengths] -> logits
+  qk_backward_query,   ///< dlogits, key, [lengths] -> dq, [drpb partials]
+  qk_backward_key,     ///< query, dlogits, [lengths] -> dk
+  av,                  ///< attn, value, [lengths] -> out
+  av_backward_attn,    ///< dout, value, [lengths] -> dattn
+  av_backward_value,   ///< dout, attn, [lengths] -> dv
+};
+inline constexpr int kKernelCount = 10;
+
+enum class ElementType : std::uint8_t { float16, bfloat16, float32, int32 };
+
+struct ArraySpec {
+  std::string name;  ///< as it stands in the source, without `_shape` or `_strides`
+  ElementType type = ElementType::float32;
+  std::vector<std::int64_t> shape;
+};
+
+/// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word
+/// stands in `source`; then the outputs. Inputs may have any strides (ensure_row_contiguous = false) except `rpb` and
+/// `lengths`, which are dense; outputs are dense. The kernel writes every element of its outputs.
+/// There are no template arguments: the constants of an instance are macros at the top of `header`, and `name` is
+/// unique for header and input types.
+struct KernelSource {
+  std::string name;
+  std::vector<ArraySpec> inputs;
+  std::vector<ArraySpec> outputs;
+  std::string header;                       ///< constants, prelude, window.h, bodies: namespace-scope code
+  std::string source;                       ///< the kernel function's body
+  std::array<int, 3> grid{1, 1, 1};         ///< threads, a multiple of `threadgroup`
+  std::array<int, 3> threadgroup{1, 1, 1};  ///< threads; x is a multiple of 32
+  int shared_bytes = 0;                     ///< static threadgroup memory
+};
+
+/// Why `platform` has no kernel for the call; nothing when it has.
+std::optional<std::string> objection(const Problem& problem, Platform platform);
+
+/// The kernel of a problem to which there is no objection. `has_rpb` of `backward_query` and `qk_backward_query` means
+/// that the gradient of rpb is an output too: partials [tiles, Hq, 2K0-1, 2K1-1, 2K2-1] to be summed over axis 0.
+KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform);
+
+/// Kernels of a call, forward or backward, in the order in which they are launched.
+const char* kernel_name(KernelId kernel);
+
+}  // namespace natten::fast
