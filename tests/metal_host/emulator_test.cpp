@@ -1,0 +1,316 @@
+// Does the emulator run kernels right, and does it catch what it claims to catch? Each mistake here is one that would
+// be silent, or deadly, on a GPU.
+#include "emulator.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace natten::metal_host {
+namespace {
+
+Parameter array(const std::string& name, Scalar type, int32_t size) {
+  return {name, type, {size}, {1}};
+}
+
+/// A kernel with one input `x` and one output `y` of `size` elements each; `groups` threadgroups of `threads` threads.
+struct Probe {
+  std::string source;
+  std::string header = "using namespace metal;\n";
+  Scalar type = Scalar::float32;
+  int32_t size = 64;
+  uint32_t threads = 64, groups = 1;
+  std::vector<std::pair<std::string, TemplateArgument>> template_arguments = {};
+
+  Kernel kernel() const { return {"probe", header, source, template_arguments}; }
+
+  template <class T = float>
+  Report operator()(const std::vector<T>& x, std::vector<T>& y, uint64_t order = 0) const {
+    y.assign(size, T{});
+    return run(kernel(), {{array("x", type, size), x.data(), static_cast<int64_t>(sizeof(T)) * size}},
+               {{array("y", type, size), y.data()}}, {{threads * groups, 1, 1}, {threads, 1, 1}, order});
+  }
+
+  std::string error(uint64_t order = 0) const {
+    std::vector<float> x(size), y;
+    std::iota(x.begin(), x.end(), 1.0f);
+    return (*this)(x, y, order).error;
+  }
+};
+
+#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << "got: " << (text)
+
+const char* const kIndex = "  uint i = thread_position_in_grid.x;\n";
+
+TEST(Emulator, RunsAKernelAndCountsItsBytes) {
+  const Probe probe{std::string(kIndex) + "  y[i] = T(scale) * x[i] + x[0];\n",
+                    "",
+                    Scalar::float32,
+                    96,
+                    32,
+                    3,
+                    {{"T", Scalar::float32}, {"scale", 3}}};
+  std::vector<float> x(96), y;
+  std::iota(x.begin(), x.end(), 1.0f);
+  const Report report = probe(x, y);
+  EXPECT_EQ(report.error, "");
+  for (int i = 0; i < 96; ++i) EXPECT_EQ(y[i], 3 * x[i] + 1);
+  EXPECT_EQ(report.loaded(), 2 * 96 * 4);
+  EXPECT_EQ(report.loaded_once(), (96 + 2) * 4);  // x[0] again in the second and the third group
+  EXPECT_EQ(report.stored(), 96 * 4);
+}
+
+TEST(Emulator, CutsTheLastThreadgroupShort) {
+  const Probe probe{"  y[thread_position_in_grid.x] = float(threads_per_threadgroup.x);\n", "", Scalar::float32, 40};
+  std::vector<float> x(40), y(40);
+  const Report report = run(probe.kernel(), {{array("x", Scalar::float32, 40), x.data(), 160}},
+                            {{array("y", Scalar::float32, 40), y.data()}}, {{40, 1, 1}, {32, 1, 1}, 7});
+  EXPECT_EQ(report.error, "");
+  EXPECT_EQ(y[31], 32);
+  EXPECT_EQ(y[32], 8);
+}
+
+TEST(Emulator, VectorLoadsAndStoresCountTheirBytes) {
+  for (const Scalar type : {Scalar::float32, Scalar::float16, Scalar::bfloat16}) {
+    const Probe probe{
+        std::string(kIndex) +
+            "  vec<T, 4> v = *(const device vec<T, 4>*)(x + 4 * i);\n  *(device vec<T, 4>*)(y + 4 * i) = v;\n",
+        "using namespace metal;\n",
+        type,
+        64,
+        16,
+        1,
+        {{"T", type}}};
+    std::vector<uint32_t> x(64, 0x3f803f80), y(64);
+    const Report report = run(probe.kernel(), {{array("x", type, 64), x.data(), 64 * size_of(type)}},
+                              {{array("y", type, 64), y.data()}}, {{16, 1, 1}, {16, 1, 1}});
+    EXPECT_EQ(report.error, "");
+    EXPECT_EQ(report.loaded(), 64 * size_of(type));
+    EXPECT_EQ(report.stored(), 64 * size_of(type));
+    EXPECT_EQ(std::memcmp(x.data(), y.data(), 64 * size_of(type)), 0);
+  }
+}
+
+TEST(Emulator, PassesShapesStridesAndSmallInputsAsMlxDoes) {
+  const Kernel kernel{"strided", "", "  y[0] = x[x_strides[0]] + float(x_shape[1] * 10 + x_ndim);\n", {}};
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  float y = 0;
+  const Input input{{"x", Scalar::float32, {2, 3}, {3, 1}}, x.data(), 24};
+  const Output output{array("y", Scalar::float32, 1), &y};
+  EXPECT_EQ(run(kernel, {input}, {output}, {}).error, "");
+  EXPECT_EQ(y, 4 + 30 + 2);
+  const std::string text = metal_text(kernel, {input.parameter}, {output.parameter}).text;
+  EXPECT_HAS(text, "const constant float* x [[buffer(0)]]");
+  EXPECT_HAS(text, "const constant int64_t* x_strides [[buffer(2)]]");
+  EXPECT_HAS(text, "device float* y [[buffer(4)]]");
+}
+
+TEST(Emulator, BarriersAndThreadgroupMemory) {
+  const Probe probe{
+      "  uint i = thread_position_in_threadgroup.x;\n  threadgroup float tile[64];\n  tile[i] = x[i];\n"
+      "  threadgroup_barrier(mem_flags::mem_threadgroup);\n  y[i] = tile[63 - i];\n"};
+  std::vector<float> x(64), y;
+  std::iota(x.begin(), x.end(), 0.0f);
+  for (const uint64_t order : {0, 1, 2}) {
+    const Report report = probe(x, y, order);
+    EXPECT_EQ(report.error, "");
+    EXPECT_EQ(report.threadgroup_bytes, 256);
+    EXPECT_EQ(report.barriers, 1);
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(y[i], 63 - i);
+  }
+}
+
+TEST(Emulator, SimdGroupOperations) {
+  const Probe probe{
+      "  uint i = thread_index_in_threadgroup;\n  float sum = simd_sum(x[i]);\n  float top = simd_max(x[i]);\n"
+      "  float v = x[i];\n  for (ushort s = 1; s < 32; s *= 2) v += simd_shuffle_xor(v, s);\n"
+      "  y[i] = sum == v ? sum + top + simd_broadcast(x[i], ushort(3)) + simd_shuffle_down(x[i], ushort(0)) : "
+      "-1.0f;\n"};
+  std::vector<float> x(64), y;
+  std::iota(x.begin(), x.end(), 0.0f);
+  for (const uint64_t order : {0, 5}) {
+    ASSERT_EQ(probe(x, y, order).error, "");
+    for (int i = 0; i < 64; ++i) {
+      const int first = i / 32 * 32;
+      EXPECT_EQ(y[i], 32 * first + 496 + first + 31 + first + 3 + i);
+    }
+  }
+}
+
+// --- What must be caught ---
+
+TEST(Catches, DivergentBarrier) {
+  const Probe exited{
+      "  uint i = thread_position_in_grid.x;\n  y[i] = x[i];\n  if (i == 5) return;\n"
+      "  threadgroup_barrier(mem_flags::mem_threadgroup);\n"};
+  EXPECT_HAS(exited.error(), "divergent barrier");
+  EXPECT_HAS(exited.error(), "1 have returned (first: thread 5)");
+  const Probe elsewhere{
+      "  uint i = thread_position_in_grid.x;\n  y[i] = x[i];\n"
+      "  if (i < 7) {\n    threadgroup_barrier(mem_flags::mem_threadgroup);\n  } else {\n"
+      "    threadgroup_barrier(mem_flags::mem_threadgroup);\n  }\n"};
+  EXPECT_HAS(elsewhere.error(1), "divergent barrier");
+  const Probe simd{"  uint i = thread_position_in_grid.x;\n  y[i] = i == 40 ? 0.0f : simd_sum(x[i]);\n"};
+  EXPECT_HAS(simd.error(), "divergent simd-group operation");
+}
+
+TEST(Catches, OutOfBoundsAccess) {
+  EXPECT_HAS((Probe{std::string(kIndex) + "  y[i] = x[i + 1];\n"}.error()),
+             "out-of-bounds read of 4 bytes at byte 256 of x, which has 256; thread (63, 0, 0)");
+  EXPECT_HAS((Probe{std::string(kIndex) + "  y[int(i) - 1] = x[i];\n"}.error()),
+             "out-of-bounds write of 4 bytes at byte -4 of y");
+  EXPECT_HAS((Probe{std::string(kIndex) + "  y[i] = x[int(i) * 1000000];\n"}.error()), "out-of-bounds read");
+  EXPECT_HAS((Probe{std::string(kIndex) + "  y[i] = x[i];\n  ((device float*)x)[i] = 0.0f;\n"}.error()), "read-only");
+  EXPECT_HAS(
+      (Probe{std::string(kIndex) + "  threadgroup float a[64];\n  threadgroup float b[64];\n  b[i] = a[i] = x[i];\n"
+                                   "  threadgroup_barrier(mem_flags::mem_threadgroup);\n  threadgroup float* p = a;\n  "
+                                   "y[i] = p[i + 1] + b[i];\n"}
+           .error()),
+      "outside of every threadgroup array");
+}
+
+TEST(Catches, UninitialisedThreadgroupMemory) {
+  const Probe probe{std::string(kIndex) +
+                    "  threadgroup float tile[65];\n  tile[i] = x[i];\n"
+                    "  threadgroup_barrier(mem_flags::mem_threadgroup);\n  y[i] = tile[i + 1];\n"};
+  EXPECT_HAS(probe.error(), "read before any thread of the group wrote it");
+  // What one group leaves behind is not there for the next.
+  const Probe leftover{
+      "  threadgroup float tile[64];\n  uint i = thread_index_in_threadgroup;\n"
+      "  if (threadgroup_position_in_grid.x == 0) tile[i] = x[i];\n  y[thread_position_in_grid.x] = tile[i];\n",
+      "using namespace metal;\n",
+      Scalar::float32,
+      128,
+      64,
+      2};
+  EXPECT_HAS(leftover.error(), "read before any thread of the group wrote it");
+}
+
+TEST(Catches, MissingBarrier) {
+  const std::string read = "  y[i] = tile[(i + 1) % 64];\n";
+  const std::string write = std::string(kIndex) + "  threadgroup float tile[64];\n  tile[i] = x[i];\n";
+  EXPECT_NE((Probe{write + read}.error()), "");
+  EXPECT_NE((Probe{write + read}.error(3)), "");
+  EXPECT_NE((Probe{write + "  threadgroup_barrier(mem_flags::mem_none);\n" + read}.error()), "");
+  EXPECT_EQ((Probe{write + "  threadgroup_barrier(mem_flags::mem_threadgroup);\n" + read}.error()), "");
+  // Read, then overwritten without a barrier between.
+  EXPECT_HAS(
+      (Probe{write + "  threadgroup_barrier(mem_flags::mem_threadgroup);\n" + read + "  tile[i] = 0.0f;\n"}.error()),
+      "is read by another thread");
+  // A simd-group barrier orders a simd-group, no more.
+  const std::string simd = "  simdgroup_barrier(mem_flags::mem_threadgroup);\n";
+  EXPECT_EQ((Probe{write + simd + "  y[i] = tile[i ^ 1];\n"}.error()), "");
+  EXPECT_NE((Probe{write + simd + "  y[i] = tile[i ^ 32];\n"}.error()), "");
+}
+
+TEST(Catches, RacesAndGapsInOutputs) {
+  EXPECT_HAS((Probe{"  y[thread_position_in_grid.x / 2] = 1.0f;\n"}.error()), "also written by another thread");
+  const Probe groups{"  y[thread_index_in_threadgroup] = x[0];\n", "", Scalar::float32, 128, 64, 2};
+  EXPECT_HAS(groups.error(), "also written by another threadgroup");
+  EXPECT_HAS((Probe{std::string(kIndex) + "  if (i != 9) y[i] = x[i];\n"}.error()),
+             "byte 36 of output y was never written");
+  EXPECT_HAS((Probe{std::string(kIndex) + "  y[i] += x[i];\n"}.error()), "read before");
+}
+
+TEST(Catches, DependenceOnTheOrderOfThreads) {
+  // No shared memory is involved that the emulator could watch: a thread counts how many ran before it.
+  const Probe probe{std::string(kIndex) + "  y[i] = float(arrivals()++);\n",
+                    "inline int& arrivals() { static int n; return n; }\n"};
+  std::vector<float> x(64), y(64);
+  const std::vector<Input> inputs = {{array("x", Scalar::float32, 64), x.data(), 256}};
+  const std::vector<Output> outputs = {{array("y", Scalar::float32, 64), y.data()}};
+  EXPECT_THROW(run_checked(probe.kernel(), inputs, outputs, {{64, 1, 1}, {64, 1, 1}}), std::runtime_error);
+  const Probe plain{std::string(kIndex) + "  y[i] = x[i] + float(i);\n"};
+  EXPECT_EQ(run_checked(plain.kernel(), inputs, outputs, {{64, 1, 1}, {64, 1, 1}}).stored(), 256);
+}
+
+TEST(Catches, TooMuchThreadgroupMemory) {
+  const Probe probe{std::string(kIndex) + "  threadgroup float tile[8193];\n  tile[i] = x[i];\n  y[i] = tile[i];\n"};
+  EXPECT_HAS(probe.error(), "more than 32768 bytes");
+}
+
+TEST(Catches, WordsOfTheLanguageAsNames) {
+  EXPECT_THROW((Probe{std::string(kIndex) + "  int kernel = 3;\n  y[i] = x[i];\n"}.error()), std::runtime_error);
+}
+
+TEST(Catches, ArrayIndexBeyondItsBound) {
+  const Probe probe{std::string(kIndex) +
+                    "  float row[4];\n  for (int k = 0; k <= int(x[0]) + 3; ++k) row[k] = x[k];\n"
+                    "  y[i] = row[i % 4];\n"};
+  EXPECT_HAS(probe.error(), "index 4 out of bounds");
+}
+
+// --- 16-bit floats ---
+
+/// Rounds to `digits` significant binary digits, no lower exponent than `least`, ties to even; in double,
+/// independently.
+double rounded(double x, int digits, int least) {
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  const double unit = std::ldexp(1.0, std::max(exponent - digits, least));
+  return std::nearbyint(x / unit) * unit;
+}
+
+uint16_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+TEST(HalfTypes, RoundAsHalf) {
+  // x + y and x * y of the same type must round once to that type. 1 + 2^-11 is a tie that goes down to even, 2049 is
+  // not representable in half; in float neither would round.
+  const std::string body =
+      std::string(kIndex) +
+      "  T a = T(x[2 * i]), b = T(x[2 * i + 1]);\n  y[2 * i] = float(a + b);\n  y[2 * i + 1] = float(a * b);\n";
+  std::vector<float> x = {1.0f, 0x1p-11f, 2048.0f, 1.0f, 1.0f, 0x1.8p-10f, 60000.0f, 10000.0f, 0x1p-14f, 0x1p-10f};
+  uint32_t state = 1;
+  while (x.size() < 4096) {
+    state = state * 1664525u + 1013904223u;
+    x.push_back(
+        std::ldexp(static_cast<float>(static_cast<int32_t>(state)) / 0x1p31f, static_cast<int>(state % 12) - 6));
+  }
+  for (const Scalar type : {Scalar::float16, Scalar::bfloat16}) {
+    const int digits = type == Scalar::float16 ? 11 : 8;
+    const int least = type == Scalar::float16 ? -24 : -133;
+    const double largest = type == Scalar::float16 ? 65504.0 : 3.4e38;
+    const auto round = [&](double value) {
+      const double result = rounded(value, digits, least);
+      return std::abs(result) > largest ? std::copysign(INFINITY, result) : result;
+    };
+    const Probe probe{body, "", Scalar::float32, 4096, 64, 32, {{"T", type}}};
+    std::vector<float> y;
+    ASSERT_EQ(probe(x, y).error, "");
+    for (int i = 0; i < 4096; i += 2) {
+      const double a = round(x[i]), b = round(x[i + 1]);
+      ASSERT_EQ(y[i], round(a + b)) << a << " + " << b;
+      ASSERT_EQ(y[i + 1], round(a * b)) << a << " * " << b;
+    }
+  }
+}
+
+TEST(HalfTypes, AllValuesSurviveAConversion) {
+  // Widening every half and rounding it back gives the same bits, NaNs aside.
+  const Probe probe{std::string(kIndex) + "  y[i] = half(float(x[i]));\n", "", Scalar::float16, 65536, 1024, 64};
+  std::vector<uint16_t> x(65536), y;
+  std::iota(x.begin(), x.end(), uint16_t{0});
+  ASSERT_EQ(probe(x, y).error, "");
+  for (int i = 0; i < 65536; ++i) {
+    const bool is_nan = (i & 0x7fff) > 0x7c00;
+    EXPECT_TRUE(is_nan ? (y[i] & 0x7fff) > 0x7c00 : y[i] == x[i]) << i;
+  }
+  const Probe brain{std::string(kIndex) + "  y[i] = bfloat(x[i]);\n", "", Scalar::float32, 4, 4, 1};
+  std::vector<float> values = {1.00390625f, 1.01171875f, -0.0f, 3.0e38f}, result(4);
+  const Report report = run({"narrow", "", std::string(kIndex) + "  y[i] = bfloat(x[i]);\n", {}},
+                            {{array("x", Scalar::float32, 4), values.data(), 16}},
+                            {{array("y", Scalar::bfloat16, 4), y.data()}}, {{4, 1, 1}, {4, 1, 1}});
+  ASSERT_EQ(report.error, "");
+  EXPECT_EQ(y[0], bits_of(1.0f));       // tie to even, down
+  EXPECT_EQ(y[1], bits_of(1.015625f));  // tie to even, up
+  EXPECT_EQ(y[2], 0x8000);
+}
+
+}  // namespace
+}  // namespace natten::metal_host

@@ -1,0 +1,46 @@
+// What the Metal shim (metal_stdlib.h, instrumented together with the kernel) asks of the runtime (runtime.cpp, not
+// instrumented): who am I, wait here, give me shared memory.
+#pragma once
+
+#include "launch.h"
+
+extern "C" {
+
+/// The attributes of the running thread, named as in the Metal Shading Language.
+struct metal_host_thread_attributes {
+  uint32_t dispatch_threads_per_threadgroup[3];
+  uint32_t grid_size[3];
+  uint32_t thread_position_in_grid[3];
+  uint32_t thread_position_in_threadgroup[3];
+  uint32_t threadgroup_position_in_grid[3];
+  uint32_t threadgroups_per_grid[3];
+  uint32_t threads_per_grid[3];
+  uint32_t threads_per_threadgroup[3];
+  uint32_t dispatch_simdgroups_per_threadgroup;
+  uint32_t simdgroup_index_in_threadgroup;
+  uint32_t simdgroups_per_threadgroup;
+  uint32_t thread_execution_width;
+  uint32_t thread_index_in_simdgroup;
+  uint32_t thread_index_in_threadgroup;
+  uint32_t threads_per_simdgroup;
+};
+
+const metal_host_thread_attributes* metal_host_thread();
+void* metal_host_argument(int index);
+
+/// Waits until every thread of the threadgroup is here, which is told by the source line (not by the call's address:
+/// the compiler may duplicate calls). `orders_*`: the barrier makes writes to that memory visible.
+void metal_host_barrier(int line, bool orders_threadgroup, bool orders_device);
+void metal_host_simd_barrier(int line, bool orders_threadgroup, bool orders_device);
+
+/// Every lane of the simd-group gives a value (at most 16 bytes); afterwards each may read those of the others.
+void metal_host_simd_publish(int line, const void* value, int size);
+void metal_host_simd_read(uint32_t lane, void* value, int size);
+
+/// Memory of the threadgroup array number `id`, the same for all threads of a group, filled with NaN when a group
+/// starts.
+void* metal_host_shared(int id, int64_t bytes, int64_t alignment);
+
+/// Defined with the kernel: runs one thread of it.
+void metal_host_run_thread();
+}
