@@ -75,12 +75,13 @@ struct Job {
 class Pool {
  public:
   void run(Job& job) {
+    const int helpers = job.helpers_wanted;
     {
       std::lock_guard lock(mutex_);
-      start_workers(job.helpers_wanted);
+      start_workers(helpers);
       jobs_.push_back(&job);
     }
-    if (job.helpers_wanted == 1) {
+    if (helpers == 1) {
       work_available_.notify_one();
     } else {
       work_available_.notify_all();
@@ -160,8 +161,8 @@ void set_thread_count(int count) {
 }
 
 void run_parallel(std::int64_t items, double flops, IndexedTask task, void* context) {
-  const std::int64_t threads =
-      inside_task || flops < tuning::kSerialFlops ? 1 : std::min<std::int64_t>(thread_count(), items);
+  const bool is_small = flops < tuning::kSerialFlops && thread_count_override.load(std::memory_order_relaxed) == 0;
+  const std::int64_t threads = inside_task || is_small ? 1 : std::min<std::int64_t>(thread_count(), items);
   if (threads <= 1) {
     for (std::int64_t item = 0; item < items; ++item) task(context, item);
     return;

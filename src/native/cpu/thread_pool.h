@@ -8,7 +8,8 @@ namespace natten::cpu {
 /// Threads that a parallel_for uses, the caller included: NATTEN_NUM_THREADS, otherwise the CPUs of the affinity mask.
 int thread_count();
 
-/// Overrides thread_count() for the process; 0 returns to the default. For tests and benchmarks.
+/// Overrides thread_count() for the process, and uses threads for small loops too; 0 returns to the default. For tests
+/// and benchmarks.
 void set_thread_count(int count);
 
 using IndexedTask = void (*)(void* context, std::int64_t item);

@@ -1,0 +1,318 @@
+// The three products of the backward pass on one tile of queries, and the transposes around them. Included once per
+// SIMD target. Lanes are queries of a tile in the first two, channels in the third.
+#if defined(NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#undef NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#endif
+
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#undef NATTEN_UNROLL
+#define NATTEN_UNROLL _Pragma("GCC unroll 32")
+
+#if HWY_TARGET == HWY_SCALAR
+using TileTag = hn::CappedTag<float, 1>;
+#else
+using TileTag = hn::CappedTag<float, 16>;
+#endif
+using TileVec = hn::Vec<TileTag>;
+using TileIndices = decltype(hn::SetTableIndices(TileTag(), static_cast<const std::int32_t*>(nullptr)));
+inline constexpr int kLanes = hn::MaxLanes(TileTag());
+
+// Accumulators that fit the registers next to their operands.
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+inline constexpr int kAccumulators = 4, kMostSlots = 2, kMostKeys = 2;
+#elif HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+inline constexpr int kAccumulators = 12, kMostSlots = 4, kMostKeys = 6;
+#else
+inline constexpr int kAccumulators = 28, kMostSlots = 7, kMostKeys = 13;
+#endif
+inline constexpr int kMostRows = kAccumulators < 9 ? kAccumulators : 9;
+constexpr int most_rows(int slots) {
+  return kAccumulators / slots < kMostRows ? kAccumulators / slots : kMostRows;
+}
+
+/// GCC would fold a load that several multiplications share into each of them.
+HWY_INLINE void keep_in_register(TileVec& v) {
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  asm("" : "+v"(v.raw));
+#elif HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+  asm("" : "+x"(v.raw));
+#else
+  (void)v;
+#endif
+}
+
+/// Keys of one slot for all queries of a tile. `from` is the first query's key.
+template <bool kShift>
+HWY_INLINE TileVec load_keys(const float* from, TileIndices indices) {
+  const TileTag d;
+  TileVec keys = hn::LoadU(d, from);
+  if constexpr (!kShift) keys = hn::TableLookupLanes(keys, indices);
+  keep_in_register(keys);
+  return keys;
+}
+
+/// Operands of one call: `rows` rows of queries, some consecutive slots of one row of keys.
+struct TileCall {
+  const float* keys;              ///< transposed [channel][pitch], at the first slot of the first query
+  std::int64_t pitch;
+  std::int64_t channels;
+  const std::int32_t* offsets;    ///< Tile::offset
+  float* const* queries;          ///< of every row, transposed [channel][lane]
+  float* scores;                  ///< [row][slot][lane], at the first slot
+  std::int64_t score_row;         ///< floats from row to row of `scores`
+};
+
+/// scores[row][slot] = sum over channels of query * key
+template <int kRows, int kSlots, bool kShift>
+void multiply_tile(const TileCall& call) {
+  const TileTag d;
+  const TileIndices indices = hn::SetTableIndices(d, call.offsets);
+  TileVec sums[kRows][kSlots];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) sums[r][s] = hn::Zero(d);
+  }
+  const float* queries[kRows];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) queries[r] = call.queries[r];
+  const float* keys = call.keys;
+  for (std::int64_t c = 0; c < call.channels; ++c, keys += call.pitch) {
+    TileVec query[kRows];
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) query[r] = hn::Load(d, queries[r] + c * kLanes);
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) {
+      const TileVec key = load_keys<kShift>(keys + s, indices);
+      NATTEN_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r][s] = hn::MulAdd(query[r], key, sums[r][s]);
+    }
+  }
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) hn::Store(sums[r][s], d, call.scores + r * call.score_row + s * kLanes);
+  }
+}
+
+/// queries[row] += sum over slots of scores[row][slot] * key
+template <int kRows, int kSlots, bool kShift>
+void add_keys_tile(const TileCall& call) {
+  const TileTag d;
+  const TileIndices indices = hn::SetTableIndices(d, call.offsets);
+  TileVec scores[kRows][kSlots];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) scores[r][s] = hn::Load(d, call.scores + r * call.score_row + s * kLanes);
+  }
+  float* queries[kRows];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) queries[r] = call.queries[r];
+  const float* keys = call.keys;
+  for (std::int64_t c = 0; c < call.channels; ++c, keys += call.pitch) {
+    TileVec sums[kRows];
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) sums[r] = hn::Load(d, queries[r] + c * kLanes);
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) {
+      const TileVec key = load_keys<kShift>(keys + s, indices);
+      NATTEN_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r] = hn::MulAdd(scores[r][s], key, sums[r]);
+    }
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) hn::Store(sums[r], d, queries[r] + c * kLanes);
+  }
+}
+
+/// Operands of add_queries_tile.
+struct KeysCall {
+  const float* scores;          ///< [row][slot][lane], at the first slot
+  std::int64_t score_row;
+  const float* const* queries;  ///< of every row, [query][channel pitch], at the first channel
+  std::int64_t rows;
+  float* keys;                  ///< [place][channel pitch], at the first query's first slot
+  std::int64_t pitch;
+  const std::int32_t* offsets;  ///< Tile::offset
+  int count;                    ///< queries
+};
+
+/// keys[offset + slot] += scores[row][slot] * query, summed over rows and queries; kVecs vectors of channels. The keys
+/// of the current query stay in registers and move on with its window.
+template <int kSlots, int kVecs>
+void add_queries_tile(const KeysCall& call) {
+  const TileTag d;
+  TileVec sums[kSlots][kVecs];
+  float* first = call.keys;
+  NATTEN_UNROLL
+  for (int s = 0; s < kSlots; ++s) {
+    NATTEN_UNROLL
+    for (int v = 0; v < kVecs; ++v) sums[s][v] = hn::Load(d, first + s * call.pitch + v * kLanes);
+  }
+  int offset = 0;
+  for (int q = 0; q < call.count; ++q) {
+    for (; offset < call.offsets[q]; ++offset, first += call.pitch) {
+      NATTEN_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        hn::Store(sums[0][v], d, first + v * kLanes);
+        NATTEN_UNROLL
+        for (int s = 0; s + 1 < kSlots; ++s) sums[s][v] = sums[s + 1][v];
+        sums[kSlots - 1][v] = hn::Load(d, first + kSlots * call.pitch + v * kLanes);
+      }
+    }
+    const float* scores = call.scores + q;
+    for (std::int64_t r = 0; r < call.rows; ++r, scores += call.score_row) {
+      TileVec query[kVecs];
+      NATTEN_UNROLL
+      for (int v = 0; v < kVecs; ++v) query[v] = hn::Load(d, call.queries[r] + q * call.pitch + v * kLanes);
+      NATTEN_UNROLL
+      for (int s = 0; s < kSlots; ++s) {
+        TileVec score = hn::Set(d, scores[s * kLanes]);
+        if constexpr (kVecs > 1) keep_in_register(score);
+        NATTEN_UNROLL
+        for (int v = 0; v < kVecs; ++v) sums[s][v] = hn::MulAdd(score, query[v], sums[s][v]);
+      }
+    }
+  }
+  NATTEN_UNROLL
+  for (int s = 0; s < kSlots; ++s) {
+    NATTEN_UNROLL
+    for (int v = 0; v < kVecs; ++v) hn::Store(sums[s][v], d, first + s * call.pitch + v * kLanes);
+  }
+}
+
+// The functions above by their sizes: [slots - 1][rows - 1][is_shift], [slots - 1][vectors - 1].
+using TileFunction = void (*)(const TileCall&);
+using KeysFunction = void (*)(const KeysCall&);
+using RowTable = std::array<std::array<TileFunction, 2>, kMostRows>;
+
+template <int kSlots, int... kRow>
+constexpr RowTable multiply_rows(std::integer_sequence<int, kRow...>) {
+  return {{{{multiply_tile<kRow + 1, kSlots, false>, multiply_tile<kRow + 1, kSlots, true>}}...}};
+}
+template <int... kSlot>
+constexpr std::array<RowTable, sizeof...(kSlot)> multiply_slots(std::integer_sequence<int, kSlot...>) {
+  return {{multiply_rows<kSlot + 1>(std::make_integer_sequence<int, most_rows(kSlot + 1)>())...}};
+}
+template <int kSlots, int... kRow>
+constexpr RowTable add_keys_rows(std::integer_sequence<int, kRow...>) {
+  return {{{{add_keys_tile<kRow + 1, kSlots, false>, add_keys_tile<kRow + 1, kSlots, true>}}...}};
+}
+template <int... kSlot>
+constexpr std::array<RowTable, sizeof...(kSlot)> add_keys_slots(std::integer_sequence<int, kSlot...>) {
+  return {{add_keys_rows<kSlot + 1>(std::make_integer_sequence<int, most_rows(kSlot + 1)>())...}};
+}
+template <int... kSlot>
+constexpr std::array<std::array<KeysFunction, 2>, sizeof...(kSlot)> add_queries_slots(
+    std::integer_sequence<int, kSlot...>) {
+  return {{{{add_queries_tile<kSlot + 1, 1>, add_queries_tile<kSlot + 1, 2>}}...}};
+}
+inline constexpr auto kMultiply = multiply_slots(std::make_integer_sequence<int, kMostSlots>());
+inline constexpr auto kAddKeys = add_keys_slots(std::make_integer_sequence<int, kMostSlots>());
+inline constexpr auto kAddQueries = add_queries_slots(std::make_integer_sequence<int, kMostKeys>());
+
+/// Calls visit(begin, size) for nearly equal pieces of `count`, each at most `most`.
+template <class Visit>
+HWY_INLINE void for_each_piece(std::int64_t count, std::int64_t most, Visit&& visit) {
+  const std::int64_t pieces = (count + most - 1) / most;
+  for (std::int64_t i = 0, begin = 0; i < pieces; ++i) {
+    const std::int64_t size = (count - begin + pieces - i - 1) / (pieces - i);
+    visit(begin, static_cast<int>(size));
+    begin += size;
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+/// Four channels of kLanes rows, as kLanes / 4 blocks of 4: block b of vector i is row 4 b + i.
+template <class D>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const float* from, std::int64_t stride) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    constexpr int kHalf = hn::MaxLanes(half);
+    return hn::Combine(d, load_blocks(half, from + kHalf * stride, stride), load_blocks(half, from, stride));
+  }
+}
+
+template <class D>
+HWY_INLINE void store_blocks(D d, hn::Vec<D> value, float* to, std::int64_t stride) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    hn::StoreU(value, d, to);
+  } else {
+    const hn::Half<D> half;
+    constexpr int kHalf = hn::MaxLanes(half);
+    store_blocks(half, hn::LowerHalf(half, value), to, stride);
+    store_blocks(half, hn::UpperHalf(half, value), to + kHalf * stride, stride);
+  }
+}
+
+/// Transposes every 4x4 block of four vectors.
+HWY_INLINE void transpose_blocks(TileVec (&v)[4]) {
+  const TileTag d;
+  const hn::Repartition<double, TileTag> wide;
+  const auto low01 = hn::BitCast(wide, hn::InterleaveLower(d, v[0], v[1]));
+  const auto high01 = hn::BitCast(wide, hn::InterleaveUpper(d, v[0], v[1]));
+  const auto low23 = hn::BitCast(wide, hn::InterleaveLower(d, v[2], v[3]));
+  const auto high23 = hn::BitCast(wide, hn::InterleaveUpper(d, v[2], v[3]));
+  v[0] = hn::BitCast(d, hn::InterleaveLower(wide, low01, low23));
+  v[1] = hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23));
+  v[2] = hn::BitCast(d, hn::InterleaveLower(wide, high01, high23));
+  v[3] = hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23));
+}
+#endif
+
+/// to[channel * pitch + lane] = factor * from[lane * stride + channel]; both hold a multiple of 4 channels.
+HWY_INLINE void transpose_in(const float* from, std::int64_t stride, std::int64_t channels, float factor, float* to,
+                             std::int64_t pitch) {
+  const TileTag d;
+  const auto scale = hn::Set(d, factor);
+#if HWY_TARGET == HWY_SCALAR
+  (void)stride;
+  for (std::int64_t c = 0; c < channels; ++c) hn::Store(hn::Mul(scale, hn::Load(d, from + c)), d, to + c * pitch);
+#else
+  for (std::int64_t c = 0; c < channels; c += 4) {
+    TileVec v[4];
+    NATTEN_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] = load_blocks(d, from + i * stride + c, stride);
+    transpose_blocks(v);
+    NATTEN_UNROLL
+    for (int i = 0; i < 4; ++i) hn::Store(hn::Mul(scale, v[i]), d, to + (c + i) * pitch);
+  }
+#endif
+}
+
+/// to[lane * stride + channel] = factor * from[channel][lane]; both hold a multiple of 4 channels.
+HWY_INLINE void transpose_out(const float* from, std::int64_t channels, float factor, float* to, std::int64_t stride) {
+  const TileTag d;
+  const auto scale = hn::Set(d, factor);
+#if HWY_TARGET == HWY_SCALAR
+  (void)stride;
+  for (std::int64_t c = 0; c < channels; ++c) hn::Store(hn::Mul(scale, hn::Load(d, from + c)), d, to + c);
+#else
+  for (std::int64_t c = 0; c < channels; c += 4) {
+    TileVec v[4];
+    NATTEN_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] = hn::Mul(scale, hn::Load(d, from + (c + i) * kLanes));
+    transpose_blocks(v);
+    NATTEN_UNROLL
+    for (int i = 0; i < 4; ++i) store_blocks(d, v[i], to + i * stride + c, stride);
+  }
+#endif
+}
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_

@@ -1,0 +1,224 @@
+// One problem with its data, run through every entry point and compared with the reference.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <optional>
+
+#include "native/cpu/thread_pool.h"
+#include "random_problem.h"
+
+namespace natten::cpu::testing {
+
+/// Relative to the largest value, plus one unit in the last place of a half result.
+inline void expect_close(const char* what, const Values& got, const Values& want, FloatType type, double tolerance) {
+  ASSERT_EQ(got.size(), want.size());
+  double largest = 0;
+  for (double x : want) largest = std::isfinite(x) ? std::max(largest, std::abs(x)) : largest;
+  const double ulp = type == FloatType::float16 ? 0x1p-11 : type == FloatType::bfloat16 ? 0x1p-8 : 0;
+  // Inputs are of order 1; a gradient that cancels to nothing keeps the error of its terms.
+  const double allowed = (tolerance + ulp) * largest + 0.3 * tolerance;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const bool is_close = std::isfinite(want[i]) ? std::abs(got[i] - want[i]) <= allowed : got[i] == want[i];
+    ASSERT_TRUE(is_close) << what << "[" << i << "] = " << got[i] << ", expected " << want[i] << " +- " << allowed;
+  }
+}
+
+class KernelCase {
+ public:
+  KernelCase(Random& random, const Problem& problem) : random_(random), p_(problem) {
+    const auto& x = p_.axes;
+    const std::int64_t B = p_.batch, L0 = x[0].length, L1 = x[1].length, L2 = x[2].length;
+    for (int a = 0; a < kAxes; ++a) out_[a] = output_length(x[a].length, x[a].stride);
+    const std::int64_t tables[3] = {2 * x[0].kernel_size - 1, 2 * x[1].kernel_size - 1, 2 * x[2].kernel_size - 1};
+    reference_.problem = p_;
+    if (p_.has_lengths) reference_.lengths = random_lengths(random, p_);
+    query_ = input({B, L0, L1, L2, p_.heads, p_.head_dim}, p_.query_type, reference_.query, Padding::query);
+    key_ = input({B, L0, L1, L2, p_.kv_heads, p_.head_dim}, p_.key_type, reference_.key, Padding::token);
+    value_ = input({B, L0, L1, L2, p_.kv_heads, p_.value_dim}, p_.value_type, reference_.value, Padding::token);
+    if (p_.has_rpb) rpb_ = input({1, p_.heads, tables[0], tables[1], tables[2], 1}, reference_.rpb);
+    lengths_.emplace(reference_.lengths.size() * sizeof(std::int32_t), true);
+    if (lengths_->bytes() > 0) std::memcpy(lengths_->data(), reference_.lengths.data(), lengths_->bytes());
+  }
+
+  AttentionInputs inputs() const {
+    return {p_,
+            query_->tensor(),
+            key_->tensor(),
+            value_->tensor(),
+            p_.has_rpb ? rpb_->floats() : nullptr,
+            p_.has_lengths ? reinterpret_cast<const std::int32_t*>(lengths_->data()) : nullptr};
+  }
+
+  void run_attention() {
+    const Shape lse_shape = {p_.batch, out_[0], out_[1], out_[2], p_.heads, 1};
+    auto out = output(row_shape(p_.value_dim), p_.query_type), lse = dense_output(lse_shape);
+    run({&out, &lse}, [&] { attention_forward(inputs(), out->tensor(), lse->floats()); });
+    Values want_out, want_lse;
+    reference_.attention(want_out, want_lse);
+    compare("out", *out, want_out, 1e-5);
+    compare("lse", *lse, want_lse, 1e-5);
+
+    Values dout_values, dlse_values, dq, dk, dv, drpb;
+    auto dout = input(row_shape(p_.value_dim), p_.query_type, dout_values, Padding::output);
+    const bool has_dlse = chance(random_, 0.5);
+    auto dlse = input(lse_shape, dlse_values);
+    const SavedForward saved{out->tensor(), lse->floats(), dout->tensor(), has_dlse ? dlse->floats() : nullptr};
+    if (!has_dlse) dlse_values.clear();
+    auto got_dq = output(query_shape(), p_.query_type), got_drpb = dense_output(rpb_shape());
+    auto got_dk = output(key_shape(p_.head_dim), p_.key_type), got_dv = output(key_shape(p_.value_dim), p_.value_type);
+    run({&got_dq, &got_drpb}, [&] {
+      attention_backward_query(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr);
+    });
+    run({&got_dk, &got_dv}, [&] { attention_backward_key_value(inputs(), saved, got_dk->tensor(), got_dv->tensor()); });
+    reference_.attention_backward(out->get(), lse->get(), dout_values, dlse_values, dq, dk, dv, drpb);
+    compare("dq", *got_dq, dq, 1e-4);
+    compare("dk", *got_dk, dk, 1e-4);
+    compare("dv", *got_dv, dv, 1e-4);
+    if (p_.has_rpb) compare("drpb", *got_drpb, drpb, 1e-4);
+  }
+
+  void run_split() {
+    const std::int64_t volume = p_.kernel_volume();
+    auto logits = output(row_shape(volume), p_.query_type);
+    run({&logits}, [&] { qk(inputs(), logits->tensor()); });
+    Values want, dq, dk, drpb, dlogits_values, attn_values, dout_values, dattn, dv;
+    reference_.qk(want);
+    compare("logits", *logits, want, 1e-5);
+
+    // NaN in the empty slots of what the kernels read: no result may hold one.
+    auto dlogits = input(row_shape(volume), p_.query_type, dlogits_values, Padding::output, &want);
+    auto got_dq = output(query_shape(), p_.query_type), got_dk = output(key_shape(p_.head_dim), p_.key_type);
+    auto got_drpb = dense_output(rpb_shape());
+    run({&got_dq, &got_drpb}, [&] {
+      qk_backward_query(inputs(), dlogits->tensor(), got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr);
+    });
+    run({&got_dk}, [&] { qk_backward_key(inputs(), dlogits->tensor(), got_dk->tensor()); });
+    reference_.qk_backward(dlogits_values, dq, dk, drpb);
+    compare("qk dq", *got_dq, dq, 1e-4);
+    compare("qk dk", *got_dk, dk, 1e-4);
+    if (p_.has_rpb) compare("qk drpb", *got_drpb, drpb, 1e-4);
+
+    auto attn = input(row_shape(volume), p_.query_type, attn_values, Padding::output, &want);
+    auto out = output(row_shape(p_.value_dim), p_.query_type);
+    run({&out}, [&] { av(inputs(), attn->tensor(), out->tensor()); });
+    Values want_out;
+    reference_.av(attn_values, want_out);
+    compare("av", *out, want_out, 1e-5);
+
+    auto dout = input(row_shape(p_.value_dim), p_.query_type, dout_values, Padding::output);
+    auto got_dattn = output(row_shape(volume), p_.query_type), got_dv = output(key_shape(p_.value_dim), p_.value_type);
+    run({&got_dattn}, [&] { av_backward_attn(inputs(), dout->tensor(), got_dattn->tensor()); });
+    run({&got_dv}, [&] { av_backward_value(inputs(), attn->tensor(), dout->tensor(), got_dv->tensor()); });
+    reference_.av_backward(attn_values, dout_values, dattn, dv);
+    compare("dattn", *got_dattn, dattn, 1e-4);
+    compare("av dv", *got_dv, dv, 1e-4);
+  }
+
+ private:
+  using TensorPointer = std::unique_ptr<TestTensor>;
+  enum class Padding { none, token, query, output };  ///< what the positions of an array are
+
+  Shape row_shape(std::int64_t dim) const { return {p_.batch, out_[0], out_[1], out_[2], p_.heads, dim}; }
+  Shape key_shape(std::int64_t dim) const {
+    return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, p_.kv_heads, dim};
+  }
+  Shape query_shape() const {
+    return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, p_.heads, p_.head_dim};
+  }
+  Shape rpb_shape() const {
+    return {1, p_.heads, 2 * p_.axes[0].kernel_size - 1, 2 * p_.axes[1].kernel_size - 1, 2 * p_.axes[2].kernel_size - 1,
+            1};
+  }
+
+  bool is_padding(Padding kind, std::int64_t batch, const std::int64_t* at) const {
+    if (kind == Padding::none) return false;
+    for (int a = 0; a < kAxes; ++a) {
+      const std::int64_t stride = p_.axes[a].stride;
+      if (kind == Padding::query && at[a] % stride != 0) return true;
+      const std::int64_t token = kind == Padding::output ? at[a] * stride : at[a];
+      if (p_.has_lengths && token >= reference_.lengths[batch * kAxes + a]) return true;
+    }
+    return false;
+  }
+
+  /// Random values with NaN in the padding and where `logits` has -inf; mostly of moderate size.
+  TensorPointer input(const Shape& shape, FloatType type, Values& values, Padding padding,
+                      const Values* logits = nullptr) {
+    const bool poisoned = chance(random_, 0.8);
+    const auto layout = poisoned               ? random_layout()
+                        : chance(random_, 0.5) ? TestTensor::Layout::broadcast
+                                               : TestTensor::Layout::dense;
+    auto tensor = std::make_unique<TestTensor>(random_, shape, type, layout);
+    values.clear();
+    std::normal_distribution<double> normal;
+    for (std::int64_t b = 0; b < shape[0]; ++b) {
+      for (std::int64_t i = 0; i < shape[1] * shape[2] * shape[3]; ++i) {
+        const std::int64_t at[3] = {i / (shape[2] * shape[3]), i / shape[3] % shape[2], i % shape[3]};
+        const bool hidden = poisoned && is_padding(padding, b, at);
+        for (std::int64_t c = 0; c < shape[4] * shape[5]; ++c) {
+          const bool empty = poisoned && logits != nullptr && std::isinf((*logits)[values.size()]);
+          values.push_back(hidden || empty ? std::numeric_limits<double>::quiet_NaN() : normal(random_));
+        }
+      }
+    }
+    tensor->set(values);
+    return tensor;
+  }
+  /// A dense float32 array without padding.
+  TensorPointer input(const Shape& shape, Values& values) {
+    auto tensor = std::make_unique<TestTensor>(random_, shape, FloatType::float32, TestTensor::Layout::dense);
+    std::normal_distribution<double> normal;
+    values.resize(tensor->get().size());
+    for (double& x : values) x = normal(random_);
+    tensor->set(values);
+    return tensor;
+  }
+  TensorPointer output(const Shape& shape, FloatType type) {
+    return std::make_unique<TestTensor>(random_, shape, type, random_layout());
+  }
+  TensorPointer dense_output(const Shape& shape) {
+    return std::make_unique<TestTensor>(random_, shape, FloatType::float32, TestTensor::Layout::dense);
+  }
+  TestTensor::Layout random_layout() {
+    return chance(random_, 0.5) ? TestTensor::Layout::dense : TestTensor::Layout::scrambled;
+  }
+
+  /// Runs a kernel with one thread and with several: every bit must be the same.
+  void run(std::initializer_list<TensorPointer*> outputs, const std::function<void()>& kernel) {
+    std::vector<std::vector<std::byte>> first;
+    for (const int threads : {1, 3}) {
+      for (TensorPointer* output : outputs) (*output)->clear();
+      set_thread_count(threads);
+      kernel();
+      set_thread_count(0);
+      std::size_t index = 0;
+      for (TensorPointer* output : outputs) {
+        const Guarded& memory = (*output)->memory();
+        if (threads == 1) {
+          first.emplace_back(memory.data(), memory.data() + memory.bytes());
+        } else {
+          EXPECT_TRUE(memory.bytes() == 0 || std::memcmp(memory.data(), first[index].data(), memory.bytes()) == 0)
+              << "results depend on the number of threads";
+        }
+        ++index;
+      }
+    }
+  }
+
+  void compare(const char* what, const TestTensor& got, const Values& want, double tolerance) {
+    expect_close(what, got.get(), want, got.tensor().type, tolerance);
+    EXPECT_TRUE(got.is_intact()) << what << ": wrote outside of its elements";
+  }
+
+  Random& random_;
+  Problem p_;
+  std::int64_t out_[3];
+  Reference reference_;
+  TensorPointer query_, key_, value_, rpb_;
+  std::optional<Guarded> lengths_;
+};
+
+}  // namespace natten::cpu::testing
