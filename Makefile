@@ -57,6 +57,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python scripts/draw_docs.py --check
 
 tidy: $(VENV)/.dev  ## clang-tidy over the library (slow)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
