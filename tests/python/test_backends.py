@@ -1,0 +1,402 @@
+"""Choosing a tier, falling back, the support matrix, explain, the environment, and the external compiled tier."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import natten_mlx
+import numpy as np
+import pytest
+from cases import Case
+from harness import assert_near, attention, rounded, to_mlx
+
+NAMES = ("pure", "fast_metal", "nanobind")
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process, because the library reads its environment once."""
+    base = {k: v for k, v in os.environ.items() if not k.startswith("NATTEN_")}
+    base["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env={**base, **environment},
+                          capture_output=True, text=True, timeout=120)
+
+
+def succeeds(code: str, **environment: str) -> str:
+    result = run_python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(autouse=True)
+def restore_backend() -> Iterator[None]:
+    yield
+    natten_mlx.set_backend("auto")
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATTEN_STRICT", "0")
+
+
+def unavailable() -> list[str]:
+    return [name for name, row in natten_mlx.get_support_matrix().items() if not row["available"]]
+
+
+def test_set_and_get() -> None:
+    for name in NAMES:
+        natten_mlx.set_backend(name)
+        assert natten_mlx.get_backend() == name
+    natten_mlx.set_backend("fast_cuda")
+    assert natten_mlx.get_backend() in ("fast_metal", "fast_cuda")
+
+
+def test_auto_resolves_to_the_tier_that_runs() -> None:
+    natten_mlx.set_backend("auto")
+    q = mx.zeros((1, 8, 1, 4))
+    assert natten_mlx.get_backend() == natten_mlx.explain(q, q, q, 3).tier
+    assert natten_mlx.get_support_matrix()[natten_mlx.get_backend()]["available"]
+
+
+@pytest.mark.parametrize("name", ["x", "", "Pure", "metal", "cuda"])
+def test_unknown_backend_keeps_the_old_one(name: str) -> None:
+    natten_mlx.set_backend("pure")
+    with pytest.raises(ValueError, match=rf"Unknown backend '{name}'\. Expected one of \["):
+        natten_mlx.set_backend(name)
+    assert natten_mlx.get_backend() == "pure"
+
+
+def test_support_matrix_has_every_field() -> None:
+    matrix = natten_mlx.get_support_matrix()
+    assert set(matrix) == set(NAMES)
+    for row in matrix.values():
+        assert isinstance(row["available"], bool)
+        assert bool(row["reason"]) == (not row["available"])
+        for direction in ("forward", "backward"):
+            assert set(row[direction]) == {"na1d", "na2d", "na3d", "split_qk_av"}
+            assert all(isinstance(value, bool) for value in row[direction].values())
+        assert set(row["varlen"]) == {"na1d", "na2d", "na3d"}
+        assert "fusion" in row
+        assert all(isinstance(text, str) for name in ("devices", "dtypes", "constraints") for text in row[name])
+    pure = matrix["pure"]
+    assert pure["available"] and all(pure["forward"].values()) and all(pure["backward"].values())
+    assert all(pure["varlen"].values()) and "cpu" in pure["devices"] and "float32" in pure["dtypes"]
+    json.dumps(matrix)
+
+
+def test_support_matrix_is_what_dispatch_does(lenient: None) -> None:
+    """A tier that says it is available and covers a call runs it under strict; one that is not raises."""
+    os.environ["NATTEN_STRICT"] = "1"
+    for name, row in natten_mlx.get_support_matrix().items():
+        natten_mlx.set_backend(name)
+        for rank in (1, 2, 3):
+            q = mx.zeros((1, *(6,) * rank, 1, 4))
+            call = getattr(natten_mlx, f"na{rank}d")
+            if row["available"] and row["forward"][f"na{rank}d"] and "cpu" in row["devices"]:
+                mx.eval(call(q, q, q, 3))
+            elif not row["available"]:
+                with pytest.raises(RuntimeError, match="NATTEN_STRICT"):
+                    call(q, q, q, 3)
+
+
+def test_has_functions_agree_with_the_matrix() -> None:
+    matrix = natten_mlx.get_support_matrix()
+    assert natten_mlx.has_nanobind() == matrix["nanobind"]["available"]
+    assert isinstance(natten_mlx.has_metal(), bool)
+    if not mx.metal.is_available():
+        assert natten_mlx.has_metal() is False
+
+
+def test_a_chosen_tier_that_is_unavailable_falls_back(lenient: None) -> None:
+    case = Case((7, 6), (3, 3), heads=2)
+    arrays = rounded(case.arrays(), "float32")
+    names, call = attention(case)
+    for name in unavailable():
+        natten_mlx.set_backend(name)
+        assert natten_mlx.get_backend() == name
+        out, _ = call(*(to_mlx(arrays[n]) for n in names))
+        assert_near(out, case.call(arrays).forward()[0], 1e-5)
+
+
+def test_float64_falls_back_from_every_tier_but_pure(lenient: None) -> None:
+    case = Case((7,), (3,), dtype="float64")
+    names, call = attention(case)
+    for name in NAMES:
+        natten_mlx.set_backend(name)
+        out, lse = call(*(to_mlx(case.arrays()[n], "float64") for n in names))
+        assert out.dtype == lse.dtype == mx.float64
+        assert_near(out, case.call(case.arrays()).forward()[0], 1e-12)
+
+
+def test_strict_names_the_tier_and_the_reason() -> None:
+    q = mx.zeros((1, 8, 1, 4), mx.float64)
+    for name in ("fast_metal", "nanobind"):
+        natten_mlx.set_backend(name)
+        with pytest.raises(RuntimeError, match=name):
+            natten_mlx.na1d(q, q, q, 3)
+    natten_mlx.set_backend("auto")  # strict is about explicit choices
+    mx.eval(natten_mlx.na1d(q, q, q, 3))
+
+
+def test_strict_allows_compositions(tier: str) -> None:
+    """Additional keys, jvp and second derivatives are compositions, not fallbacks."""
+    q = mx.random.normal((1, 8, 1, 4))
+    extra = mx.random.normal((1, 2, 1, 4))
+    mx.eval(natten_mlx.na1d(q, q, q, 3, additional_keys=extra, additional_values=extra))
+    loss = lambda q: (natten_mlx.na1d(q, q, q, 3) ** 2).sum()  # noqa: E731
+    mx.eval(mx.grad(lambda q: (mx.grad(loss)(q) ** 2).sum())(q))
+    mx.eval(mx.jvp(loss, [q], [q]))
+
+
+def test_each_reason_is_logged_once() -> None:
+    code = """
+        import logging, mlx.core as mx
+        records = []
+        class Keep(logging.Handler):
+            def emit(self, record):
+                records.append(record)
+        logger = logging.getLogger("natten_mlx")
+        logger.addHandler(Keep())
+        logger.setLevel(logging.DEBUG)
+        import natten_mlx
+        mx.set_default_device(mx.cpu)
+        name = "fast_metal"
+        assert not natten_mlx.get_support_matrix()[name]["available"]
+        natten_mlx.set_backend(name)
+        q = mx.zeros((1, 8, 1, 4))
+        for _ in range(3):
+            mx.eval(natten_mlx.na1d(q, q, q, 3))
+        fallbacks = [r for r in records if name in r.getMessage()]
+        assert len(fallbacks) == 1, [r.getMessage() for r in records]
+        assert fallbacks[0].levelno >= logging.WARNING
+        assert natten_mlx.get_support_matrix()[name]["reason"] in fallbacks[0].getMessage()
+        natten_mlx.set_backend("auto")
+        count = len(records)
+        mx.eval(natten_mlx.na1d(q, q, q, 3))
+        assert len(records) == count, "auto does not choose, so nothing falls back"
+        print("ok")
+    """
+    if natten_mlx.get_support_matrix()["fast_metal"]["available"]:
+        pytest.skip("every tier is available here")
+    assert "ok" in succeeds(code)
+
+
+def test_a_fallback_does_not_reach_standard_output() -> None:
+    code = """
+        import mlx.core as mx, natten_mlx
+        natten_mlx.set_backend("fast_metal")
+        q = mx.zeros((1, 8, 1, 4))
+        mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+    """
+    assert succeeds(code) == ""
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_initial_backend(self, name: str) -> None:
+        assert name in succeeds("import natten_mlx; print(natten_mlx.get_backend())", NATTEN_BACKEND=name)
+
+    def test_unknown_backend_lists_the_names(self) -> None:
+        result = run_python("import natten_mlx; natten_mlx.get_backend()", NATTEN_BACKEND="bogus")
+        assert result.returncode != 0
+        assert "Unknown backend 'bogus'. Expected one of [" in result.stderr
+        for name in ("auto", *NAMES):
+            assert name in result.stderr
+
+    @pytest.mark.parametrize("value, raises", [("1", True), ("0", False), ("", False)])
+    def test_strict(self, value: str, raises: bool) -> None:
+        code = """
+            import mlx.core as mx, natten_mlx
+            q = mx.zeros((1, 8, 1, 4), mx.float64)
+            natten_mlx.set_backend("nanobind")
+            mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+        """
+        result = run_python(code, NATTEN_STRICT=value)
+        assert (result.returncode != 0) == raises, result.stderr
+        assert not raises or "RuntimeError" in result.stderr
+
+
+class TestExplain:
+    def test_arrays_and_shapes_agree(self, tier: str) -> None:
+        q = mx.zeros((1, 8, 9, 4, 16), mx.float16)
+        kv = mx.zeros((1, 8, 9, 2, 16), mx.float16)
+        by_array = natten_mlx.explain(q, kv, kv, (3, 4), is_causal=(True, False))
+        by_shape = natten_mlx.explain(q.shape, kv.shape, kv.shape, (3, 4), is_causal=(True, False), dtype=mx.float16)
+        assert by_array == by_shape
+        assert by_array.tier == tier
+        assert by_array.kernel
+
+    def test_reasons_of_the_tiers_that_declined(self, lenient: None) -> None:
+        natten_mlx.set_backend("auto")
+        q = mx.zeros((1, 8, 1, 4), mx.float64)
+        told = natten_mlx.explain(q, q, q, 3)
+        assert dataclasses.is_dataclass(told)
+        assert told.tier == "pure"
+        for name in ("fast_metal", "nanobind"):
+            assert name in str(told)
+
+    @pytest.mark.parametrize("op", ["attention", "qk", "av"])
+    def test_every_operation(self, tier: str, op: str) -> None:
+        q, attn = mx.zeros((1, 8, 2, 4)), mx.zeros((1, 8, 2, 3))
+        arguments = {"attention": (q, q, q), "qk": (q, q, None), "av": (attn, None, q)}[op]
+        told = natten_mlx.explain(*arguments, 3, op=op)
+        assert told.tier == tier
+        assert tier in str(told)
+
+    def test_wrong_calls_raise_like_the_call(self) -> None:
+        q = mx.zeros((1, 8, 1, 4))
+        with pytest.raises(ValueError, match="must be <= input spatial size 8"):
+            natten_mlx.explain(q, q, q, 9)
+        with pytest.raises(ValueError, match="op"):
+            natten_mlx.explain(q, q, q, 3, op="nothing")
+
+    def test_options(self, tier: str) -> None:
+        q = mx.zeros((2, 8, 2, 4))
+        told = natten_mlx.explain(q, q, q, 3, 1, 2, rpb=mx.zeros((2, 5)), lengths=mx.array([8, 6]))
+        assert told.tier == tier
+
+
+class TestImport:
+    def test_wrong_mlx_version(self) -> None:
+        code = """
+            import mlx.core as mx
+            mx.__version__ = "0.31.0"
+            import natten_mlx
+        """
+        result = run_python(code)
+        assert result.returncode != 0
+        assert "ImportError" in result.stderr
+        assert "0.32.4" in result.stderr and "0.31.0" in result.stderr and "pip install" in result.stderr
+
+    def test_version(self) -> None:
+        assert natten_mlx.__version__.count(".") >= 2
+        try:
+            installed = importlib.metadata.version("natten-mlx")
+        except importlib.metadata.PackageNotFoundError:
+            return
+        assert installed == natten_mlx.__version__
+
+    def test_everything_is_importable_from_the_root_and_its_module(self) -> None:
+        import natten_mlx.functional
+        import natten_mlx.merge
+        import natten_mlx.nn
+        import natten_mlx.support_matrix
+
+        for rank in (1, 2, 3):
+            for suffix in ("", "_qk", "_av", "_varlen"):
+                name = f"na{rank}d{suffix}"
+                assert getattr(natten_mlx.functional, name) is getattr(natten_mlx, name)
+            name = f"NeighborhoodAttention{rank}D"
+            assert getattr(natten_mlx.nn, name) is getattr(natten_mlx, name)
+        assert natten_mlx.merge.merge_attentions is natten_mlx.merge_attentions
+        assert natten_mlx.support_matrix.get_support_matrix is natten_mlx.get_support_matrix
+        for name in ("set_backend", "get_backend", "has_metal", "has_nanobind", "explain"):
+            assert callable(getattr(natten_mlx, name))
+
+    def test_every_public_function_is_documented(self) -> None:
+        for rank in (1, 2, 3):
+            for suffix in ("", "_qk", "_av", "_varlen"):
+                text = getattr(natten_mlx, f"na{rank}d{suffix}").__doc__
+                assert text and "ValueError" in text and "[B" in text, f"na{rank}d{suffix}"
+
+    def test_import_leaves_heavy_modules_alone(self) -> None:
+        out = succeeds("import sys, natten_mlx; print([m for m in ('matplotlib', 'rich', 'sklearn') if m in sys.modules])")
+        assert out.strip() == "[]"
+
+
+EXTERNAL = {"NATTEN_MLX_NANOBIND_MODULE": "external_module"}
+
+
+class TestExternalModule:
+    def test_it_replaces_the_compiled_tier(self) -> None:
+        """Forward, split form and every gradient of the hand-picked cases run on it, with no fallback."""
+        code = """
+            import external_module, natten_mlx
+            from cases import TABLE
+            from test_attention import check_attention, check_split
+            natten_mlx.set_backend("nanobind")
+            assert natten_mlx.has_nanobind()
+            for case in TABLE[::3]:
+                if max(case.spatial) > 30 or case.dim > 64:
+                    continue
+                check_attention(case)
+                if case.extra is None:
+                    check_split(case)
+            missing = set(external_module.FUNCTIONS) - {name for name, _ in external_module.CALLS}
+            assert not missing, missing
+            print("ok")
+        """
+        assert "ok" in succeeds(code, **EXTERNAL, NATTEN_STRICT="1")
+
+    def test_its_objections_are_the_matrix(self) -> None:
+        code = """
+            import json, natten_mlx
+            print(json.dumps(natten_mlx.get_support_matrix()["nanobind"]))
+        """
+        row = json.loads(succeeds(code, **EXTERNAL))
+        assert row["available"] and row["dtypes"] == ["float32"] and row["devices"] == ["cpu"]
+        assert any("float32 only" in text for text in row["constraints"])
+
+    def test_what_it_declines_runs_elsewhere_or_raises_under_strict(self) -> None:
+        code = """
+            import mlx.core as mx, natten_mlx
+            natten_mlx.set_backend("nanobind")
+            q = mx.zeros((1, 8, 1, 4), mx.float16)
+            mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+        """
+        assert run_python(code, **EXTERNAL).returncode == 0
+        strict = run_python(code, **EXTERNAL, NATTEN_STRICT="1")
+        assert strict.returncode != 0 and "float32 only" in strict.stderr
+
+    def test_a_missing_module_is_an_error_that_names_it(self) -> None:
+        result = run_python("import natten_mlx", NATTEN_MLX_NANOBIND_MODULE="no_such_module_here")
+        assert result.returncode != 0
+        assert "no_such_module_here" in result.stderr and "NATTEN_MLX_NANOBIND_MODULE" in result.stderr
+
+    def test_a_module_without_the_functions_is_an_error_that_lists_them(self) -> None:
+        result = run_python("import natten_mlx", NATTEN_MLX_NANOBIND_MODULE="json")
+        assert result.returncode != 0
+        assert "NATTEN_MLX_NANOBIND_MODULE" in result.stderr
+        for name in ("supports", "forward", "backward_key_value", "av_backward_value"):
+            assert name in result.stderr
+
+
+def test_logging_goes_to_the_named_logger(caplog: pytest.LogCaptureFixture, lenient: None) -> None:
+    """Also in this process: pytest's handler sees a fallback with a reason that no earlier test used."""
+    if natten_mlx.get_support_matrix()["nanobind"]["available"]:
+        natten_mlx.set_backend("nanobind")
+        q = mx.zeros((1, 8, 1, 4), mx.float64)
+    else:
+        natten_mlx.set_backend("fast_metal")
+        q = mx.zeros((1, 8, 1, 4))
+    with caplog.at_level(logging.WARNING, logger="natten_mlx"):
+        mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+    assert all(record.name == "natten_mlx" for record in caplog.records)
+
+
+def test_threads_share_the_choice_and_the_answer(tier: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    case = Case((16, 15), (3, 5), heads=2)
+    arrays = rounded(case.arrays(), "float32")
+    expected = case.call(arrays).forward()[0]
+
+    def work(_: int) -> np.ndarray:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            inputs = [to_mlx(arrays[name]) for name in ("query", "key", "value")]
+            out = natten_mlx.na2d(*inputs, (3, 5))
+            mx.eval(out)
+            return np.array(out)
+
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(work, range(16)):
+            assert_near(out, expected, 1e-5)
