@@ -1,6 +1,6 @@
 """How long `import natten_mlx` takes on top of `import mlx.core`: best of several fresh interpreters.
 
-    python benchmarks/import_time.py [--limit 0.3]
+python benchmarks/import_time.py [--limit 0.3]
 """
 
 import argparse

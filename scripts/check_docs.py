@@ -35,7 +35,9 @@ def check_blocks(page: Path, text: str) -> list[str]:
     problems = []
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, flags, body in FENCE.findall(text):
-        where = f"{page.relative_to(ROOT)}: block starting with {body.strip().splitlines()[0]!r}" if body.strip() else ""
+        where = (
+            f"{page.relative_to(ROOT)}: block starting with {body.strip().splitlines()[0]!r}" if body.strip() else ""
+        )
         quoted = re.match(r"(?:#|//) from (\S+)\n", body)
         if quoted:
             source = ROOT / quoted.group(1)

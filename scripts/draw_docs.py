@@ -1,7 +1,7 @@
 """Redraws what the documentation shows: pictures of windows, and the support matrix in the README.
 
-    python scripts/draw_docs.py            (or `make docs`)
-    python scripts/draw_docs.py --check    exit 1 if the README's matrix is out of date
+python scripts/draw_docs.py            (or `make docs`)
+python scripts/draw_docs.py --check    exit 1 if the README's matrix is out of date
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains the classifier of model.py on scikit-learn's 8x8 handwritten digits, and writes a report.
 
-    python examples/digits/train.py --report reports/digits.png
+python examples/digits/train.py --report reports/digits.png
 """
 
 import argparse
