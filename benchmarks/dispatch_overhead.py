@@ -1,7 +1,7 @@
 """What one call costs before any computation: validation, choice of the tier, making of graph nodes.
 
-Arrays are lazy, so a call that is never evaluated is exactly that. The pure tier makes dozens of nodes, a compiled tier
-one, so validation and dispatch alone are timed by `explain`, which does both (and formats its report) and makes no node.
+Arrays are lazy, so a call that is never evaluated is exactly that. The pure tier makes dozens of nodes, a compiled
+tier one, so validation and dispatch alone are timed by `explain`, which does both and makes no node.
 
     python benchmarks/dispatch_overhead.py [--limit 20]
 """
