@@ -1,7 +1,7 @@
 """Checks the documentation: relative links lead somewhere, Python blocks run, and quoted example code is the real code.
 
-A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside. Other Python blocks of a page are
-run in order, in one namespace per page, unless the fence says `python no-run`.
+A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside. Other Python blocks of a page
+are run in order, in one namespace per page, unless the fence says `python no-run`.
 """
 
 import contextlib
@@ -35,9 +35,7 @@ def check_blocks(page: Path, text: str) -> list[str]:
     problems = []
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, flags, body in FENCE.findall(text):
-        where = (
-            f"{page.relative_to(ROOT)}: block starting with {body.strip().splitlines()[0]!r}" if body.strip() else ""
-        )
+        where = f"{page.relative_to(ROOT)}: block starting with {body.lstrip().partition(chr(10))[0]!r}"
         quoted = re.match(r"(?:#|//) from (\S+)\n", body)
         if quoted:
             source = ROOT / quoted.group(1)
