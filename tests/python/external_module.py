@@ -1,16 +1,163 @@
-"""An external replacement of the compiled tier (NATTEN_MLX_NANOBIND_MODULE=external_module): plain MLX operations on
-a dense mask, with gradients by MLX's own vjp. An example of the contract, which is checked when the library loads it:
+"""An external replacement of the compiled tier: `NATTEN_MLX_NANOBIND_MODULE=external_module`.
 
-    supports(problem) -> None | str        a reason to decline
-    forward(problem, query, key, value, rpb, lengths) -> (out, lse)
-    backward_query(problem, query, key, value, rpb, lengths, out, lse, dout, dlse) -> [dq] or [dq, drpb]
-    backward_key_value(problem, query, key, value, rpb, lengths, out, lse, dout, dlse) -> [dk, dv]
+The contract, checked when the library loads the module. Each function but `supports` returns one array or a sequence:
+
+    supports(problem) -> None or the reason to decline
+    forward(problem, query, key, value, rpb, lengths) -> out, lse
+    backward_query(problem, query, key, value, rpb, lengths, out, lse, dout, dlse) -> dq [, drpb]
+    backward_key_value(problem, query, key, value, rpb, lengths, out, lse, dout, dlse) -> dk, dv
     qk(problem, query, key, rpb, lengths) -> logits
-    qk_backward_query(problem, query, key, rpb, lengths, dlogits) -> [dq] or [dq, drpb]
-    qk_backward_key(problem, query, key, lengths, dlogits) -> dk
+    qk_backward_query(problem, query, key, rpb, lengths, dlogits) -> dq [, drpb]
+    qk_backward_key(problem, query, key, rpb, lengths, dlogits) -> dk
     av(problem, attn, value, lengths) -> out
     av_backward_attn(problem, attn, value, lengths, dout) -> dattn
     av_backward_value(problem, attn, value, lengths, dout) -> dv
 
-`problem` is a dict; arrays are canonical (three spatial axes); rpb and lengths may be None.
+`problem` is a dict; arrays are canonical, with three spatial axes; rpb and lengths may be None. This one is MLX
+operations on a dense mask, differentiated by MLX.
 """
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from oracle import Axis, dense_tables
+
+Problem = dict[str, Any]
+
+FUNCTIONS = (
+    "supports", "forward", "backward_query", "backward_key_value", "qk", "qk_backward_query", "qk_backward_key", "av",
+    "av_backward_attn", "av_backward_value",
+)  # fmt: skip
+CALLS: list[tuple[str, Problem]] = []  # for the tests
+FAILING_HEAD_DIM = 13
+
+
+def supports(problem: Problem) -> str | None:
+    CALLS.append(("supports", problem))
+    if problem["device"] != "cpu":
+        return "external module: CPU only"
+    if any(problem[f"{name}_dtype"] != "float32" for name in ("query", "key", "value")):
+        return "external module: float32 only"
+    if problem["has_lengths"]:
+        return "external module: no variable lengths"
+    return None
+
+
+def _tables(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = ("length", "kernel_size", "stride", "dilation", "gna_stride", "is_causal")
+    return dense_tables(tuple(Axis(*axis) for axis in zip(*(problem[name] for name in names), strict=True)))
+
+
+def _grid(problem: Problem) -> tuple[int, ...]:
+    outputs = (-(-length // s) for length, s in zip(problem["length"], problem["stride"], strict=True))
+    return (problem["batch"], *outputs, problem["heads"])
+
+
+def _flat(x: mx.array) -> mx.array:
+    """[B, L0, L1, L2, H, C] -> [B, H, tokens, C]"""
+    return x.reshape(x.shape[0], prod(x.shape[1:4]), *x.shape[4:]).swapaxes(1, 2)
+
+
+def _per_query_head(problem: Problem, x: mx.array) -> mx.array:
+    return mx.repeat(_flat(x), problem["heads"] // problem["kv_heads"], axis=1)
+
+
+def _dense_logits(problem: Problem, query: mx.array, key: mx.array, rpb: mx.array | None) -> mx.array:
+    mask, _, bias_index = _tables(problem)
+    s0, s1, s2 = problem["stride"]
+    logits = problem["scale"] * (
+        _flat(query[:, ::s0, ::s1, ::s2]) @ _per_query_head(problem, key).swapaxes(-1, -2)
+    )
+    if rpb is not None:
+        logits = logits + rpb.reshape(problem["heads"], -1)[:, mx.array(bias_index)]
+    return mx.where(mx.array(mask), logits, -mx.inf)
+
+
+def _forward(
+    problem: Problem, query: mx.array, key: mx.array, value: mx.array, rpb: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    logits = _dense_logits(problem, query, key, rpb)
+    out = mx.softmax(logits, axis=-1) @ _per_query_head(problem, value)
+    grid = _grid(problem)
+    return out.swapaxes(1, 2).reshape(*grid, -1), mx.logsumexp(logits, axis=-1).swapaxes(1, 2).reshape(grid)
+
+
+def forward(problem, query, key, value, rpb, lengths):
+    CALLS.append(("forward", problem))
+    if problem["head_dim"] == FAILING_HEAD_DIM:
+        raise RuntimeError("deliberate failure of the example tier")
+    return _forward(problem, query, key, value, rpb)
+
+
+def backward_query(problem, query, key, value, rpb, lengths, out, lse, dout, dlse):
+    CALLS.append(("backward_query", problem))
+    inputs = [query] if rpb is None else [query, rpb]
+    return mx.vjp(
+        lambda q, bias=None: _forward(problem, q, key, value, bias), inputs, [dout, dlse]
+    )[1]
+
+
+def backward_key_value(problem, query, key, value, rpb, lengths, out, lse, dout, dlse):
+    CALLS.append(("backward_key_value", problem))
+    return mx.vjp(lambda k, v: _forward(problem, query, k, v, rpb), [key, value], [dout, dlse])[1]
+
+
+def _key_of_slot(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Key of each slot and whether there is one, [queries, slots]."""
+    mask, slot, _ = _tables(problem)
+    volume = prod(problem["kernel_size"])
+    keys, filled = np.zeros((len(mask), volume), np.int64), np.zeros((len(mask), volume), bool)
+    rows, columns = np.nonzero(mask)
+    keys[rows, slot[rows, columns]] = columns
+    filled[rows, slot[rows, columns]] = True
+    return keys, filled
+
+
+def _qk(problem: Problem, query: mx.array, key: mx.array, rpb: mx.array | None) -> mx.array:
+    keys, filled = _key_of_slot(problem)
+    dense = _dense_logits(problem, query, key, rpb)
+    index = mx.broadcast_to(mx.array(keys), (*dense.shape[:2], *keys.shape))
+    logits = mx.where(mx.array(filled), mx.take_along_axis(dense, index, axis=-1), -mx.inf)
+    return logits.swapaxes(1, 2).reshape(*_grid(problem), -1)
+
+
+def qk(problem, query, key, rpb, lengths):
+    CALLS.append(("qk", problem))
+    return _qk(problem, query, key, rpb)
+
+
+def qk_backward_query(problem, query, key, rpb, lengths, dlogits):
+    CALLS.append(("qk_backward_query", problem))
+    inputs = [query] if rpb is None else [query, rpb]
+    return mx.vjp(lambda q, bias=None: [_qk(problem, q, key, bias)], inputs, [dlogits])[1]
+
+
+def qk_backward_key(problem, query, key, rpb, lengths, dlogits):
+    CALLS.append(("qk_backward_key", problem))
+    return mx.vjp(lambda k: [_qk(problem, query, k, rpb)], [key], [dlogits])[1]
+
+
+def _av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
+    keys, filled = _key_of_slot(problem)
+    weights = mx.where(mx.array(filled), _flat(attn), 0.0)
+    values = _per_query_head(problem, value)[:, :, mx.array(keys)]  # [B, H, queries, slots, C]
+    return (weights[..., None] * values).sum(axis=-2).swapaxes(1, 2).reshape(*_grid(problem), -1)
+
+
+def av(problem, attn, value, lengths):
+    CALLS.append(("av", problem))
+    return _av(problem, attn, value)
+
+
+def av_backward_attn(problem, attn, value, lengths, dout):
+    CALLS.append(("av_backward_attn", problem))
+    return mx.vjp(lambda a: [_av(problem, a, value)], [attn], [dout])[1]
+
+
+def av_backward_value(problem, attn, value, lengths, dout):
+    CALLS.append(("av_backward_value", problem))
+    return mx.vjp(lambda v: [_av(problem, attn, v)], [value], [dout])[1]

@@ -326,7 +326,7 @@ class TestExternalModule:
             natten_mlx.set_backend("nanobind")
             assert natten_mlx.has_nanobind()
             for case in TABLE[::3]:
-                if max(case.spatial) > 30 or case.dim > 64:
+                if max(case.spatial) > 30 or case.dim > 64 or case.lengths:
                     continue
                 check_attention(case)
                 if case.extra is None:
