@@ -99,23 +99,6 @@ fs::path runtime_object() {
   return object;
 }
 
-/// The one change to the text: a declaration `threadgroup T name[n]` becomes a reference to memory that the threads of
-/// a group share. (As a macro, `threadgroup` could not tell an array from a pointer to one.)
-std::string with_shared_arrays(const std::string& text) {
-  static const std::regex declaration(
-      R"(\bthreadgroup\s+(?:alignas\(([^()]*)\)\s*)?([A-Za-z_][\w:]*(?:\s*<[^;{}()]*>)?)\s+([A-Za-z_]\w*)\s*((?:\[[^\]]*\])+))");
-  std::string result;
-  auto from = text.cbegin();
-  for (std::sregex_iterator match(text.cbegin(), text.cend(), declaration), end; match != end; ++match) {
-    const std::string type = (*match)[2].str() + (*match)[4].str();
-    const std::string alignment = (*match)[1].matched ? ", (" + (*match)[1].str() + ")" : "";
-    result.append(from, (*match)[0].first);
-    result += "auto& " + (*match)[3].str() + " = metal_host::shared<" + type + alignment + ">(__COUNTER__)";
-    from = (*match)[0].second;
-  }
-  return result.append(from, text.cend());
-}
-
 LaunchFunction load(const fs::path& library) {
   void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) throw std::runtime_error(std::string("cannot load an emulated kernel: ") + dlerror());
@@ -148,11 +131,32 @@ std::string cached_file(const std::string& text, const std::string& suffix) {
   return path.string();
 }
 
-LaunchFunction compiled(const GeneratedText& kernel, const std::string& call) {
+std::string rewrite_shared_arrays(const std::string& text,
+                                  const std::function<std::string(const SharedArray&)>& replacement) {
+  static const std::regex declaration(
+      R"((?:alignas\(([^()]*)\)\s*)?\bthreadgroup\s+([A-Za-z_][\w:]*(?:\s*<[^;{}()]*>)?)\s+([A-Za-z_]\w*)\s*((?:\[[^\]]*\])+))");
+  std::string result;
+  auto from = text.cbegin();
+  for (std::sregex_iterator match(text.cbegin(), text.cend(), declaration), end; match != end; ++match) {
+    result.append(from, (*match)[0].first);
+    result += replacement({(*match)[1].str(), (*match)[2].str(), (*match)[3].str(), (*match)[4].str()});
+    from = (*match)[0].second;
+  }
+  return result.append(from, text.cend());
+}
+
+LaunchFunction compiled(const GeneratedText& kernel) {
   static std::mutex mutex;
   static std::unordered_map<std::string, LaunchFunction> loaded;
   const std::lock_guard lock(mutex);
-  const std::string source = with_shared_arrays(kernel.text) + call;
+  const std::string source = rewrite_shared_arrays(kernel.text,
+                                                   [](const SharedArray& array) {
+                                                     const std::string alignment =
+                                                         array.alignment.empty() ? "" : ", (" + array.alignment + ")";
+                                                     return "auto& " + array.name + " = metal_host::shared<" +
+                                                            array.type + array.extent + alignment + ">(__COUNTER__)";
+                                                   }) +
+                             kernel.call;
   auto& function = loaded[source];
   if (function != nullptr) return function;
   const fs::path library = cache_directory() / (hash_name(toolchain() + source) + ".so");

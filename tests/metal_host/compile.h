@@ -1,6 +1,7 @@
 // Compiles generated kernels with the host's compiler and keeps the results in a cache directory.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "kernel_text.h"
@@ -11,8 +12,18 @@ namespace natten::metal_host {
 using LaunchFunction = void (*)(::metal_host::Launch*);
 
 /// The compiled kernel: from this process, from the cache, or compiled now. Throws std::runtime_error with the
-/// compiler's messages. `call` is C++ that runs one thread of the kernel, appended to the text.
-LaunchFunction compiled(const GeneratedText& kernel, const std::string& call);
+/// compiler's messages.
+LaunchFunction compiled(const GeneratedText& kernel);
+
+/// A declaration `alignas(alignment) threadgroup type name[extent]`; extent with its brackets, alignment perhaps empty.
+struct SharedArray {
+  std::string alignment, type, name, extent;
+};
+
+/// The one change that is made to a kernel's text. (As a macro, `threadgroup` could not tell an array, which all
+/// threads of a group must share, from a pointer, which is each thread's own.)
+std::string rewrite_shared_arrays(const std::string& text,
+                                  const std::function<std::string(const SharedArray&)>& replacement);
 
 /// Output of a shell command; `ok` tells whether it succeeded.
 std::string shell(const std::string& command, bool& ok);

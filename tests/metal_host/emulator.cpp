@@ -20,9 +20,9 @@ using ::metal_host::Buffer;
 /// nothing. Within a page the emulator's own check decides.
 class GuardedMemory {
  public:
-  explicit GuardedMemory(int64_t bytes) : bytes_(bytes) {
-    const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
-    const int64_t used = (bytes + page) / page * page;
+  explicit GuardedMemory(std::int64_t bytes) : bytes_(bytes) {
+    const auto page = static_cast<std::int64_t>(sysconf(_SC_PAGESIZE));
+    const std::int64_t used = (bytes + page) / page * page;
     reserved_ = used + 2 * kGap;
     base_ = static_cast<char*>(mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (base_ == MAP_FAILED || mprotect(base_ + kGap, used, PROT_READ | PROT_WRITE) != 0) {
@@ -35,22 +35,36 @@ class GuardedMemory {
   ~GuardedMemory() { munmap(base_, reserved_); }
 
   char* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
+  std::int64_t bytes() const { return bytes_; }
 
  private:
-  static constexpr int64_t kGap = int64_t{1} << 32;
-  int64_t bytes_, reserved_;
+  static constexpr std::int64_t kGap = std::int64_t{1} << 32;
+  std::int64_t bytes_, reserved_;
   char* base_;
   char* data_;
 };
 
 class Arguments {
  public:
-  void add(const std::string& name, const void* data, int64_t bytes, bool is_output, bool is_metadata) {
+  /// `origin`: byte of the data that the kernel's pointer points to.
+  void add(const std::string& name, const void* data, std::int64_t bytes, std::int64_t origin) {
     memory_.push_back(std::make_unique<GuardedMemory>(bytes));
     if (data != nullptr && bytes != 0) std::memcpy(memory_.back()->data(), data, bytes);
     names_.push_back(std::make_unique<std::string>(name));
-    buffers_.push_back(Buffer{names_.back()->c_str(), memory_.back()->data(), bytes, is_output, is_metadata, 0, 0, 0});
+    Buffer buffer{};
+    buffer.name = names_.back()->c_str();
+    buffer.data = memory_.back()->data();
+    buffer.bytes = bytes;
+    buffer.origin = origin;
+    buffers_.push_back(buffer);
+  }
+  void add_metadata(const std::string& name, const void* data, std::int64_t bytes) {
+    add(name, data, bytes, 0);
+    buffers_.back().is_metadata = true;
+  }
+  void add_output(const std::string& name, std::int64_t bytes) {
+    add(name, nullptr, bytes, 0);
+    buffers_.back().is_output = true;
   }
   std::vector<Buffer>& buffers() { return buffers_; }
 
@@ -60,15 +74,20 @@ class Arguments {
   std::vector<Buffer> buffers_;
 };
 
+::metal_host::Size3 size3(const std::array<int, 3>& size) {
+  return {static_cast<std::uint32_t>(size[0]), static_cast<std::uint32_t>(size[1]),
+          static_cast<std::uint32_t>(size[2])};
+}
+
 /// Stacks for the threads of one group, with a guard below each. Kept for the life of the process.
 char* stacks() {
   static char* const all = [] {
     using ::metal_host::kStackPitch;
-    const int64_t bytes = kStackPitch * ::metal_host::kMaxThreads;
+    const std::int64_t bytes = kStackPitch * ::metal_host::kMaxThreads;
     auto* base =
         static_cast<char*>(mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (base == MAP_FAILED) throw std::runtime_error("the emulator cannot reserve stacks");
-    const int64_t guard = kStackPitch - ::metal_host::kStackBytes;
+    const std::int64_t guard = kStackPitch - ::metal_host::kStackBytes;
     for (int i = 0; i < ::metal_host::kMaxThreads; ++i) {
       mprotect(base + i * kStackPitch + guard, ::metal_host::kStackBytes, PROT_READ | PROT_WRITE);
     }
@@ -77,44 +96,21 @@ char* stacks() {
   return all;
 }
 
-/// C++ that runs the kernel for the current thread, with MLX's arguments in the order of the signature.
-std::string call_text(const Kernel& kernel, const GeneratedText& text, const std::vector<Input>& inputs,
-                      const std::vector<Output>& outputs) {
-  int index = 0;
-  std::string call;
-  const auto argument = [&](const std::string& prefix, const std::string& type) {
-    call += (call.empty() ? "      " : ",\n      ") + prefix + "static_cast<" + type + "*>(metal_host_argument(" +
-            std::to_string(index++) + "))";
-  };
-  const char* const names[] = {"bool", "int32_t", "int64_t", "uint32_t", "float16_t", "bfloat16_t", "float"};
-  for (const Input& input : inputs) {
-    argument("", std::string("const ") + names[static_cast<int>(input.parameter.type)]);
-    if (asks_for(kernel, input.parameter, "_shape")) argument("", "const int");
-    if (asks_for(kernel, input.parameter, "_strides")) argument("", "const int64_t");
-    if (asks_for(kernel, input.parameter, "_ndim")) argument("*", "const int");
-  }
-  for (const Output& output : outputs) argument("", names[static_cast<int>(output.parameter.type)]);
-  for (const std::string& attribute : text.attributes) call += ",\n      metal_host::vector(at." + attribute + ")";
-  std::string values;
-  for (const auto& [name, value] : kernel.template_arguments) {
-    values += values.empty() ? "<" : ", ";
-    if (const auto* type = std::get_if<Scalar>(&value)) {
-      values += names[static_cast<int>(*type)];
-    } else if (const auto* number = std::get_if<int>(&value)) {
-      values += std::to_string(*number);
-    } else {
-      values += std::get<bool>(value) ? "1" : "0";
-    }
-  }
-  if (!values.empty()) values += ">";
-  return "\nMETAL_HOST_PLAIN void metal_host_run_thread() {\n  const auto& at = *metal_host_thread();\n  " +
-         text.kernel_name + values + "(\n" + call + ");\n}\n";
-}
+/// Bytes before and after element (0, 0, ...) that a strided array spans.
+struct Extent {
+  std::int64_t before = 0, after = 0;
+};
 
-std::vector<Parameter> parameters(const auto& arguments) {
-  std::vector<Parameter> all;
-  for (const auto& argument : arguments) all.push_back(argument.parameter);
-  return all;
+Extent extent(const fast::ArraySpec& array, const std::vector<std::int64_t>& strides) {
+  const std::int64_t size = size_of(array.type);
+  if (strides.size() != array.shape.size()) throw std::invalid_argument(array.name + ": as many strides as axes");
+  if (element_count(array) == 0) return {};
+  Extent extent{0, size};
+  for (size_t i = 0; i < strides.size(); ++i) {
+    const std::int64_t span = (array.shape[i] - 1) * strides[i] * size;
+    (span < 0 ? extent.before : extent.after) += span < 0 ? -span : span;
+  }
+  return extent;
 }
 
 Traffic traffic(const Buffer& buffer) {
@@ -123,44 +119,46 @@ Traffic traffic(const Buffer& buffer) {
 
 }  // namespace
 
-int64_t Report::loaded() const {
-  int64_t sum = 0;
+std::int64_t Report::loaded() const {
+  std::int64_t sum = 0;
   for (const Traffic& buffer : traffic) sum += buffer.loaded;
   return sum;
 }
 
-int64_t Report::loaded_once() const {
-  int64_t sum = 0;
+std::int64_t Report::loaded_once() const {
+  std::int64_t sum = 0;
   for (const Traffic& buffer : traffic) sum += buffer.loaded_once;
   return sum;
 }
 
-int64_t Report::stored() const {
-  int64_t sum = 0;
+std::int64_t Report::stored() const {
+  std::int64_t sum = 0;
   for (const Traffic& buffer : traffic) sum += buffer.stored;
   return sum;
 }
 
-Report run(const Kernel& kernel, const std::vector<Input>& inputs, const std::vector<Output>& outputs, const Run& run) {
-  const GeneratedText text = metal_text(kernel, parameters(inputs), parameters(outputs));
-  const LaunchFunction launch_kernel = compiled(text, call_text(kernel, text, inputs, outputs));
+Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, const std::vector<void*>& outputs,
+           std::uint64_t order) {
+  if (inputs.size() != kernel.inputs.size() || outputs.size() != kernel.outputs.size()) {
+    throw std::invalid_argument(kernel.name + ": as many arrays as the kernel declares");
+  }
+  const LaunchFunction launch_kernel = compiled(metal_text(kernel));
 
   Arguments arguments;
-  for (const Input& input : inputs) {
-    const Parameter& parameter = input.parameter;
-    arguments.add(parameter.name, input.data, input.bytes, false, false);
-    const auto ndim = static_cast<int32_t>(parameter.shape.size());
-    if (asks_for(kernel, parameter, "_shape")) {
-      arguments.add(parameter.name + "_shape", parameter.shape.data(), 4 * ndim, false, true);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const fast::ArraySpec& input = kernel.inputs[i];
+    const auto [before, after] = extent(input, inputs[i].strides);
+    arguments.add(input.name, static_cast<const char*>(inputs[i].data) - before, before + after, before);
+    const auto ndim = static_cast<std::int32_t>(input.shape.size());
+    const std::vector<std::int32_t> shape(input.shape.begin(), input.shape.end());
+    if (asks_for(kernel, input, "_shape")) arguments.add_metadata(input.name + "_shape", shape.data(), 4 * ndim);
+    if (asks_for(kernel, input, "_strides")) {
+      arguments.add_metadata(input.name + "_strides", inputs[i].strides.data(), 8 * ndim);
     }
-    if (asks_for(kernel, parameter, "_strides")) {
-      arguments.add(parameter.name + "_strides", parameter.strides.data(), 8 * ndim, false, true);
-    }
-    if (asks_for(kernel, parameter, "_ndim")) arguments.add(parameter.name + "_ndim", &ndim, 4, false, true);
+    if (asks_for(kernel, input, "_ndim")) arguments.add_metadata(input.name + "_ndim", &ndim, 4);
   }
-  for (const Output& output : outputs) {
-    const int64_t bytes = output.parameter.size() * size_of(output.parameter.type);
-    arguments.add(output.parameter.name, nullptr, bytes, true, false);
+  for (const fast::ArraySpec& output : kernel.outputs) {
+    arguments.add_output(output.name, element_count(output) * size_of(output.type));
   }
 
   static std::mutex one_at_a_time;  // a compiled kernel's state is global
@@ -168,10 +166,10 @@ Report run(const Kernel& kernel, const std::vector<Input>& inputs, const std::ve
   ::metal_host::Launch launch{};
   launch.stacks = stacks();
   launch.buffers = arguments.buffers().data();
-  launch.buffer_count = static_cast<int32_t>(arguments.buffers().size());
-  launch.grid = {run.grid[0], run.grid[1], run.grid[2]};
-  launch.threadgroup = {run.threadgroup[0], run.threadgroup[1], run.threadgroup[2]};
-  launch.order = run.order;
+  launch.buffer_count = static_cast<std::int32_t>(arguments.buffers().size());
+  launch.grid = size3(kernel.grid);
+  launch.threadgroup = size3(kernel.threadgroup);
+  launch.order = order;
   launch_kernel(&launch);
 
   Report report;
@@ -181,33 +179,37 @@ Report run(const Kernel& kernel, const std::vector<Input>& inputs, const std::ve
   size_t next_output = 0;
   for (const Buffer& buffer : arguments.buffers()) {
     if (!buffer.is_metadata) report.traffic.push_back(traffic(buffer));
-    if (buffer.is_output) std::memcpy(outputs[next_output++].data, buffer.data, buffer.bytes);
+    if (buffer.is_output) std::memcpy(outputs[next_output++], buffer.data, buffer.bytes);
   }
   return report;
 }
 
-Report run_checked(const Kernel& kernel, const std::vector<Input>& inputs, const std::vector<Output>& outputs,
-                   const Run& how) {
+Report run_emulated(const fast::KernelSource& kernel, const std::vector<Input>& inputs,
+                    const std::vector<void*>& outputs) {
   std::vector<std::vector<char>> shuffled;
-  std::vector<Output> shuffled_outputs = outputs;
-  for (Output& output : shuffled_outputs) {
-    shuffled.emplace_back(output.parameter.size() * size_of(output.parameter.type));
-    output.data = shuffled.back().data();
+  std::vector<void*> shuffled_outputs;
+  for (const fast::ArraySpec& output : kernel.outputs) {
+    shuffled.emplace_back(element_count(output) * size_of(output.type));
+    shuffled_outputs.push_back(shuffled.back().data());
   }
-  Run second = how;
-  second.order = how.order * 2 + 0x5eed;
-  for (const Report& report : {run(kernel, inputs, shuffled_outputs, second)}) {
-    if (!report.error.empty()) throw std::runtime_error(report.error);
-  }
-  Report report = run(kernel, inputs, outputs, how);
-  if (!report.error.empty()) throw std::runtime_error(report.error);
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (std::memcmp(outputs[i].data, shuffled[i].data(), shuffled[i].size()) != 0) {
-      throw std::runtime_error(kernel.name + ": output " + outputs[i].parameter.name +
-                               " depends on the order in which threads run");
+  constexpr std::uint64_t kShuffled = 0x5eed;
+  for (const std::uint64_t order : {kShuffled, std::uint64_t{0}}) {
+    Report report = run(kernel, inputs, order == 0 ? outputs : shuffled_outputs, order);
+    if (report.error.empty() && report.threadgroup_bytes > kernel.shared_bytes) {
+      report.error = kernel.name + ": declares " + std::to_string(kernel.shared_bytes) +
+                     " bytes of shared memory, uses " + std::to_string(report.threadgroup_bytes);
     }
+    if (!report.error.empty()) throw std::runtime_error(report.error);
+    if (order != 0) continue;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (std::memcmp(outputs[i], shuffled[i].data(), shuffled[i].size()) != 0) {
+        throw std::runtime_error(kernel.name + ": output " + kernel.outputs[i].name +
+                                 " depends on the order in which threads run");
+      }
+    }
+    return report;
   }
-  return report;
+  return {};
 }
 
 }  // namespace natten::metal_host

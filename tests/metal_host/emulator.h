@@ -3,62 +3,50 @@
 // every access to shared memory checked. docs/emulator.md says what that shows and what it does not.
 #pragma once
 
-#include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
 
-#include "kernel_text.h"
+#include "fast/kernel_source.h"
 
 namespace natten::metal_host {
 
-using Size3 = std::array<uint32_t, 3>;
-
 struct Input {
-  Parameter parameter;
-  const void* data = nullptr;
-  int64_t bytes = 0;  ///< of the whole allocation that the strides span
-};
-
-struct Output {
-  Parameter parameter;  ///< dense, row-major
-  void* data = nullptr;
+  const void* data = nullptr;         ///< element (0, 0, ...)
+  std::vector<std::int64_t> strides;  ///< in elements, any sign; shape and type are the kernel's ArraySpec
 };
 
 struct Traffic {
   std::string name;
-  int64_t loaded = 0;       ///< bytes of all loads of all threads
-  int64_t loaded_once = 0;  ///< the same, a byte counting once for each threadgroup that loads it
-  int64_t stored = 0;
+  std::int64_t loaded = 0;       ///< bytes of all loads of all threads
+  std::int64_t loaded_once = 0;  ///< the same, a byte counting once for each threadgroup that loads it
+  std::int64_t stored = 0;
 };
 
 struct Report {
   std::string error;             ///< what the kernel did wrong first; empty when it did nothing wrong
   std::vector<Traffic> traffic;  ///< inputs, then outputs
-  int64_t barriers = 0;          ///< threadgroup barriers, over all threadgroups
+  std::int64_t barriers = 0;     ///< threadgroup barriers, over all threadgroups
   int threadgroup_bytes = 0;     ///< of statically declared threadgroup memory
 
-  int64_t loaded() const;
-  int64_t loaded_once() const;
-  int64_t stored() const;
+  std::int64_t loaded() const;
+  std::int64_t loaded_once() const;
+  std::int64_t stored() const;
 };
 
-struct Run {
-  Size3 grid{1, 1, 1};         ///< threads
-  Size3 threadgroup{1, 1, 1};  ///< threads of a group
-  uint64_t order = 0;          ///< 0: threads and groups in ascending order; otherwise the seed of a shuffle
-};
-
-/// One launch. Throws std::runtime_error when the kernel does not compile; what it does wrong is in the report.
-Report run(const Kernel& kernel, const std::vector<Input>& inputs, const std::vector<Output>& outputs, const Run& run);
+/// One launch. `outputs` are dense. `order` 0 runs threads and groups in ascending order, any other is the seed of a
+/// shuffle. Throws std::runtime_error when the kernel does not compile; what it does wrong is in the report.
+Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, const std::vector<void*>& outputs,
+           std::uint64_t order = 0);
 
 /// The launch as a program makes it: twice, in ascending and in shuffled order. Throws std::runtime_error when the
-/// kernel does anything wrong or when the two runs differ in a single bit.
-Report run_checked(const Kernel& kernel, const std::vector<Input>& inputs, const std::vector<Output>& outputs,
-                   const Run& run);
+/// kernel does anything wrong, when the two runs differ in a single bit, or when it uses other than the declared shared
+/// memory.
+Report run_emulated(const fast::KernelSource& kernel, const std::vector<Input>& inputs,
+                    const std::vector<void*>& outputs);
 
 /// Compiles the text with Metal's address spaces as clang address spaces, for syntax and types only. Returns clang's
 /// complaints, empty when it has none. Throws std::runtime_error when there is no clang.
-std::string address_space_complaints(const Kernel& kernel, const std::vector<Parameter>& inputs,
-                                     const std::vector<Parameter>& outputs);
+std::string address_space_complaints(const fast::KernelSource& kernel);
 
 }  // namespace natten::metal_host

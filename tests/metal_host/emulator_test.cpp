@@ -8,32 +8,43 @@
 #include <cstring>
 #include <numeric>
 
+#include "kernel_text.h"
+
 namespace natten::metal_host {
 namespace {
 
-Parameter array(const std::string& name, Scalar type, int32_t size) {
-  return {name, type, {size}, {1}};
-}
+using fast::ElementType;
+using fast::KernelSource;
+
+const char* const kHeader = "using namespace metal;\n";
 
 /// A kernel with one input `x` and one output `y` of `size` elements each; `groups` threadgroups of `threads` threads.
 struct Probe {
   std::string source;
-  std::string header = "using namespace metal;\n";
-  Scalar type = Scalar::float32;
-  int32_t size = 64;
-  uint32_t threads = 64, groups = 1;
-  std::vector<std::pair<std::string, TemplateArgument>> template_arguments = {};
+  std::string header = kHeader;
+  ElementType type = ElementType::float32;
+  int size = 64;
+  int threads = 64, groups = 1;
 
-  Kernel kernel() const { return {"probe", header, source, template_arguments}; }
-
-  template <class T = float>
-  Report operator()(const std::vector<T>& x, std::vector<T>& y, uint64_t order = 0) const {
-    y.assign(size, T{});
-    return run(kernel(), {{array("x", type, size), x.data(), static_cast<int64_t>(sizeof(T)) * size}},
-               {{array("y", type, size), y.data()}}, {{threads * groups, 1, 1}, {threads, 1, 1}, order});
+  KernelSource kernel() const {
+    KernelSource kernel;
+    kernel.name = "probe";
+    kernel.inputs = {{"x", type, {size}}};
+    kernel.outputs = {{"y", type, {size}}};
+    kernel.header = header;
+    kernel.source = source;
+    kernel.grid = {threads * groups, 1, 1};
+    kernel.threadgroup = {threads, 1, 1};
+    return kernel;
   }
 
-  std::string error(uint64_t order = 0) const {
+  template <class T = float>
+  Report operator()(const std::vector<T>& x, std::vector<T>& y, std::uint64_t order = 0) const {
+    y.assign(size, T{});
+    return run(kernel(), {{x.data(), {1}}}, {y.data()}, order);
+  }
+
+  std::string error(std::uint64_t order = 0) const {
     std::vector<float> x(size), y;
     std::iota(x.begin(), x.end(), 1.0f);
     return (*this)(x, y, order).error;
@@ -45,13 +56,7 @@ struct Probe {
 const char* const kIndex = "  uint i = thread_position_in_grid.x;\n";
 
 TEST(Emulator, RunsAKernelAndCountsItsBytes) {
-  const Probe probe{std::string(kIndex) + "  y[i] = T(scale) * x[i] + x[0];\n",
-                    "",
-                    Scalar::float32,
-                    96,
-                    32,
-                    3,
-                    {{"T", Scalar::float32}, {"scale", 3}}};
+  const Probe probe{std::string(kIndex) + "  y[i] = 3 * x[i] + x[0];\n", kHeader, ElementType::float32, 96, 32, 3};
   std::vector<float> x(96), y;
   std::iota(x.begin(), x.end(), 1.0f);
   const Report report = probe(x, y);
@@ -63,45 +68,45 @@ TEST(Emulator, RunsAKernelAndCountsItsBytes) {
 }
 
 TEST(Emulator, CutsTheLastThreadgroupShort) {
-  const Probe probe{"  y[thread_position_in_grid.x] = float(threads_per_threadgroup.x);\n", "", Scalar::float32, 40};
-  std::vector<float> x(40), y(40);
-  const Report report = run(probe.kernel(), {{array("x", Scalar::float32, 40), x.data(), 160}},
-                            {{array("y", Scalar::float32, 40), y.data()}}, {{40, 1, 1}, {32, 1, 1}, 7});
-  EXPECT_EQ(report.error, "");
+  KernelSource kernel = Probe{"  y[thread_position_in_grid.x] = float(threads_per_threadgroup.x);\n"}.kernel();
+  kernel.grid = {40, 1, 1};
+  kernel.threadgroup = {32, 1, 1};
+  kernel.outputs[0].shape = {40};
+  std::vector<float> x(64), y(40);
+  EXPECT_EQ(run(kernel, {{x.data(), {1}}}, {y.data()}, 7).error, "");
   EXPECT_EQ(y[31], 32);
   EXPECT_EQ(y[32], 8);
 }
 
 TEST(Emulator, VectorLoadsAndStoresCountTheirBytes) {
-  for (const Scalar type : {Scalar::float32, Scalar::float16, Scalar::bfloat16}) {
-    const Probe probe{
-        std::string(kIndex) +
-            "  vec<T, 4> v = *(const device vec<T, 4>*)(x + 4 * i);\n  *(device vec<T, 4>*)(y + 4 * i) = v;\n",
-        "using namespace metal;\n",
-        type,
-        64,
-        16,
-        1,
-        {{"T", type}}};
-    std::vector<uint32_t> x(64, 0x3f803f80), y(64);
-    const Report report = run(probe.kernel(), {{array("x", type, 64), x.data(), 64 * size_of(type)}},
-                              {{array("y", type, 64), y.data()}}, {{16, 1, 1}, {16, 1, 1}});
+  const std::pair<ElementType, const char*> types[] = {
+      {ElementType::float32, "float"}, {ElementType::float16, "half"}, {ElementType::bfloat16, "bfloat16_t"}};
+  for (const auto& [type, name] : types) {
+    const Probe probe{std::string(kIndex) +
+                          "  vec<T, 4> v = *(const device vec<T, 4>*)(x + 4 * i);\n"
+                          "  *(device vec<T, 4>*)(y + 4 * i) = v;\n",
+                      std::string(kHeader) + "typedef " + name + " T;\n", type, 64, 16};
+    std::vector<std::uint32_t> x(64, 0x3f803f80), y(64);
+    const std::int64_t bytes = type == ElementType::float32 ? 256 : 128;
+    const Report report = run(probe.kernel(), {{x.data(), {1}}}, {y.data()});
     EXPECT_EQ(report.error, "");
-    EXPECT_EQ(report.loaded(), 64 * size_of(type));
-    EXPECT_EQ(report.stored(), 64 * size_of(type));
-    EXPECT_EQ(std::memcmp(x.data(), y.data(), 64 * size_of(type)), 0);
+    EXPECT_EQ(report.loaded(), bytes);
+    EXPECT_EQ(report.stored(), bytes);
+    EXPECT_EQ(std::memcmp(x.data(), y.data(), bytes), 0);
   }
 }
 
 TEST(Emulator, PassesShapesStridesAndSmallInputsAsMlxDoes) {
-  const Kernel kernel{"strided", "", "  y[0] = x[x_strides[0]] + float(x_shape[1] * 10 + x_ndim);\n", {}};
+  KernelSource kernel =
+      Probe{"  y[0] = x[x_strides[0]] + float(x_shape[1] * 10 + x_ndim);\n", "", ElementType::float32, 1, 1}.kernel();
+  kernel.inputs[0].shape = {2, 3};
   const std::vector<float> x = {1, 2, 3, 4, 5, 6};
   float y = 0;
-  const Input input{{"x", Scalar::float32, {2, 3}, {3, 1}}, x.data(), 24};
-  const Output output{array("y", Scalar::float32, 1), &y};
-  EXPECT_EQ(run(kernel, {input}, {output}, {}).error, "");
+  EXPECT_EQ(run(kernel, {{x.data(), {3, 1}}}, {&y}).error, "");
   EXPECT_EQ(y, 4 + 30 + 2);
-  const std::string text = metal_text(kernel, {input.parameter}, {output.parameter}).text;
+  EXPECT_EQ(run(kernel, {{x.data() + 3, {-3, 1}}}, {&y}).error, "");  // reversed: element (1, 0) lies before (0, 0)
+  EXPECT_EQ(y, 1 + 30 + 2);
+  const std::string text = metal_text(kernel).text;
   EXPECT_HAS(text, "const constant float* x [[buffer(0)]]");
   EXPECT_HAS(text, "const constant int64_t* x_strides [[buffer(2)]]");
   EXPECT_HAS(text, "device float* y [[buffer(4)]]");
@@ -113,7 +118,7 @@ TEST(Emulator, BarriersAndThreadgroupMemory) {
       "  threadgroup_barrier(mem_flags::mem_threadgroup);\n  y[i] = tile[63 - i];\n"};
   std::vector<float> x(64), y;
   std::iota(x.begin(), x.end(), 0.0f);
-  for (const uint64_t order : {0, 1, 2}) {
+  for (const int order : {0, 1, 2}) {
     const Report report = probe(x, y, order);
     EXPECT_EQ(report.error, "");
     EXPECT_EQ(report.threadgroup_bytes, 256);
@@ -130,7 +135,7 @@ TEST(Emulator, SimdGroupOperations) {
       "-1.0f;\n"};
   std::vector<float> x(64), y;
   std::iota(x.begin(), x.end(), 0.0f);
-  for (const uint64_t order : {0, 5}) {
+  for (const int order : {0, 5}) {
     ASSERT_EQ(probe(x, y, order).error, "");
     for (int i = 0; i < 64; ++i) {
       const int first = i / 32 * 32;
@@ -152,6 +157,16 @@ TEST(Catches, DivergentBarrier) {
       "  if (i < 7) {\n    threadgroup_barrier(mem_flags::mem_threadgroup);\n  } else {\n"
       "    threadgroup_barrier(mem_flags::mem_threadgroup);\n  }\n"};
   EXPECT_HAS(elsewhere.error(1), "divergent barrier");
+  const Probe hidden{
+      "  uint i = thread_position_in_grid.x;\n  y[i] = x[i];\n  if (i < 7) {\n    sync();\n    y[i] += 1.0f;\n"
+      "  } else {\n    sync();\n  }\n",
+      std::string(kHeader) + "inline void sync() { threadgroup_barrier(mem_flags::mem_threadgroup); }\n"};
+  EXPECT_HAS(hidden.error(), "divergent barrier");
+  // Compilers like to copy the code behind a condition into its branches; that is no divergence.
+  const Probe fine{
+      "  uint i = thread_position_in_grid.x;\n  float v = x[i];\n  if (i < 7) v += 1.0f;\n"
+      "  threadgroup_barrier(mem_flags::mem_threadgroup);\n  if (i < 7) v *= 2.0f;\n  y[i] = v;\n"};
+  EXPECT_EQ(fine.error(), "");
   const Probe simd{"  uint i = thread_position_in_grid.x;\n  y[i] = i == 40 ? 0.0f : simd_sum(x[i]);\n"};
   EXPECT_HAS(simd.error(), "divergent simd-group operation");
 }
@@ -181,7 +196,7 @@ TEST(Catches, UninitialisedThreadgroupMemory) {
       "  threadgroup float tile[64];\n  uint i = thread_index_in_threadgroup;\n"
       "  if (threadgroup_position_in_grid.x == 0) tile[i] = x[i];\n  y[thread_position_in_grid.x] = tile[i];\n",
       "using namespace metal;\n",
-      Scalar::float32,
+      ElementType::float32,
       128,
       64,
       2};
@@ -207,7 +222,7 @@ TEST(Catches, MissingBarrier) {
 
 TEST(Catches, RacesAndGapsInOutputs) {
   EXPECT_HAS((Probe{"  y[thread_position_in_grid.x / 2] = 1.0f;\n"}.error()), "also written by another thread");
-  const Probe groups{"  y[thread_index_in_threadgroup] = x[0];\n", "", Scalar::float32, 128, 64, 2};
+  const Probe groups{"  y[thread_index_in_threadgroup] = x[0];\n", "", ElementType::float32, 128, 64, 2};
   EXPECT_HAS(groups.error(), "also written by another threadgroup");
   EXPECT_HAS((Probe{std::string(kIndex) + "  if (i != 9) y[i] = x[i];\n"}.error()),
              "byte 36 of output y was never written");
@@ -219,11 +234,9 @@ TEST(Catches, DependenceOnTheOrderOfThreads) {
   const Probe probe{std::string(kIndex) + "  y[i] = float(arrivals()++);\n",
                     "inline int& arrivals() { static int n; return n; }\n"};
   std::vector<float> x(64), y(64);
-  const std::vector<Input> inputs = {{array("x", Scalar::float32, 64), x.data(), 256}};
-  const std::vector<Output> outputs = {{array("y", Scalar::float32, 64), y.data()}};
-  EXPECT_THROW(run_checked(probe.kernel(), inputs, outputs, {{64, 1, 1}, {64, 1, 1}}), std::runtime_error);
+  EXPECT_THROW(run_emulated(probe.kernel(), {{x.data(), {1}}}, {y.data()}), std::runtime_error);
   const Probe plain{std::string(kIndex) + "  y[i] = x[i] + float(i);\n"};
-  EXPECT_EQ(run_checked(plain.kernel(), inputs, outputs, {{64, 1, 1}, {64, 1, 1}}).stored(), 256);
+  EXPECT_EQ(run_emulated(plain.kernel(), {{x.data(), {1}}}, {y.data()}).stored(), 256);
 }
 
 TEST(Catches, TooMuchThreadgroupMemory) {
@@ -240,6 +253,48 @@ TEST(Catches, ArrayIndexBeyondItsBound) {
                     "  float row[4];\n  for (int k = 0; k <= int(x[0]) + 3; ++k) row[k] = x[k];\n"
                     "  y[i] = row[i % 4];\n"};
   EXPECT_HAS(probe.error(), "index 4 out of bounds");
+}
+
+// --- Address spaces ---
+
+TEST(AddressSpaces, AreChecked) {
+  const std::string helper = std::string(kHeader) +
+                             "inline float first(const threadgroup float* p) { return p[0]; }\n"
+                             "template <class T> inline float head(const device T* p) { return float(p[0]); }\n";
+  const std::string body = std::string(kIndex) +
+                           "  alignas(16) threadgroup float tile[64];\n  tile[i] = x[i];\n"
+                           "  threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+                           "  vec<float, 4> v = *(const threadgroup vec<float, 4>*)(tile);\n"
+                           "  y[i] = first(tile) + head(x) + v[1] + v.x;\n";
+  for (const ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
+    Probe right{body, helper, type};
+    if (type != ElementType::float32) right.source = std::string(kIndex) + "  y[i] = decltype(y[i] + y[i])(head(x));\n";
+    if (type == ElementType::float32) {
+      EXPECT_EQ(right.error(), "");
+    }
+    EXPECT_EQ(address_space_complaints(right.kernel()), "");
+  }
+  const auto complaints = [&](const std::string& line) {
+    const Probe probe{std::string(kIndex) + "  alignas(16) threadgroup float tile[64];\n  tile[i] = x[i];\n" + line,
+                      helper};
+    EXPECT_EQ(probe.error().find("out of bounds"), std::string::npos);  // the emulator itself sees nothing
+    return address_space_complaints(probe.kernel());
+  };
+  EXPECT_EQ(complaints("  y[i] = first(tile);\n"), "");
+  EXPECT_HAS(complaints("  y[i] = first(x);\n"), "no matching function");
+  EXPECT_HAS(complaints("  y[i] = head(tile);\n"), "no matching function");
+  EXPECT_HAS(complaints("  const float* p = x;\n  y[i] = p[i];\n"), "cannot initialize");
+  EXPECT_HAS(complaints("  const device float* p = tile;\n  y[i] = p[i];\n"), "cannot initialize");
+}
+
+TEST(AddressSpaces, SmallInputsAreConstant) {
+  // MLX passes an input of fewer than 8 elements in the constant space: a helper that takes `device` only cannot have
+  // it.
+  const std::string helper = std::string(kHeader) + "inline float first(const device float* p) { return p[0]; }\n";
+  const std::string body = "  y[thread_position_in_grid.x] = first(x);\n";
+  EXPECT_EQ(address_space_complaints(Probe{body, helper, ElementType::float32, 8, 8}.kernel()), "");
+  EXPECT_HAS(address_space_complaints(Probe{body, helper, ElementType::float32, 7, 7}.kernel()),
+             "no matching function");
 }
 
 // --- 16-bit floats ---
@@ -272,15 +327,16 @@ TEST(HalfTypes, RoundAsHalf) {
     x.push_back(
         std::ldexp(static_cast<float>(static_cast<int32_t>(state)) / 0x1p31f, static_cast<int>(state % 12) - 6));
   }
-  for (const Scalar type : {Scalar::float16, Scalar::bfloat16}) {
-    const int digits = type == Scalar::float16 ? 11 : 8;
-    const int least = type == Scalar::float16 ? -24 : -133;
-    const double largest = type == Scalar::float16 ? 65504.0 : 3.4e38;
+  for (const ElementType type : {ElementType::float16, ElementType::bfloat16}) {
+    const int digits = type == ElementType::float16 ? 11 : 8;
+    const int least = type == ElementType::float16 ? -24 : -133;
+    const double largest = type == ElementType::float16 ? 65504.0 : 3.4e38;
     const auto round = [&](double value) {
       const double result = rounded(value, digits, least);
       return std::abs(result) > largest ? std::copysign(INFINITY, result) : result;
     };
-    const Probe probe{body, "", Scalar::float32, 4096, 64, 32, {{"T", type}}};
+    const std::string name = type == ElementType::float16 ? "half" : "bfloat";
+    const Probe probe{body, std::string(kHeader) + "typedef " + name + " T;\n", ElementType::float32, 4096, 64, 32};
     std::vector<float> y;
     ASSERT_EQ(probe(x, y).error, "");
     for (int i = 0; i < 4096; i += 2) {
@@ -293,7 +349,7 @@ TEST(HalfTypes, RoundAsHalf) {
 
 TEST(HalfTypes, AllValuesSurviveAConversion) {
   // Widening every half and rounding it back gives the same bits, NaNs aside.
-  const Probe probe{std::string(kIndex) + "  y[i] = half(float(x[i]));\n", "", Scalar::float16, 65536, 1024, 64};
+  const Probe probe{std::string(kIndex) + "  y[i] = half(float(x[i]));\n", "", ElementType::float16, 65536, 1024, 64};
   std::vector<uint16_t> x(65536), y;
   std::iota(x.begin(), x.end(), uint16_t{0});
   ASSERT_EQ(probe(x, y).error, "");
@@ -301,12 +357,11 @@ TEST(HalfTypes, AllValuesSurviveAConversion) {
     const bool is_nan = (i & 0x7fff) > 0x7c00;
     EXPECT_TRUE(is_nan ? (y[i] & 0x7fff) > 0x7c00 : y[i] == x[i]) << i;
   }
-  const Probe brain{std::string(kIndex) + "  y[i] = bfloat(x[i]);\n", "", Scalar::float32, 4, 4, 1};
-  std::vector<float> values = {1.00390625f, 1.01171875f, -0.0f, 3.0e38f}, result(4);
-  const Report report = run({"narrow", "", std::string(kIndex) + "  y[i] = bfloat(x[i]);\n", {}},
-                            {{array("x", Scalar::float32, 4), values.data(), 16}},
-                            {{array("y", Scalar::bfloat16, 4), y.data()}}, {{4, 1, 1}, {4, 1, 1}});
-  ASSERT_EQ(report.error, "");
+  KernelSource narrow =
+      Probe{std::string(kIndex) + "  y[i] = bfloat(x[i]);\n", kHeader, ElementType::float32, 4, 4}.kernel();
+  narrow.outputs[0].type = ElementType::bfloat16;
+  const std::vector<float> values = {1.00390625f, 1.01171875f, -0.0f, 3.0e38f};
+  ASSERT_EQ(run(narrow, {{values.data(), {1}}}, {y.data()}).error, "");
   EXPECT_EQ(y[0], bits_of(1.0f));       // tie to even, down
   EXPECT_EQ(y[1], bits_of(1.015625f));  // tie to even, up
   EXPECT_EQ(y[2], 0x8000);

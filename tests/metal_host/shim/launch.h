@@ -14,6 +14,7 @@ struct Buffer {
   const char* name;
   void* data;
   int64_t bytes;
+  int64_t origin;    ///< byte that the kernel's pointer points to: not 0 when a stride is negative
   bool is_output;    ///< writable; every byte must be written, and none read before
   bool is_metadata;  ///< `<input>_shape`, `<input>_strides`, `<input>_ndim`
 

@@ -11,10 +11,16 @@ typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
 
+#ifdef METAL_HOST_ADDRESS_SPACES
+#include "builtin_types.h"
+#else
 #include "vectors.h"
+#endif
 
 // Not instrumented: these touch the emulator's memory, not the kernel's.
 #define METAL_HOST_PLAIN __attribute__((no_sanitize("thread"), noinline))
+// Inlined, so that the runtime sees which call of the kernel it is that waits.
+#define METAL_HOST_INLINE __attribute__((always_inline)) inline
 
 namespace metal {
 
@@ -145,10 +151,10 @@ inline constexpr mem_flags operator|(mem_flags a, mem_flags b) {
   return mem_flags(int(a) | int(b));
 }
 
-inline void threadgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
+METAL_HOST_INLINE void threadgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
   metal_host_barrier(line, int(flags) & int(mem_flags::mem_threadgroup), int(flags) & int(mem_flags::mem_device));
 }
-inline void simdgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
+METAL_HOST_INLINE void simdgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
   metal_host_simd_barrier(line, int(flags) & int(mem_flags::mem_threadgroup), int(flags) & int(mem_flags::mem_device));
 }
 
@@ -156,7 +162,7 @@ inline void simdgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
 // ---
 
 template <class T>
-METAL_HOST_PLAIN T simd_lane_value(T value, uint lane, int line) {
+METAL_HOST_INLINE T simd_lane_value(T value, uint lane, int line) {
   metal_host_simd_publish(line, &value, sizeof(T));
   metal_host_simd_read(lane, &value, sizeof(T));
   return value;
@@ -165,37 +171,37 @@ METAL_HOST_PLAIN inline uint simd_lane() {
   return metal_host_thread()->thread_index_in_simdgroup;
 }
 template <class T>
-inline T simd_shuffle(T value, ushort lane, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_shuffle(T value, ushort lane, int line = __builtin_LINE()) {
   return simd_lane_value(value, lane, line);
 }
 template <class T>
-inline T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {
   return simd_lane_value(value, lane, line);
 }
 template <class T>
-inline T simd_broadcast_first(T value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_broadcast_first(T value, int line = __builtin_LINE()) {
   return simd_lane_value(value, 0, line);
 }
 template <class T>
-inline T simd_shuffle_xor(T value, ushort mask, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_shuffle_xor(T value, ushort mask, int line = __builtin_LINE()) {
   return simd_lane_value(value, simd_lane() ^ mask, line);
 }
 template <class T>
-inline T simd_shuffle_down(T value, ushort delta, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_shuffle_down(T value, ushort delta, int line = __builtin_LINE()) {
   return simd_lane_value(value, simd_lane() + delta, line);
 }
 template <class T>
-inline T simd_shuffle_up(T value, ushort delta, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_shuffle_up(T value, ushort delta, int line = __builtin_LINE()) {
   return simd_lane_value(value, simd_lane() - delta, line);
 }
 
-/// Butterfly over the lanes that exist: every lane gets the same bits. (Metal does not say in which order it adds.)
+/// Combines the published values of the lanes that exist in a fixed order: every lane gets the same bits. (Metal does
+/// not say in which order it adds.)
 template <class T, class Combine>
-METAL_HOST_PLAIN T simd_reduce(T value, Combine combine, int line) {
+METAL_HOST_PLAIN T simd_combine(Combine combine) {
   const metal_host_thread_attributes& at = *metal_host_thread();
   const uint total = at.threads_per_threadgroup[0] * at.threads_per_threadgroup[1] * at.threads_per_threadgroup[2];
   const uint lanes = min(32u, total - at.simdgroup_index_in_threadgroup * 32u);
-  metal_host_simd_publish(line, &value, sizeof(T));
   T values[32];
   for (uint i = 0; i < lanes; ++i) metal_host_simd_read(i, &values[i], sizeof(T));
   for (uint step = 1; step < lanes; step *= 2) {
@@ -203,39 +209,46 @@ METAL_HOST_PLAIN T simd_reduce(T value, Combine combine, int line) {
   }
   return values[0];
 }
+template <class T, class Combine>
+METAL_HOST_INLINE T simd_reduce(T value, Combine combine, int line) {
+  metal_host_simd_publish(line, &value, sizeof(T));
+  return simd_combine<T>(combine);
+}
 template <class T>
-inline T simd_sum(T value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_sum(T value, int line = __builtin_LINE()) {
   return simd_reduce(
       value, [](T a, T b) { return a + b; }, line);
 }
 template <class T>
-inline T simd_max(T value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_max(T value, int line = __builtin_LINE()) {
   return simd_reduce(
       value, [](T a, T b) { return max(a, b); }, line);
 }
 template <class T>
-inline T simd_min(T value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE T simd_min(T value, int line = __builtin_LINE()) {
   return simd_reduce(
       value, [](T a, T b) { return min(a, b); }, line);
 }
-inline bool simd_any(bool value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE bool simd_any(bool value, int line = __builtin_LINE()) {
   return simd_reduce(
       value, [](bool a, bool b) { return a || b; }, line);
 }
-inline bool simd_all(bool value, int line = __builtin_LINE()) {
+METAL_HOST_INLINE bool simd_all(bool value, int line = __builtin_LINE()) {
   return simd_reduce(
       value, [](bool a, bool b) { return a && b; }, line);
 }
 
 }  // namespace metal
 
+#ifndef METAL_HOST_ADDRESS_SPACES
 namespace metal_host {
 
-METAL_HOST_PLAIN inline metal::uint3 vector(const uint32_t (&x)[3]) {
-  return metal::uint3(x[0], x[1], x[2]);
+using Attributes = metal_host_thread_attributes;
+METAL_HOST_PLAIN inline metal::uint3 vector(const Attributes* at, uint32_t (Attributes::*member)[3]) {
+  return metal::uint3((at->*member)[0], (at->*member)[1], (at->*member)[2]);
 }
-METAL_HOST_PLAIN inline uint vector(const uint32_t& x) {
-  return x;
+METAL_HOST_PLAIN inline uint vector(const Attributes* at, uint32_t Attributes::*member) {
+  return at->*member;
 }
 
 template <class Array, int64_t alignment = alignof(Array)>
@@ -244,6 +257,7 @@ METAL_HOST_PLAIN Array& shared(int id) {
 }
 
 }  // namespace metal_host
+#endif
 
 template <class To, class From>
 inline To as_type(From x) {
@@ -257,12 +271,18 @@ inline To as_type(From x) {
 
 using namespace metal;
 
-// Words of the language. `kernel` stays empty even inside a name's place, so a variable of that name does not compile,
-// as on Metal. Declarations of threadgroup arrays are rewritten before compilation (emulator.cpp).
+// Words of the language. `kernel` stays empty even in a name's place, so a variable of that name does not compile, as
+// on Metal. Declarations of threadgroup arrays are rewritten before compilation (rewrite_shared_arrays).
+#ifdef METAL_HOST_ADDRESS_SPACES
+#define device __attribute__((address_space(1)))
+#define constant __attribute__((address_space(2)))
+#define threadgroup __attribute__((address_space(3)))
+#else
 #define device
 #define constant
-#define thread
 #define threadgroup
+#endif
+#define thread
 #define kernel
 #define vertex
 #define fragment

@@ -24,7 +24,8 @@ enum class State : uint8_t { ready, at_barrier, at_simd, done };
 struct Thread {
   Fiber fiber;
   State state;
-  int line;  // of the kernel's source, where it waits
+  const void* site;  // in the kernel, where it waits
+  int line;          // of the source; a helper function may hide the caller's
   bool orders_threadgroup, orders_device;
   uint32_t simd_operations;  // passed so far: its parity chooses the lane slots
   metal_host_thread_attributes attributes;
@@ -65,8 +66,9 @@ void report(const char* format, ...) {
   abort();  // the scheduler never resumes a group that has failed
 }
 
-void wait(State state, int line, bool orders_threadgroup, bool orders_device) {
+void wait(State state, const void* site, int line, bool orders_threadgroup, bool orders_device) {
   self->state = state;
+  self->site = site;
   self->line = line;
   self->orders_threadgroup = orders_threadgroup;
   self->orders_device = orders_device;
@@ -154,7 +156,7 @@ void arrange(uint32_t* order, uint32_t count) {
 bool release(uint32_t begin, uint32_t end, State state, bool& released) {
   for (uint32_t i = begin; i < end; ++i) {
     if (threads[i].state != state) return true;
-    if (threads[i].line != threads[begin].line) return false;
+    if (threads[i].site != threads[begin].site) return false;
   }
   for (uint32_t i = begin; i < end; ++i) threads[i].state = State::ready;
   released = true;
@@ -325,15 +327,16 @@ const metal_host_thread_attributes* metal_host_thread() {
 }
 
 void* metal_host_argument(int index) {
-  return launch->buffers[index].data;
+  const Buffer& buffer = launch->buffers[index];
+  return static_cast<char*>(buffer.data) + buffer.origin;
 }
 
 void metal_host_barrier(int line, bool orders_threadgroup, bool orders_device) {
-  wait(State::at_barrier, line, orders_threadgroup, orders_device);
+  wait(State::at_barrier, __builtin_return_address(0), line, orders_threadgroup, orders_device);
 }
 
 void metal_host_simd_barrier(int line, bool orders_threadgroup, bool orders_device) {
-  wait(State::at_simd, line, orders_threadgroup, orders_device);
+  wait(State::at_simd, __builtin_return_address(0), line, orders_threadgroup, orders_device);
 }
 
 void metal_host_simd_publish(int line, const void* value, int size) {
@@ -343,7 +346,7 @@ void metal_host_simd_publish(int line, const void* value, int size) {
   const uint32_t turn = ++self->simd_operations & 1;
   unsigned char* slot = simdgroups[at.simdgroup_index_in_threadgroup].slots[turn][at.thread_index_in_simdgroup];
   memcpy(slot, value, size);
-  wait(State::at_simd, line, false, false);
+  wait(State::at_simd, __builtin_return_address(0), line, false, false);
 }
 
 void metal_host_simd_read(uint32_t lane, void* value, int size) {

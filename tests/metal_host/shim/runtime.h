@@ -4,6 +4,12 @@
 
 #include "launch.h"
 
+#ifndef __clang__
+// Two threads that call the same barrier of the kernel must be seen to do so: the compiler must not copy such a call
+// into the branches of a condition before it.
+#pragma GCC optimize("no-thread-jumps")
+#endif
+
 extern "C" {
 
 /// The attributes of the running thread, named as in the Metal Shading Language.
