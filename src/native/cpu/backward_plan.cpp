@@ -68,7 +68,8 @@ std::vector<Tile> make_tiles(const Axis& axis, const AxisGroup& group, const Spa
       if (offset >= lanes) break;
       const int lane = tile.count;
       tile.offset[lane] = static_cast<std::int32_t>(offset);
-      tile.empty_slots[lane] = static_cast<std::int32_t>(slot_of_key(axis, query.place, query.keys.start, query.keys.start));
+      tile.empty_slots[lane] =
+          static_cast<std::int32_t>(slot_of_key(axis, query.place, query.keys.start, query.keys.start));
       tile.bias[lane] = static_cast<std::int32_t>(rpb_index(axis, query.place, query.slot0));
       tile.first_slot = std::min(tile.first_slot, tile.empty_slots[lane]);
       tile.is_shift &= offset == lane;
@@ -91,7 +92,8 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
   std::int64_t tasks = p.batch * p.kv_heads;
   for (int a = 0; a < kAxes; ++a) {
     places[a] = p.axes[a].length / p.axes[a].dilation;
-    most[a] = std::max<std::int64_t>(1, places[a] / std::max<std::int64_t>(2 * p.axes[a].kernel_size, tuning::kLeastPart));
+    most[a] =
+        std::max<std::int64_t>(1, places[a] / std::max<std::int64_t>(2 * p.axes[a].kernel_size, tuning::kLeastPart));
     tasks *= p.axes[a].dilation;
   }
   // The last axis first: a long row does not fit the cache. A row of rank 1 costs its thread nothing else.

@@ -23,8 +23,8 @@ struct AxisGroup {
   struct Query {
     std::int64_t output;  ///< output position
     std::int64_t place;
-    Span keys;             ///< places
-    std::int64_t slot0;    ///< place that slot 0 stands for; before `keys` when the first slots are empty
+    Span keys;           ///< places
+    std::int64_t slot0;  ///< place that slot 0 stands for; before `keys` when the first slots are empty
   };
   std::int64_t first_token, token_step;  ///< token of place p: first_token + p * token_step
   std::int64_t places;
@@ -54,13 +54,13 @@ AxisPart make_part(const AxisGroup& group, const Span& owned, Wanted wanted, boo
 /// Queries in one vector, one per lane, whose keys of any one slot lie within one vector of keys.
 struct Tile {
   static constexpr int kMaxLanes = 16;
-  std::int64_t query;   ///< index of the first, in the group
+  std::int64_t query;  ///< index of the first, in the group
   int count;
-  std::int64_t slot0;   ///< place of slot 0 of the first query
-  int first_slot;       ///< slots before it are empty for all queries
-  bool is_shift;        ///< lane i reads the key i places on: no permutation needed
-  bool is_masked;       ///< some lanes or slots are empty
-  bool one_bias;        ///< all lanes read the same entry of the position bias
+  std::int64_t slot0;                   ///< place of slot 0 of the first query
+  int first_slot;                       ///< slots before it are empty for all queries
+  bool is_shift;                        ///< lane i reads the key i places on: no permutation needed
+  bool is_masked;                       ///< some lanes or slots are empty
+  bool one_bias;                        ///< all lanes read the same entry of the position bias
   std::int32_t offset[kMaxLanes];       ///< of slot 0 from the first query's
   std::int32_t empty_slots[kMaxLanes];  ///< slots below are empty; all of them in unused lanes
   std::int32_t bias[kMaxLanes];         ///< entry of slot 0

@@ -65,13 +65,13 @@ HWY_INLINE TileVec load_keys(const float* from, TileIndices indices) {
 
 /// Operands of one call: `rows` rows of queries, some consecutive slots of one row of keys.
 struct TileCall {
-  const float* keys;              ///< transposed [channel][pitch], at the first slot of the first query
+  const float* keys;  ///< transposed [channel][pitch], at the first slot of the first query
   std::int64_t pitch;
   std::int64_t channels;
-  const std::int32_t* offsets;    ///< Tile::offset
-  float* const* queries;          ///< of every row, transposed [channel][lane]
-  float* scores;                  ///< [row][slot][lane], at the first slot
-  std::int64_t score_row;         ///< floats from row to row of `scores`
+  const std::int32_t* offsets;  ///< Tile::offset
+  float* const* queries;        ///< of every row, transposed [channel][lane]
+  float* scores;                ///< [row][slot][lane], at the first slot
+  std::int64_t score_row;       ///< floats from row to row of `scores`
 };
 
 /// scores[row][slot] = sum over channels of query * key
@@ -139,11 +139,12 @@ void add_keys_tile(const TileCall& call) {
 
 /// Operands of add_queries_tile.
 struct KeysCall {
-  const float* scores;          ///< [row][slot][lane], at the first slot
+  const float* scores;  ///< [row][slot][lane], at the first slot
   std::int64_t score_row;
-  const float* const* queries;  ///< of every row, [query][channel pitch], at the first channel
+  const float* const* queries;  ///< of every row, [query][channel pitch]
+  std::int64_t channel;         ///< the first of `queries`, which `keys` already points to
   std::int64_t rows;
-  float* keys;                  ///< [place][channel pitch], at the first query's first slot
+  float* keys;  ///< [place][channel pitch], at the first query's first slot
   std::int64_t pitch;
   const std::int32_t* offsets;  ///< Tile::offset
   int count;                    ///< queries
@@ -176,7 +177,8 @@ void add_queries_tile(const KeysCall& call) {
     for (std::int64_t r = 0; r < call.rows; ++r, scores += call.score_row) {
       TileVec query[kVecs];
       NATTEN_UNROLL
-      for (int v = 0; v < kVecs; ++v) query[v] = hn::Load(d, call.queries[r] + q * call.pitch + v * kLanes);
+      for (int v = 0; v < kVecs; ++v)
+        query[v] = hn::Load(d, call.queries[r] + q * call.pitch + call.channel + v * kLanes);
       NATTEN_UNROLL
       for (int s = 0; s < kSlots; ++s) {
         TileVec score = hn::Set(d, scores[s * kLanes]);

@@ -43,6 +43,9 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
 /// dk like key, dv like value.
 void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
                                   const Tensor& dv);
+/// All of the above from one sweep, which computes the logits once instead of twice.
+void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb,
+                        const Tensor& dk, const Tensor& dv);
 
 // Split form. logits, attn and their gradients are [B, O0, O1, O2, Hq, K0*K1*K2]. Slots and empty slots: SEMANTICS in
 // docs/; empty slots of `logits` are -inf, of `dattn` 0, and the values of `attn` and `dlogits` there are ignored.

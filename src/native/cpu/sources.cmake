@@ -3,6 +3,9 @@ set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
   ${NATTEN_CPU_DIR}/backward.cpp
+  ${NATTEN_CPU_DIR}/backward_pass.cpp
+  ${NATTEN_CPU_DIR}/backward_plan.cpp
+  ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
   ${NATTEN_CPU_DIR}/delta.cpp
   ${NATTEN_CPU_DIR}/forward.cpp
@@ -42,7 +45,7 @@ if(NOT TARGET hwy::hwy)
 endif()
 find_package(Threads REQUIRED)
 
-target_include_directories(natten_cpu PUBLIC ${NATTEN_CPU_DIR}/../..)
+target_include_directories(natten_cpu PUBLIC $<BUILD_INTERFACE:${NATTEN_CPU_DIR}/../..>)
 target_compile_features(natten_cpu PUBLIC cxx_std_20)
 target_link_libraries(natten_cpu PUBLIC hwy::hwy Threads::Threads)
 set_target_properties(natten_cpu PROPERTIES POSITION_INDEPENDENT_CODE ON)

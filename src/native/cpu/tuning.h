@@ -13,4 +13,17 @@ inline constexpr int kGenericItem = 64;
 /// Work items over which the gradient of the position bias is summed separately, all heads together.
 inline constexpr int kBiasGradientParts = 64;
 
+/// Backward pass, tiled kernel. Tasks a pass is cut into where it can be, and the least places of a part: every part
+/// computes the logits of the pairs that cross its border a second time.
+inline constexpr int kLeastTasks = 16;
+inline constexpr int kLeastPart = 8;
+/// Longest row (places of the last axis) that one task packs.
+inline constexpr int kLongestRow = 512;
+/// Rows of keys between two passes over the packed queries, and the memory these rows may take.
+inline constexpr int kKeyBlockRows = 4;
+inline constexpr int kKeyBlockBytes = 512 << 10;
+/// Slots of a row of scores, and bytes of all scores at a time, of which there are two kinds.
+inline constexpr int kSlotBlock = 64;
+inline constexpr int kScoreBytes = 16 << 10;
+
 }  // namespace natten::cpu::tuning
