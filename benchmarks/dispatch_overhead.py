@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import mlx.core as mx
+
 import natten_mlx
 
 

@@ -20,6 +20,7 @@ def peak_mib() -> float:
 def measure(args: argparse.Namespace) -> None:
     """Prints by how many MiB one call raises the highest resident size of this process."""
     import mlx.core as mx
+
     import natten_mlx
 
     natten_mlx.set_backend(args.tier)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import mlx.core as mx
+
 import natten_mlx
 
 

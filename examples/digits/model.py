@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+
 import natten_mlx
 
 

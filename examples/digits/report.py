@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
 from model import DigitClassifier
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import natten_mlx
 import numpy as np
-from model import DigitClassifier
-from report import write_report
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+import natten_mlx
+from model import DigitClassifier
+from report import write_report
 
 
 def load() -> list[np.ndarray]:

@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return int(args.run(args))
-    except BrokenPipeError:  # `natten-mlx matrix | head`
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `natten-mlx matrix | head`: without a traceback, also from the interpreter's last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except ValueError as error:  # InputError, and the library's own verdict on the arguments
         print(f"natten-mlx {args.command}: error: {error}", file=sys.stderr)
         return 2

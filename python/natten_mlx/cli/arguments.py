@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def add_neighborhood(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def neighborhood(args: argparse.Namespace) -> dict[str, object]:
+def neighborhood(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `na1d`, `na2d`, `na3d` that `add_neighborhood` read."""
     return {
         "kernel_size": per_axis(args.kernel_size),

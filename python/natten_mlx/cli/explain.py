@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from natten_mlx.cli import InputError
 from natten_mlx.cli.arguments import DTYPES, add_neighborhood, integers, neighborhood
@@ -36,8 +37,12 @@ def run(args: argparse.Namespace) -> int:
     if len(query) != len(layout):
         raise InputError(f"--shape of {args.function} is {','.join(layout)}: {len(layout)} values, got {len(query)}")
     *outer, heads, head_dim = query
-    key = (*outer, heads if args.kv_heads is None else args.kv_heads, head_dim)
-    value = (*key[:-1], head_dim if args.value_dim is None else args.value_dim)
+    kv_heads = heads if args.kv_heads is None else args.kv_heads
+    key = (*outer, kv_heads, head_dim)
+    value = (*outer, kv_heads, head_dim if args.value_dim is None else args.value_dim)
+    if args.op == "av":  # its first argument is attn, with one weight per slot of the window
+        kernel = args.kernel_size
+        query = (*outer, heads, math.prod(kernel) if len(kernel) > 1 else kernel[0] ** len(outer[1:]))
     if args.tier is not None:
         natten_mlx.set_backend(args.tier)
     dtype = getattr(mx, args.dtype)
