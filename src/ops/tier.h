@@ -19,7 +19,7 @@ namespace mx = mlx::core;
 /// Why a tier cannot serve a call; nothing when it can.
 using Objection = std::optional<std::string>;
 
-/// Differentiable inputs of Op::attention; Op::qk uses query, key and rpb.
+/// Inputs of Op::attention. rpb is float32 (float64 where the call sums in float64), lengths int32 [B, 3].
 struct AttentionInputs {
   mx::array query;
   mx::array key;
@@ -42,6 +42,9 @@ struct Tier {
   /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed.
   std::function<Objection(const Problem&)> supports;
   std::function<KernelChoice(const Problem&)> choice;
+
+  /// The forward never stores the attention matrix.
+  bool is_fused = false;
 
   /// When set, MLX differentiates and maps what the functions below return (the pure tier), and backwards are unused.
   bool differentiated_by_mlx = false;
@@ -67,9 +70,10 @@ struct Tier {
                                        const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
                                        const mx::array& dlogits, mx::Stream)>
       qk_backward_query;
-  /// ... -> dk
+  /// (query, key, rpb?, lengths?, dlogits) -> dk
   std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
-                          const std::optional<mx::array>& lengths, const mx::array& dlogits, mx::Stream)>
+                          const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
+                          const mx::array& dlogits, mx::Stream)>
       qk_backward_key;
   /// (attn, value, lengths?) -> out
   std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
@@ -79,7 +83,7 @@ struct Tier {
   std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
                           const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
       av_backward_attn;
-  /// ... -> dv
+  /// (attn, value, lengths?, dout) -> dv
   std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
                           const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
       av_backward_value;

@@ -1,0 +1,43 @@
+# The library: NattenMLX::natten, also for other CMake projects through find_package(NattenMLX).
+add_library(natten STATIC)
+add_library(NattenMLX::natten ALIAS natten)
+target_sources(
+  natten
+  PRIVATE src/ops/attention.cpp
+          src/ops/canonical.cpp
+          src/ops/differentiable.cpp
+          src/ops/fold.cpp
+          src/ops/operations.cpp
+          src/ops/registry.cpp
+          src/ops/support.cpp
+          src/ops/validate.cpp
+          src/pure/attention.cpp
+          src/pure/blocks.cpp
+          src/pure/padding.cpp
+          src/pure/pin.cpp
+          src/pure/windows.cpp
+          src/native/tier.cpp
+          src/fast/tier.cpp)
+target_include_directories(
+  natten
+  PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+  PRIVATE src)
+target_compile_features(natten PUBLIC cxx_std_20)
+target_compile_options(natten PRIVATE -Wall -Wextra)
+target_link_libraries(natten PUBLIC mlx PRIVATE $<BUILD_INTERFACE:natten_cpu>)
+
+if(NOT SKBUILD)
+  # The CPU kernels travel inside the installed archive's package, as a target that users do not name.
+  include(CMakePackageConfigHelpers)
+  install(TARGETS natten natten_cpu EXPORT NattenMLXTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(DIRECTORY include/natten DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(
+    EXPORT NattenMLXTargets
+    NAMESPACE NattenMLX::
+    DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/NattenMLX)
+  configure_package_config_file(cmake/NattenMLXConfig.cmake.in ${PROJECT_BINARY_DIR}/NattenMLXConfig.cmake
+                                INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/NattenMLX)
+  write_basic_package_version_file(${PROJECT_BINARY_DIR}/NattenMLXConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${PROJECT_BINARY_DIR}/NattenMLXConfig.cmake ${PROJECT_BINARY_DIR}/NattenMLXConfigVersion.cmake
+          DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/NattenMLX)
+endif()

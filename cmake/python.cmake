@@ -1,0 +1,32 @@
+# The extension natten_mlx._ext. It shares mx.array with mlx.core, so nanobind's version and domain are MLX's.
+if(NOT nanobind_ROOT)
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
+    OUTPUT_VARIABLE nanobind_ROOT
+    OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+endif()
+find_package(nanobind 3.1 CONFIG REQUIRED)
+nanobind_add_module(
+  _ext
+  NB_STATIC
+  NB_DOMAIN
+  mlx
+  python/bindings/arguments.cpp
+  python/bindings/external_tier.cpp
+  python/bindings/module.cpp)
+target_include_directories(_ext PRIVATE src)
+target_link_libraries(_ext PRIVATE natten)
+target_compile_options(_ext PRIVATE -Wall -Wextra)
+if(APPLE)
+  set(NATTEN_ORIGIN "@loader_path")
+else()
+  set(NATTEN_ORIGIN "$ORIGIN")
+endif()
+if(SKBUILD)
+  # libmlx comes from the mlx package next to ours; the build tree's path must not get into a wheel.
+  set_target_properties(_ext PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${NATTEN_ORIGIN}/../mlx/lib")
+  install(TARGETS _ext LIBRARY DESTINATION natten_mlx)
+else()
+  # Importable from the source tree: PYTHONPATH=python.
+  set_target_properties(_ext PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_SOURCE_DIR}/python/natten_mlx)
+endif()

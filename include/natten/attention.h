@@ -1,0 +1,62 @@
+// Neighborhood attention on MLX arrays.
+//
+// Arrays are heads last: [B, L, H, D], [B, H, W, heads, D] or [B, D, H, W, heads, D]; the rank is read off the query.
+// Wrong arguments throw std::invalid_argument before any graph node is made. Every function is lazy, differentiable
+// with respect to each floating array, and may be traced by compile and vmap.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx/utils.h"
+#include "natten/neighborhood.h"
+
+namespace natten {
+
+namespace mx = mlx::core;
+
+struct AttentionOptions {
+  std::optional<double> scale;                 ///< of the logits; default D^-0.5
+  std::optional<mx::array> additional_keys;    ///< [B, N, Hkv, D], attended by every query besides its window
+  std::optional<mx::array> additional_values;  ///< [B, N, Hkv, Dv]
+  std::optional<mx::array> rpb;                ///< relative position bias [Hq, 2*K-1, ...], added to the logits
+  std::optional<mx::array> lengths;            ///< int32 or int64 [B] (1-D) or [B, rank]: tokens of each padded sample
+  mx::StreamOrDevice stream = {};
+};
+
+struct AttentionResult {
+  mx::array out;  ///< [B, ceil(L/s)..., Hq, Dv], dtype of query
+  mx::array lse;  ///< [B, ceil(L/s)..., Hq]: natural log of the sum of exponentials, float32 (float64 for float64)
+};
+
+/// softmax(scale * query.key + rpb) . value over the neighborhood of each query.
+AttentionResult attention(const mx::array& query, const mx::array& key, const mx::array& value,
+                          const Neighborhood& neighborhood, const AttentionOptions& options = {});
+
+struct QkOptions {
+  std::optional<double> scale;
+  std::optional<mx::array> rpb;
+  std::optional<mx::array> lengths;
+  mx::StreamOrDevice stream = {};
+};
+
+/// Logits [B, ceil(L/s)..., Hq, prod(K)]; slots row-major, empty (causal) slots -inf.
+mx::array qk(const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
+             const QkOptions& options = {});
+
+struct AvOptions {
+  std::optional<mx::array> lengths;
+  mx::StreamOrDevice stream = {};
+};
+
+/// Weighted sum of values, [B, ceil(L/s)..., Hq, Dv], for weights laid out like the logits of `qk`.
+mx::array av(const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
+             const AvOptions& options = {});
+
+/// Joins partial attentions over disjoint key sets (two or more, equal shapes) into the attention over their union.
+/// out has outputs[0]'s dtype. Where every lse is -inf: out 0, lse -inf.
+AttentionResult merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors,
+                      mx::StreamOrDevice stream = {});
+
+}  // namespace natten

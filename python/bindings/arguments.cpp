@@ -1,0 +1,128 @@
+#include "arguments.h"
+
+#include <nanobind/stl/string.h>
+
+#include <nanobind/stl/string.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace natten::bindings {
+
+namespace {
+
+std::string type_of(nb::handle object) {
+  return nb::cast<std::string>(nb::object(object.type().attr("__name__")));
+}
+
+std::string text_of(nb::handle object) {
+  return nb::cast<std::string>(nb::repr(object));
+}
+
+bool is_bool(nb::handle object) {
+  // numpy.bool_ up to numpy 1, numpy.bool from 2 on; both compare equal to a Python bool.
+  return PyBool_Check(object.ptr()) || (type_of(object).rfind("bool", 0) == 0 && PyObject_CheckBuffer(object.ptr()));
+}
+
+std::int64_t to_integer(const Caller& caller, const char* name, nb::handle object) {
+  if (is_bool(object) || !PyIndex_Check(object.ptr())) {
+    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  const nb::object index = nb::steal(PyNumber_Index(object.ptr()));
+  if (!index.is_valid()) {
+    PyErr_Clear();
+    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow < 0) fail(caller, std::string(name) + " values must be positive, got " + text_of(object));
+  if (overflow > 0) fail(caller, std::string(name) + " values must be int of at most 64 bits, got " + text_of(object));
+  return value;
+}
+
+bool to_bool(const Caller& caller, const char* name, nb::handle object) {
+  if (!is_bool(object)) {
+    fail(caller, std::string(name) + " values must be bool, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
+}
+
+// A scalar is what `is_scalar` says; anything else must be a sequence of scalars.
+template <class T, class Convert>
+PerAxis<T> to_per_axis(const Caller& caller, const char* name, const char* type, nb::handle object, bool is_scalar,
+                       Convert convert) {
+  if (is_scalar) return PerAxis<T>(convert(object));
+  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr())) {
+    fail(caller, std::string(name) + " values must be " + type + " or a sequence of " + type + ", got " +
+                     text_of(object) + " (" + type_of(object) + ")");
+  }
+  std::vector<T> values;
+  for (nb::handle item : nb::borrow(object)) values.push_back(convert(item));
+  return PerAxis<T>(std::move(values));
+}
+
+}  // namespace
+
+const mx::array& to_array(const Caller& caller, const char* name, nb::handle object) {
+  if (!nb::isinstance<mx::array>(object)) {
+    fail(caller, std::string(name) + " must be an mlx.core.array, got " + type_of(object));
+  }
+  return *nb::inst_ptr<mx::array>(object);
+}
+
+std::optional<mx::array> to_optional_array(const Caller& caller, const char* name, nb::handle object) {
+  return object.is_none() ? std::nullopt : std::optional<mx::array>(to_array(caller, name, object));
+}
+
+PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::handle object) {
+  // A numpy array with axes answers to __index__ only when it has one element; it is a sequence all the same.
+  const bool is_scalar = is_bool(object) || (PyIndex_Check(object.ptr()) && !PySequence_Check(object.ptr()));
+  return to_per_axis<std::int64_t>(caller, name, "int", object, is_scalar,
+                                   [&](nb::handle item) { return to_integer(caller, name, item); });
+}
+
+PerAxis<bool> to_bools(const Caller& caller, const char* name, nb::handle object) {
+  return to_per_axis<bool>(caller, name, "bool", object, is_bool(object),
+                           [&](nb::handle item) { return to_bool(caller, name, item); });
+}
+
+Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
+                             nb::handle is_causal, nb::handle gna_stride) {
+  return {to_integers(caller, "kernel_size", kernel_size), to_integers(caller, "stride", stride),
+          to_integers(caller, "dilation", dilation), to_bools(caller, "is_causal", is_causal),
+          to_integers(caller, "gna_stride", gna_stride)};
+}
+
+std::optional<double> to_scale(const Caller& caller, nb::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    fail(caller, "scale must be a number or None, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  return value;
+}
+
+mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object) {
+  if (object.is_none()) return {};
+  if (nb::isinstance<mx::Stream>(object)) return nb::cast<mx::Stream>(object);
+  if (nb::isinstance<mx::Device>(object)) return nb::cast<mx::Device>(object);
+  if (nb::isinstance<mx::Device::DeviceType>(object)) return nb::cast<mx::Device::DeviceType>(object);
+  if (nb::isinstance<mx::ThreadLocalStream>(object)) return nb::cast<mx::ThreadLocalStream>(object);
+  fail(caller, "stream must be None, an mlx.core.Stream or an mlx.core.Device, got " + type_of(object));
+}
+
+mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object) {
+  const PerAxis<std::int64_t> values = to_integers(caller, name, object);
+  mx::Shape shape;
+  for (std::size_t axis = 0; axis < values.size(); ++axis) {
+    if (values[axis] < 0 || values[axis] > std::numeric_limits<mx::ShapeElem>::max()) {
+      fail(caller, std::string(name) + " must hold dimensions from 0 to 2^31 - 1, got " + text_of(object));
+    }
+    shape.push_back(static_cast<mx::ShapeElem>(values[axis]));
+  }
+  return shape;
+}
+
+}  // namespace natten::bindings

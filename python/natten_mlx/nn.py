@@ -1,0 +1,178 @@
+"""Neighborhood attention as modules: projections around the operations of natten_mlx.functional."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from natten_mlx import _ext, functional
+from natten_mlx.functional import Bools, Ints
+
+_RPB_DEVIATION = 0.02
+
+
+class _NeighborhoodAttention(nn.Module):
+    """What the modules of every rank share. Subclasses set `rank`.
+
+    No attribute that holds parameters may begin with an underscore: mlx.nn.Module does not list those.
+    """
+
+    rank: int
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        *,
+        gna_stride: Ints = 1,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        for label, count in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"[{name}] {label} must be positive, got {count!r}")
+        if embed_dim % num_heads:
+            raise ValueError(f"[{name}] embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+        if num_heads % num_kv_heads:
+            raise ValueError(f"[{name}] num_heads must be divisible by num_kv_heads, got {num_heads} and {num_kv_heads}")
+        for label, rate in (("attn_drop", attn_drop), ("proj_drop", proj_drop)):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"[{name}] {label} must be in [0, 1), got {rate!r}")
+        _ext.check_neighborhood(name, self.rank, kernel_size, stride, dilation, is_causal, gna_stride)
+
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.dilation = dilation
+        self.is_causal = is_causal
+        self.gna_stride = gna_stride
+        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+
+        if num_kv_heads == num_heads:
+            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        else:
+            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+            self.kv_proj = nn.Linear(embed_dim, 2 * num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.attn_drop_rate = attn_drop
+        if rel_pos_bias:
+            sizes = [kernel_size] * self.rank if isinstance(kernel_size, int) else list(kernel_size)
+            shape = [num_heads, *(2 * int(k) - 1 for k in sizes)]
+            self.rpb = _RPB_DEVIATION * mx.random.truncated_normal(-2.0, 2.0, shape)
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [B, spatial..., C] -> query [.., heads, head_dim], key and value [.., kv_heads, head_dim]."""
+        if "qkv" in self:
+            packed = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+            return packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :]
+        query = self.q_proj(x).reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        packed = self.kv_proj(x).reshape(*x.shape[:-1], 2, self.num_kv_heads, self.head_dim)
+        return query, packed[..., 0, :, :], packed[..., 1, :, :]
+
+    def _attend(self, query: mx.array, key: mx.array, value: mx.array, lengths: mx.array | None) -> mx.array:
+        options: dict[str, Any] = {
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "is_causal": self.is_causal,
+            "gna_stride": self.gna_stride,
+            "lengths": lengths,
+        }
+        rpb = self.rpb if "rpb" in self else None
+        name = f"na{self.rank}d"
+        if self.training and self.attn_drop_rate > 0:
+            # Dropout acts on the attention weights, which only the split form has.
+            qk, av = getattr(functional, name + "_qk"), getattr(functional, name + "_av")
+            logits = qk(query, key, self.kernel_size, scale=self.scale, rpb=rpb, **options)
+            weights = self.attn_drop(mx.softmax(logits, axis=-1, precise=True))
+            return av(weights, value, self.kernel_size, **options)
+        attention = getattr(functional, name)
+        return attention(query, key, value, self.kernel_size, scale=self.scale, rpb=rpb, **options)
+
+    def _forward(self, x: mx.array, lengths: mx.array | None, lengths_name: str) -> mx.array:
+        name = type(self).__name__
+        if x.ndim != self.rank + 2:
+            layout = {1: "[B, L, C]", 2: "[B, H, W, C]", 3: "[B, D, H, W, C]"}[self.rank]
+            raise ValueError(f"[{name}] Expected input shape {layout}, got {x.shape}")
+        if x.shape[-1] != self.embed_dim:
+            raise ValueError(f"[{name}] channel dim must be embed_dim = {self.embed_dim}, got {x.shape[-1]}")
+        if lengths is None:
+            return self.proj_drop(self.proj(self._merge_heads(self._attend(*self._project(x), None))))
+        tokens, queries = _ext.padding_masks(
+            name, self.rank, x.shape[:-1], lengths, lengths_name, self.kernel_size, self.stride, self.dilation
+        )
+        # The padding is replaced before the projections too: its NaN would reach their gradients through 0 * NaN.
+        x = mx.where(tokens[..., None], x, mx.zeros_like(x))
+        out = self.proj(self._merge_heads(self._attend(*self._project(x), lengths)))
+        return self.proj_drop(mx.where(queries[..., None], out, mx.zeros_like(out)))
+
+    def _merge_heads(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:-2], self.embed_dim)
+
+    def _extra_repr(self) -> str:
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}, gna_stride={self.gna_stride}, rel_pos_bias={'rpb' in self}"
+        )
+
+
+_ARGUMENTS = """
+    Args:
+        embed_dim: Channels C, divisible by num_heads.
+        num_heads: Query heads.
+        kernel_size, stride, dilation, is_causal, gna_stride: See natten_mlx.{name}.
+        num_kv_heads: Key/value heads, a divisor of num_heads; default num_heads.
+        qkv_bias: Whether the input projections have a bias.
+        qk_scale: Of the logits; default head_dim ** -0.5.
+        attn_drop, proj_drop: Dropout of attention weights and of the output, in training only.
+        rel_pos_bias: Whether to learn a relative position bias.
+
+    Parameters: `qkv` and `proj` (weight, bias), the rows of qkv ordered (3, heads, head_dim); with fewer key/value
+    heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; `rpb` [heads, 2K-1 per axis].
+
+    Raises:
+        ValueError: arguments that do not fit.
+    """
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    __doc__ = "Neighborhood attention over [B, L, C], optionally padded.\n" + _ARGUMENTS.format(name="na1d")
+    rank = 1
+
+    def __call__(self, x: mx.array, seq_lens: mx.array | None = None) -> mx.array:
+        """x [B, L, C] -> [B, ceil(L / stride), C]; seq_lens [B] int32 or int64: zeros past them."""
+        return self._forward(x, seq_lens, "seq_lens")
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    __doc__ = "Neighborhood attention over [B, H, W, C], optionally padded.\n" + _ARGUMENTS.format(name="na2d")
+    rank = 2
+
+    def __call__(self, x: mx.array, spatial_sizes: mx.array | None = None) -> mx.array:
+        """x [B, H, W, C] -> [B, out..., C]; spatial_sizes [B, 2] int32 or int64: zeros past them."""
+        return self._forward(x, spatial_sizes, "spatial_sizes")
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    __doc__ = "Neighborhood attention over [B, D, H, W, C], optionally padded.\n" + _ARGUMENTS.format(name="na3d")
+    rank = 3
+
+    def __call__(self, x: mx.array, spatial_sizes: mx.array | None = None) -> mx.array:
+        """x [B, D, H, W, C] -> [B, out..., C]; spatial_sizes [B, 3] int32 or int64: zeros past them."""
+        return self._forward(x, spatial_sizes, "spatial_sizes")

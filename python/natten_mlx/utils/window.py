@@ -1,0 +1,60 @@
+"""Window arithmetic on the host: integers in, integers out, elementwise on numpy arrays.
+
+For the query at `index` of an axis, not causal and without strides. `neighborhood_size` is kernel_size // 2; it is
+accepted for programs written for NATTEN and must agree.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from natten_mlx import _ext
+
+_starts = np.vectorize(_ext.window_start, otypes=[np.int64, np.int64])
+
+
+def _check_neighborhood(kernel_size: Any, neighborhood_size: Any) -> None:
+    if np.any(np.asarray(neighborhood_size) != np.asarray(kernel_size) // 2):
+        raise ValueError(
+            f"[window] neighborhood_size must be kernel_size // 2 = {np.asarray(kernel_size) // 2}, got {neighborhood_size}"
+        )
+
+
+def _plain(values: Any) -> Any:
+    return int(values) if np.ndim(values) == 0 else values
+
+
+def get_window_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: Any, dilation: Any) -> Any:
+    """First key that the query at `index` attends.
+
+    Raises:
+        ValueError: an index outside the axis, a window that does not fit it, a wrong neighborhood_size.
+    """
+    _check_neighborhood(kernel_size, neighborhood_size)
+    return _plain(_starts(index, length, kernel_size, dilation)[0])
+
+
+def get_window_end(start_index: Any, length: Any, kernel_size: Any, dilation: Any) -> Any:
+    """min(length, start_index + kernel_size * dilation): keys are start, start + dilation, ... below it."""
+    return _plain(np.minimum(length, np.asarray(start_index) + np.asarray(kernel_size) * np.asarray(dilation)))
+
+
+def get_pb_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: Any, dilation: Any) -> Any:
+    """First index into the axis of the relative position bias (of 2 * kernel_size - 1 entries).
+
+    Raises:
+        ValueError: see get_window_start.
+    """
+    _check_neighborhood(kernel_size, neighborhood_size)
+    return _plain(_starts(index, length, kernel_size, dilation)[1])
+
+
+def compute_window_start_end(query_positions: Any, length: Any, kernel_size: Any, dilation: Any) -> tuple[Any, Any]:
+    """(starts, ends) of the windows of several queries."""
+    starts = _starts(query_positions, length, kernel_size, dilation)[0]
+    return _plain(starts), get_window_end(starts, length, kernel_size, dilation)
+
+
+def compute_pb_start(query_positions: Any, length: Any, kernel_size: Any, dilation: Any) -> Any:
+    """First bias indices of several queries."""
+    return _plain(_starts(query_positions, length, kernel_size, dilation)[1])

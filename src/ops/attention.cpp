@@ -1,0 +1,146 @@
+// The way of a call: validate, canonicalise, choose a tier, run it, join additional tokens.
+#include "natten/attention.h"
+
+#include <algorithm>
+
+#include "mlx/ops.h"
+#include "ops/canonical.h"
+#include "ops/entry.h"
+#include "ops/registry.h"
+#include "pure/padding.h"
+#include "pure/pure.h"
+
+namespace natten {
+
+namespace {
+
+std::optional<Spec> spec(const std::optional<mx::array>& a) {
+  return a ? std::optional<Spec>(*a) : std::nullopt;
+}
+
+// The rank is read off the query; 1, 2 or 3 where that has no such meaning, for validation to say so.
+Caller caller_of(const mx::array& query, const char* suffix) {
+  const int rank = std::clamp(static_cast<int>(query.ndim()) - 3, 1, kAxes);
+  return {"na" + std::to_string(rank) + "d" + suffix, rank};
+}
+
+bool is_float64(const Problem& p) {
+  return p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
+}
+
+mx::Dtype sum_type(const Problem& p) {
+  return is_float64(p) ? mx::float64 : mx::float32;
+}
+
+mx::Shape result_shape(const Problem& p, std::optional<std::int64_t> last) {
+  mx::Shape shape{static_cast<int>(p.batch)};
+  for (int axis = kAxes - p.rank; axis < kAxes; ++axis) {
+    shape.push_back(static_cast<int>(output_length(p.axes[axis].length, p.axes[axis].stride)));
+  }
+  shape.push_back(static_cast<int>(p.heads));
+  if (last) shape.push_back(static_cast<int>(*last));
+  return shape;
+}
+
+std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
+                                         const std::optional<mx::array>& lengths, mx::Stream s) {
+  if (!lengths) return std::nullopt;
+  validate_length_values(caller, p, *lengths);
+  return canonical_lengths(*lengths, p.rank, s);
+}
+
+std::optional<mx::array> wide_rpb(const Problem& p, const std::optional<mx::array>& rpb, mx::Stream s) {
+  return rpb ? std::optional(canonical_rpb(*rpb, p.rank, sum_type(p), s)) : std::nullopt;
+}
+
+// Softmax is joint over window and additional tokens: two attentions, merged in the type of the sums.
+std::pair<mx::array, mx::array> with_additional(const Caller& caller, Problem p, AttentionInputs inputs,
+                                                const mx::array& keys, const mx::array& values, mx::Stream s) {
+  const mx::Dtype out_type = inputs.query.dtype(), type = sum_type(p);
+  for (mx::array* a : {&inputs.query, &inputs.key, &inputs.value}) *a = mx::astype(*a, type, s);
+  p.query_type = p.key_type = p.value_type = float_type(type);
+  const auto [window_out, window_lse] = run_attention(choose_tier(caller, p), p, inputs, s);
+  const auto [dense_out, dense_lse] =
+      pure::dense_attention(p, inputs.query, mx::astype(keys, type, s), mx::astype(values, type, s), inputs.lengths, s);
+  const auto [out, lse] = pure::merge({window_out, dense_out}, {window_lse, dense_lse}, out_type, s);
+  const Padding padding(p, inputs.lengths, s);
+  return {padding.zero_queries(out), padding.zero_queries(lse)};
+}
+
+}  // namespace
+
+AttentionResult attention(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
+                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+  const mx::Stream s = mx::to_stream(options.stream);
+  const Problem p = validate_attention(caller, query, key, value, neighborhood, options.scale, spec(options.rpb),
+                                       spec(options.lengths), s.device);
+  validate_additional(caller, p, spec(options.additional_keys), spec(options.additional_values));
+  const bool has_additional = options.additional_keys && options.additional_keys->shape(1) > 0;
+  if (p.batch == 0) {
+    return {mx::zeros(result_shape(p, p.value_dim), query.dtype(), s),
+            mx::zeros(result_shape(p, std::nullopt), sum_type(p), s)};
+  }
+  const AttentionInputs inputs{with_three_axes(query, p.rank, s), with_three_axes(key, p.rank, s),
+                               with_three_axes(value, p.rank, s), wide_rpb(p, options.rpb, s),
+                               checked_lengths(caller, p, options.lengths, s)};
+  const auto [out, lse] =
+      has_additional ? with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s)
+                     : run_attention(choose_tier(caller, p), p, inputs, s);
+  return {with_rank_axes(out, p.rank, s), with_rank_axes(lse, p.rank, s)};
+}
+
+mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
+             const QkOptions& options) {
+  const mx::Stream s = mx::to_stream(options.stream);
+  const Problem p =
+      validate_qk(caller, query, key, neighborhood, options.scale, spec(options.rpb), spec(options.lengths), s.device);
+  if (p.batch == 0) return mx::zeros(result_shape(p, p.kernel_volume()), query.dtype(), s);
+  const mx::array logits =
+      run_qk(choose_tier(caller, p), p, with_three_axes(query, p.rank, s), with_three_axes(key, p.rank, s),
+             wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s), s);
+  return with_rank_axes(logits, p.rank, s);
+}
+
+mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
+             const AvOptions& options) {
+  const mx::Stream s = mx::to_stream(options.stream);
+  const Problem p = validate_av(caller, attn, value, neighborhood, spec(options.lengths), s.device);
+  if (p.batch == 0) return mx::zeros(result_shape(p, p.value_dim), attn.dtype(), s);
+  const mx::array out = run_av(choose_tier(caller, p), p, with_three_axes(attn, p.rank, s),
+                               with_three_axes(value, p.rank, s), checked_lengths(caller, p, options.lengths, s), s);
+  return with_rank_axes(out, p.rank, s);
+}
+
+std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Shape& shape, const mx::array& lengths,
+                                              const Neighborhood& neighborhood, mx::StreamOrDevice stream) {
+  const mx::Stream s = mx::to_stream(stream);
+  mx::Shape row = shape;  // one head of one channel
+  row.insert(row.end(), {1, 1});
+  const Spec spec(row, mx::float32);
+  const Problem p = validate_qk(caller, spec, spec, neighborhood, {}, {}, lengths, s.device);
+  const Padding padding(p, checked_lengths(caller, p, lengths, s), s);
+  return {with_rank_axes(*padding.token_mask(), p.rank, s), with_rank_axes(*padding.query_mask(), p.rank, s)};
+}
+
+AttentionResult attention(const mx::array& query, const mx::array& key, const mx::array& value,
+                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+  return attention(caller_of(query, ""), query, key, value, neighborhood, options);
+}
+
+mx::array qk(const mx::array& query, const mx::array& key, const Neighborhood& neighborhood, const QkOptions& options) {
+  return qk(caller_of(query, "_qk"), query, key, neighborhood, options);
+}
+
+mx::array av(const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
+             const AvOptions& options) {
+  return av(caller_of(attn, "_av"), attn, value, neighborhood, options);
+}
+
+AttentionResult merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors,
+                      mx::StreamOrDevice stream) {
+  validate_merge(outputs, lse_tensors);
+  const auto [out, lse] = pure::merge(outputs, lse_tensors, outputs[0].dtype(), mx::to_stream(stream));
+  return {out, lse};
+}
+
+}  // namespace natten

@@ -1,0 +1,45 @@
+#include "ops/canonical.h"
+
+#include <limits>
+#include <numeric>
+
+#include "kernels/problem.h"
+#include "mlx/ops.h"
+
+namespace natten {
+
+namespace {
+
+std::vector<int> added_axes(int rank) {
+  std::vector<int> axes(kAxes - rank);
+  std::iota(axes.begin(), axes.end(), 1);
+  return axes;
+}
+
+}  // namespace
+
+mx::array with_three_axes(const mx::array& x, int rank, mx::Stream s) {
+  return rank == kAxes ? x : mx::expand_dims(x, added_axes(rank), s);
+}
+
+mx::array with_rank_axes(const mx::array& x, int rank, mx::Stream s) {
+  return rank == kAxes ? x : mx::squeeze(x, added_axes(rank), s);
+}
+
+mx::array canonical_rpb(const mx::array& rpb, int rank, mx::Dtype type, mx::Stream s) {
+  return with_three_axes(mx::astype(rpb, type, s), rank, s);
+}
+
+mx::array canonical_lengths(const mx::array& lengths, int rank, mx::Stream s) {
+  const int batch = lengths.shape(0);
+  mx::array table = mx::reshape(lengths, {batch, rank}, s);
+  if (table.dtype() == mx::int64) {
+    const mx::array least(std::int64_t{0}, mx::int64);
+    const mx::array most(std::int64_t{std::numeric_limits<std::int32_t>::max()}, mx::int64);
+    table = mx::astype(mx::clip(table, least, most, s), mx::int32, s);
+  }
+  if (rank == kAxes) return table;
+  return mx::concatenate({mx::ones({batch, kAxes - rank}, mx::int32, s), table}, 1, s);
+}
+
+}  // namespace natten

@@ -1,0 +1,38 @@
+// The tiers of this process and the choice between them.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <string>
+
+#include "ops/operations.h"
+#include "ops/validate.h"
+
+namespace natten {
+
+inline constexpr const char* kPure = "pure";
+inline constexpr const char* kFast = "fast_metal";
+inline constexpr const char* kFastCuda = "fast_cuda";  // alias of kFast
+inline constexpr const char* kCompiled = "nanobind";
+
+/// In order of preference: compiled, JIT, pure.
+std::array<TierPtr, 3> tiers();
+
+/// Replaces the in-tree compiled tier (NATTEN_MLX_NANOBIND_MODULE).
+void replace_compiled_tier(Tier tier);
+
+/// The tier that runs `problem`, by the chosen backend. Throws std::runtime_error where NATTEN_STRICT forbids the
+/// fallback that would be needed. Says the first fallback for each reason.
+TierPtr choose_tier(const Caller& caller, const Problem& problem);
+
+/// Why each tier that is preferred to the one chosen by `choose_tier` does not run `problem`.
+struct Choice {
+  TierPtr tier;
+  std::vector<std::pair<std::string, std::string>> declined;
+};
+Choice explain_choice(const Problem& problem);
+
+/// Where fallbacks are told; the default writes to standard error.
+void set_fallback_logger(std::function<void(const std::string&)> logger);
+
+}  // namespace natten

@@ -1,0 +1,135 @@
+// The support matrix and explanations, computed by asking the tiers' predicates about probe problems.
+#include <algorithm>
+
+#include "natten/tiers.h"
+#include "ops/registry.h"
+#include "ops/validate.h"
+
+namespace natten {
+
+namespace {
+
+constexpr int kProbeLength = 16;
+
+Problem probe(int rank, Op op, DeviceType device, FloatType type = FloatType::float32) {
+  Problem p;
+  p.op = op;
+  p.rank = rank;
+  p.device = device;
+  p.batch = 1;
+  p.heads = p.kv_heads = 1;
+  p.head_dim = p.value_dim = 32;
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  for (int axis = kAxes - rank; axis < kAxes; ++axis) p.axes[axis] = Axis{kProbeLength, 3, 1, 1, 1, false};
+  p.query_type = p.key_type = p.value_type = type;
+  return p;
+}
+
+constexpr FloatType kTypes[] = {FloatType::float32, FloatType::float16, FloatType::bfloat16, FloatType::float64};
+
+// One probe for each feature of the semantics, so that an objection to it becomes a constraint of the row.
+std::vector<Problem> feature_probes(int rank, Op op, DeviceType device) {
+  std::vector<Problem> probes;
+  const auto add = [&](auto change) {
+    Problem p = probe(rank, op, device);
+    change(p, p.axes[kAxes - 1]);
+    probes.push_back(p);
+  };
+  add([](Problem&, Axis&) {});
+  add([](Problem&, Axis& a) { a.kernel_size = 4; });
+  add([](Problem&, Axis& a) { a.kernel_size = 1; });
+  add([](Problem&, Axis& a) { a.kernel_size = kProbeLength; });
+  add([](Problem&, Axis& a) { a.stride = 2; });
+  add([](Problem&, Axis& a) { a.dilation = 2; });
+  add([](Problem&, Axis& a) { a.gna_stride = 2; });
+  add([](Problem&, Axis& a) { a.is_causal = true; });
+  add([](Problem& p, Axis&) { p.heads = 4; });
+  add([](Problem& p, Axis&) { p.value_dim = p.value_dim ? 24 : 0; });
+  for (int dim : {1, 33, 256, 257, 512}) add([&](Problem& p, Axis&) { p.head_dim = p.value_dim = dim; });
+  if (op != Op::av) add([](Problem& p, Axis&) { p.has_rpb = true; });
+  add([](Problem& p, Axis&) { p.has_lengths = true; });
+  for (FloatType type : kTypes) probes.push_back(probe(rank, op, device, type));
+  return probes;
+}
+
+TierSupport support(const Tier& tier) {
+  TierSupport row;
+  const Objection unavailable = tier.unavailable();
+  row.available = !unavailable;
+  row.reason = unavailable.value_or("");
+  row.fusion = tier.is_fused;
+
+  std::vector<DeviceType> devices;
+  for (DeviceType device : {DeviceType::cpu, DeviceType::gpu}) {
+    if (tier.supports(probe(1, Op::attention, device))) continue;
+    devices.push_back(device);
+    row.devices.push_back(device == DeviceType::cpu ? "cpu" : "gpu");
+  }
+  const auto on_some_device = [&](auto accepts) { return std::any_of(devices.begin(), devices.end(), accepts); };
+
+  bool split = true;
+  for (int rank = 1; rank <= kAxes; ++rank) {
+    const std::string name = "na" + std::to_string(rank) + "d";
+    row.forward[name] = on_some_device([&](DeviceType d) { return !tier.supports(probe(rank, Op::attention, d)); });
+    row.backward[name] = row.forward[name] && (tier.differentiated_by_mlx || tier.backward_query);
+    row.varlen[name] = on_some_device([&](DeviceType d) {
+      Problem p = probe(rank, Op::attention, d);
+      p.has_lengths = true;
+      return !tier.supports(p);
+    });
+    split = split && on_some_device([&](DeviceType d) {
+              return !tier.supports(probe(rank, Op::qk, d)) && !tier.supports(probe(rank, Op::av, d));
+            });
+    for (DeviceType device : devices) {
+      for (Op op : {Op::attention, Op::qk, Op::av}) {
+        for (const Problem& p : feature_probes(rank, op, device)) {
+          const Objection reason = tier.supports(p);
+          if (reason && std::find(row.constraints.begin(), row.constraints.end(), *reason) == row.constraints.end()) {
+            row.constraints.push_back(*reason);
+          }
+        }
+      }
+    }
+  }
+  row.forward["split_qk_av"] = split;
+  row.backward["split_qk_av"] = split && (tier.differentiated_by_mlx || tier.qk_backward_query);
+  for (FloatType type : kTypes) {
+    if (on_some_device([&](DeviceType d) { return !tier.supports(probe(1, Op::attention, d, type)); })) {
+      row.dtypes.push_back(to_string(to_dtype(type)));
+    }
+  }
+  return row;
+}
+
+}  // namespace
+
+std::map<std::string, TierSupport> support_matrix() {
+  const auto all = tiers();
+  return {{kCompiled, support(*all[0])}, {kFast, support(*all[1])}, {kPure, support(*all[2])}};
+}
+
+Explanation explain(const CallDescription& call, const Neighborhood& neighborhood) {
+  const mx::Device device = mx::to_stream(call.stream).device;
+  const int rank = std::clamp(static_cast<int>(call.query.size()) - 3, 1, kAxes);
+  const std::string name = "na" + std::to_string(rank) + "d";
+  Problem p;
+  if (call.op == "attention") {
+    p = validate_attention({name, rank}, {call.query, call.query_dtype}, {call.key, call.key_dtype},
+                           {call.value, call.value_dtype}, neighborhood, {}, {}, {}, device);
+  } else if (call.op == "qk") {
+    p = validate_qk({name + "_qk", rank}, {call.query, call.query_dtype}, {call.key, call.key_dtype}, neighborhood, {},
+                    {}, {}, device);
+  } else if (call.op == "av") {
+    p = validate_av({name + "_av", rank}, {call.query, call.query_dtype}, {call.value, call.value_dtype}, neighborhood,
+                    {}, device);
+  } else {
+    throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
+  }
+  p.has_rpb = call.has_rpb && p.op != Op::av;
+  p.has_lengths = call.has_lengths;
+  const Choice choice = explain_choice(p);
+  const KernelChoice kernel = choice.tier->choice(p);
+  return {choice.tier->name, kernel.kernel, kernel.tile, kernel.cost, choice.declined};
+}
+
+}  // namespace natten

@@ -1,0 +1,252 @@
+#include <cmath>
+#include <limits>
+
+#include "mlx/ops.h"
+#include "ops/validate.h"
+#include "pure/blocks.h"
+#include "pure/padding.h"
+#include "pure/pin.h"
+#include "pure/pure.h"
+#include "pure/windows.h"
+
+namespace natten::pure {
+
+namespace {
+
+using Arrays = std::vector<mx::array>;
+
+int as_int(std::int64_t value) {
+  return static_cast<int>(value);
+}
+
+// Sums are float32 whatever the storage, float64 where an operand is.
+mx::Dtype sum_type(const Arrays& operands) {
+  for (const mx::array& a : operands) {
+    if (a.dtype() == mx::float64) return mx::float64;
+  }
+  return mx::float32;
+}
+
+mx::array fixed_shape(const mx::array& a, mx::Stream s) {
+  return pin({a}, {}, s)[0];
+}
+
+mx::Shape query_grid(const Problem& p, std::initializer_list<std::int64_t> trailing) {
+  mx::Shape shape{as_int(p.batch)};
+  for (const Axis& axis : p.axes) shape.push_back(as_int(output_length(axis.length, axis.stride)));
+  for (std::int64_t size : trailing) shape.push_back(as_int(size));
+  return shape;
+}
+
+// [B, L0, L1, L2, H, D] -> [B, queries, H, D], only the queries that are computed.
+mx::array computed_queries(const Problem& p, const mx::array& query, mx::Stream s) {
+  mx::Shape start(query.ndim(), 0), step(query.ndim(), 1);
+  for (int axis = 0; axis < kAxes; ++axis) step[axis + 1] = as_int(p.axes[axis].stride);
+  return mx::flatten(mx::slice(query, start, query.shape(), step, s), 1, kAxes, s);
+}
+
+// [B, L0, L1, L2, H, D] -> [B * tokens, H, D], the rows that windows index.
+mx::array token_rows(const mx::array& x, mx::Stream s) {
+  return mx::flatten(x, 0, kAxes, s);
+}
+
+// [H, 2K0-1, 2K1-1, 2K2-1] -> [H, entries]
+mx::array bias_rows(const mx::array& rpb, mx::Stream s) {
+  return mx::flatten(rpb, 1, kAxes, s);
+}
+
+// q [B, Q, Hq, D], keys by row -> [B, Q, Hkv, G, slots]; query heads are grouped, so that grouped K is never repeated.
+mx::array window_logits(const Problem& p, const mx::array& q, const mx::array& key_rows,
+                        const std::optional<mx::array>& bias, const BlockWindows& windows, mx::Dtype type,
+                        mx::Stream s) {
+  const mx::array grouped =
+      mx::unflatten(mx::multiply(mx::astype(q, type, s), mx::array(p.scale, type), s), 2, {as_int(p.kv_heads), -1}, s);
+  const mx::array keys = mx::astype(mx::take(key_rows, windows.rows, 0, s), type, s);  // [B, Q, slots, Hkv, D]
+  mx::array logits = mx::matmul(grouped, mx::transpose(keys, {0, 1, 3, 4, 2}, s), s);
+  if (bias) {
+    const mx::array per_slot = mx::astype(mx::take(*bias, *windows.bias, 1, s), type, s);  // [Hq, S, Q, slots]
+    logits =
+        mx::add(logits, mx::unflatten(mx::transpose(per_slot, {1, 2, 0, 3}, s), 2, {as_int(p.kv_heads), -1}, s), s);
+  }
+  return logits;
+}
+
+// Replaces the entries of empty slots in [B, Q, Hkv, G, slots].
+mx::array fill_empty(const mx::array& x, const BlockWindows& windows, double fill, mx::Stream s) {
+  if (!windows.valid) return x;
+  return mx::where(mx::expand_dims(*windows.valid, {2, 3}, s), x, mx::array(fill, x.dtype()), s);
+}
+
+// weights [B, Q, Hkv, G, slots], values by row -> [B, Q, Hq, Dv]
+mx::array weighted_values(const mx::array& weights, const mx::array& value_rows, const BlockWindows& windows,
+                          mx::Dtype type, mx::Stream s) {
+  const mx::array values = mx::astype(mx::take(value_rows, windows.rows, 0, s), type, s);
+  return mx::flatten(mx::matmul(weights, mx::transpose(values, {0, 1, 3, 2, 4}, s), s), 2, 3, s);
+}
+
+struct Softmax {
+  mx::array weights;  ///< like logits
+  mx::array lse;      ///< [..., 1]
+};
+
+Softmax softmax(const mx::array& logits, mx::Stream s) {
+  const mx::array lse = mx::logsumexp(logits, -1, true, s);
+  return {mx::exp(mx::subtract(logits, lse, s), s), lse};
+}
+
+// Gathered keys and values of the window of one query, per sample of the batch.
+std::int64_t bytes_per_query(const Problem& p, mx::Dtype type) {
+  const std::int64_t row = p.kv_heads * (p.head_dim + p.value_dim) + 2 * p.heads;
+  return p.batch * p.kernel_volume() * row * mx::size_of(type);
+}
+
+constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
+
+}  // namespace
+
+std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInputs& inputs, mx::Stream s) {
+  const mx::Dtype type = sum_type({inputs.query, inputs.key, inputs.value});
+  const Padding padding(p, inputs.lengths, s);
+  const Windows tables = make_windows(p, padding.lengths(), s);
+  const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
+
+  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
+    const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
+    const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
+    return {weighted_values(weights, arrays[2], windows, type, s), mx::flatten(mx::squeeze(lse, -1, s), 2, 3, s)};
+  };
+  Arrays shared{token_rows(tokens(inputs.key), s), token_rows(tokens(inputs.value), s)};
+  if (p.has_rpb) shared.push_back(bias_rows(*inputs.rpb, s));
+  const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p, type),
+                                   {computed_queries(p, tokens(inputs.query), s)}, shared, s);
+  const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
+  const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
+  return {padding.zero_queries(mx::astype(out, inputs.query.dtype(), s)), padding.zero_queries(lse)};
+}
+
+mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, const std::optional<mx::array>& rpb,
+             const std::optional<mx::array>& lengths, mx::Stream s) {
+  const mx::Dtype type = sum_type({query, key});
+  const Padding padding(p, lengths, s);
+  const Windows tables = make_windows(p, padding.lengths(), s);
+  const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
+
+  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[2]) : std::nullopt;
+    const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
+    return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
+  };
+  Arrays shared{token_rows(tokens(key), s)};
+  if (p.has_rpb) shared.push_back(bias_rows(*rpb, s));
+  const mx::array logits =
+      in_blocks(block, p.queries(), bytes_per_query(p, type), {computed_queries(p, tokens(query), s)}, shared, s)[0];
+  return padding.zero_queries(
+      mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s));
+}
+
+mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, const std::optional<mx::array>& lengths,
+             mx::Stream s) {
+  const mx::Dtype type = sum_type({attn, value});
+  const Padding padding(p, lengths, s);
+  const Windows tables = make_windows(p, padding.lengths(), s);
+
+  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
+    return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, type, s)};
+  };
+  const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
+  const mx::array out = in_blocks(block, p.queries(), bytes_per_query(p, type), {mx::flatten(weights, 1, kAxes, s)},
+                                  {token_rows(padding.zero_tokens(fixed_shape(value, s)), s)}, s)[0];
+  return padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s));
+}
+
+std::pair<mx::array, mx::array> dense_attention(const Problem& p, const mx::array& query, const mx::array& keys,
+                                                const mx::array& values, const std::optional<mx::array>& lengths,
+                                                mx::Stream s) {
+  const mx::Dtype type = sum_type({query, keys, values});
+  const Padding padding(p, lengths, s);
+  const std::int64_t count = keys.shape(1);
+
+  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    // [B, Q, Hq, D] -> [B, Hkv, Q * G, D]: one matrix product per key/value head.
+    const int group = as_int(p.heads / p.kv_heads);
+    const auto by_head = [&](const mx::array& x) {
+      return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(p.kv_heads), group}, s), {0, 2, 1, 3, 4}, s), 2, 3,
+                         s);
+    };
+    const auto by_query = [&](const mx::array& x) {
+      return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(last - first), group}, s), {0, 2, 1, 3, 4}, s), 2, 3,
+                         s);
+    };
+    const mx::array q = mx::multiply(mx::astype(arrays[0], type, s), mx::array(p.scale, type), s);
+    const mx::array k = mx::transpose(mx::astype(arrays[1], type, s), {0, 2, 3, 1}, s);
+    const mx::array v = mx::transpose(mx::astype(arrays[2], type, s), {0, 2, 1, 3}, s);
+    const auto [weights, lse] = softmax(mx::matmul(by_head(q), k, s), s);
+    return {by_query(mx::matmul(weights, v, s)), mx::squeeze(by_query(lse), -1, s)};
+  };
+  const Arrays results = in_blocks(block, p.queries(), 2 * p.batch * p.heads * count * mx::size_of(type),
+                                   {computed_queries(p, padding.zero_tokens(fixed_shape(query, s)), s)},
+                                   {fixed_shape(keys, s), fixed_shape(values, s)}, s);
+  const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
+  return {padding.zero_queries(mx::astype(out, query.dtype(), s)),
+          padding.zero_queries(mx::reshape(results[1], query_grid(p, {p.heads}), s))};
+}
+
+std::pair<mx::array, mx::array> merge(const Arrays& outputs, const Arrays& lse_tensors, mx::Dtype out_dtype,
+                                      mx::Stream s) {
+  Arrays all = outputs;
+  all.insert(all.end(), lse_tensors.begin(), lse_tensors.end());
+  const mx::Dtype type = sum_type(all);
+  const mx::array zero = mx::array(0.0, type);
+
+  Arrays wide;
+  for (const mx::array& lse : lse_tensors) wide.push_back(mx::astype(lse, type, s));
+  const mx::array stacked = mx::stack(wide, 0, s);
+  // A partial attention without keys has lse -inf: it must weigh nothing, whatever its output holds, forward and
+  // backward. So -inf is replaced before the arithmetic, and the weight after it.
+  const mx::array empty = mx::equal(stacked, mx::array(kNegativeInfinity, type), s);
+  const mx::array all_empty = mx::all(empty, 0, false, s);
+  const mx::array finite = mx::where(empty, zero, stacked, s);
+  const mx::array top = mx::stop_gradient(
+      mx::where(all_empty, zero, mx::max(mx::where(empty, mx::array(kNegativeInfinity, type), finite, s), 0, s), s), s);
+  const mx::array weights = mx::where(empty, zero, mx::exp(mx::subtract(finite, top, s), s), s);
+  const mx::array total = mx::where(all_empty, mx::array(1.0, type), mx::sum(weights, 0, false, s), s);
+
+  mx::array out = mx::zeros_like(mx::astype(outputs[0], type, s), s);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const auto part = [&](const mx::array& x) {
+      return mx::expand_dims(mx::take(x, static_cast<int>(i), 0, s), -1, s);
+    };
+    const mx::array kept = mx::where(part(empty), zero, mx::astype(outputs[i], type, s), s);
+    out = mx::add(out, mx::multiply(mx::divide(part(weights), mx::expand_dims(total, -1, s), s), kept, s), s);
+  }
+  const mx::array lse = mx::where(all_empty, mx::array(kNegativeInfinity, type), mx::add(top, mx::log(total, s), s), s);
+  return {mx::astype(out, out_dtype, s), lse};
+}
+
+}  // namespace natten::pure
+
+namespace natten {
+
+Tier pure_tier() {
+  Tier tier;
+  tier.name = "pure";
+  tier.unavailable = [] { return Objection(); };
+  tier.supports = [](const Problem& p) {
+    const bool wide =
+        p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
+    return wide && p.device == DeviceType::gpu ? Objection("float64 runs on the CPU device only") : Objection();
+  };
+  tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", "", ""}; };
+  tier.differentiated_by_mlx = true;
+  tier.forward = pure::attention;
+  tier.qk = pure::qk;
+  tier.av = pure::av;
+  return tier;
+}
+
+}  // namespace natten

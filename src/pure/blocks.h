@@ -1,0 +1,27 @@
+// Runs a function over blocks of queries, so that memory is bounded by a block and not by tokens x window.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace natten {
+
+namespace mx = mlx::core;
+
+/// Maps `[per-query arrays of the block ..., shared arrays ...]` and the block's range of queries to results whose
+/// axis 1 is the queries of the block.
+using BlockFunction =
+    std::function<std::vector<mx::array>(const std::vector<mx::array>& arrays, std::int64_t first, std::int64_t last)>;
+
+/// Results of all queries, joined on axis 1. `per_query` arrays have `queries` entries on axis 1; `shared` ones are
+/// seen whole by every block. `bytes_per_query` estimates the temporary memory of one query. With more than one block,
+/// a block starts when the one before is done, and backward recomputes its intermediates.
+std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t queries, std::int64_t bytes_per_query,
+                                 const std::vector<mx::array>& per_query, const std::vector<mx::array>& shared,
+                                 mx::Stream s);
+
+}  // namespace natten

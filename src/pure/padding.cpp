@@ -1,0 +1,49 @@
+#include "pure/padding.h"
+
+#include "mlx/ops.h"
+
+namespace natten {
+
+namespace {
+
+mx::array row(std::array<std::int64_t, kAxes> values) {
+  return mx::array({static_cast<int>(values[0]), static_cast<int>(values[1]), static_cast<int>(values[2])}, {1, kAxes});
+}
+
+// [B, n0, n1, n2]: token `i * step` of each axis lies before its length; false for the whole of an illegal sample.
+mx::array inside(const Problem& problem, const mx::array& lengths, const mx::array& legal, bool queries, mx::Stream s) {
+  mx::array mask = mx::reshape(legal, {-1, 1, 1, 1}, s);
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Axis& a = problem.axes[axis];
+    mx::Shape along{1, 1, 1, 1};
+    along[axis + 1] = -1;
+    const mx::array token =
+        mx::reshape(mx::arange(0, static_cast<int>(a.length), queries ? static_cast<int>(a.stride) : 1, s), along, s);
+    const mx::array length = mx::reshape(mx::take(lengths, axis, 1, s), {-1, 1, 1, 1}, s);
+    mask = mx::logical_and(mask, mx::less(token, length, s), s);
+  }
+  return mask;
+}
+
+}  // namespace
+
+Padding::Padding(const Problem& problem, const std::optional<mx::array>& lengths, mx::Stream s) : stream_(s) {
+  if (!lengths) return;
+  const auto& [x, y, z] = problem.axes;
+  const mx::array longest = row({x.length, y.length, z.length});
+  const mx::array shortest = row({x.kernel_size * x.dilation, y.kernel_size * y.dilation, z.kernel_size * z.dilation});
+  const mx::array legal = mx::all(
+      mx::logical_and(mx::greater_equal(*lengths, shortest, s), mx::less_equal(*lengths, longest, s), s), 1, true, s);
+  lengths_ = mx::where(legal, *lengths, longest, s);
+  tokens_ = inside(problem, *lengths_, legal, false, s);
+  queries_ = inside(problem, *lengths_, legal, true, s);
+}
+
+mx::array Padding::zero(const mx::array& x, const std::optional<mx::array>& mask) const {
+  if (!mask) return x;
+  mx::array wide = *mask;
+  while (wide.ndim() < x.ndim()) wide = mx::expand_dims(wide, -1, stream_);
+  return mx::where(wide, x, mx::zeros_like(x, stream_), stream_);
+}
+
+}  // namespace natten

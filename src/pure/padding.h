@@ -1,0 +1,37 @@
+// Padded samples: where their tokens end, and zeros past that. A plain `where` after the arithmetic would let NaN
+// through in the gradient, so padding is replaced before it as well.
+#pragma once
+
+#include <optional>
+
+#include "kernels/problem.h"
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace natten {
+
+namespace mx = mlx::core;
+
+class Padding {
+ public:
+  /// `lengths` int32 [B, 3]. A sample with illegal lengths counts as all padding, for when they cannot be checked.
+  Padding(const Problem& problem, const std::optional<mx::array>& lengths, mx::Stream s);
+
+  /// Legal lengths to index with, none without lengths.
+  const std::optional<mx::array>& lengths() const { return lengths_; }
+  /// bool [B, L0, L1, L2] and [B, O0, O1, O2]: not padding; none without lengths.
+  const std::optional<mx::array>& token_mask() const { return tokens_; }
+  const std::optional<mx::array>& query_mask() const { return queries_; }
+  /// x [B, L0, L1, L2, ...] with zeros past the lengths.
+  mx::array zero_tokens(const mx::array& x) const { return zero(x, tokens_); }
+  /// x [B, O0, O1, O2, ...] with zeros where the query lies past the lengths.
+  mx::array zero_queries(const mx::array& x) const { return zero(x, queries_); }
+
+ private:
+  mx::array zero(const mx::array& x, const std::optional<mx::array>& mask) const;
+
+  mx::Stream stream_;
+  std::optional<mx::array> lengths_, tokens_, queries_;
+};
+
+}  // namespace natten

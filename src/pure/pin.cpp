@@ -1,0 +1,96 @@
+#include "pure/pin.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "ops/validate.h"
+
+namespace natten {
+
+namespace {
+
+// Inputs: the values, then the arrays they come after.
+class Pin : public mx::Primitive {
+ public:
+  Pin(mx::Stream s, std::vector<mx::Shape> shapes) : Primitive(s), shapes_(std::move(shapes)) {}
+
+  const char* name() const override { return "NattenPin"; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    share(inputs, outputs);
+  }
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    share(inputs, outputs);
+  }
+
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums, const std::vector<mx::array>&) override {
+    std::vector<mx::array> result;
+    for (int arg : argnums) {
+      result.push_back(is_value(arg) ? cotangents[arg]
+                                     : pin({mx::zeros_like(primals[arg], stream())}, cotangents, stream())[0]);
+    }
+    return result;
+  }
+
+  std::vector<mx::array> jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,
+                             const std::vector<int>& argnums) override {
+    std::vector<mx::array> result;
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      const auto found = std::find(argnums.begin(), argnums.end(), static_cast<int>(i));
+      result.push_back(found == argnums.end() ? mx::zeros_like(primals[i], stream())
+                                              : tangents[found - argnums.begin()]);
+    }
+    return result;
+  }
+
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
+                                                           const std::vector<int>& axes) override {
+    const auto split = inputs.begin() + shapes_.size();
+    return {pin({inputs.begin(), split}, {split, inputs.end()}, stream()),
+            {axes.begin(), axes.begin() + shapes_.size()}};
+  }
+
+  bool is_equivalent(const Primitive& other) const override {
+    return shapes_ == static_cast<const Pin&>(other).shapes_;
+  }
+
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      if (inputs[i].shape() != shapes_[i]) {
+        throw std::invalid_argument("[natten] a neighborhood attention traced with shape " + to_string(shapes_[i]) +
+                                    " cannot be replayed with shape " + to_string(inputs[i].shape()) +
+                                    ": compile it without shapeless=True");
+      }
+    }
+    return shapes_;
+  }
+
+ private:
+  bool is_value(int arg) const { return arg < static_cast<int>(shapes_.size()); }
+
+  static void share(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+    for (std::size_t i = 0; i < outputs.size(); ++i) outputs[i].copy_shared_buffer(inputs[i]);
+  }
+
+  std::vector<mx::Shape> shapes_;
+};
+
+}  // namespace
+
+std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vector<mx::array>& after, mx::Stream s) {
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (const mx::array& value : values) {
+    shapes.push_back(value.shape());
+    dtypes.push_back(value.dtype());
+  }
+  std::vector<mx::array> inputs = values;
+  inputs.insert(inputs.end(), after.begin(), after.end());
+  return mx::array::make_arrays(shapes, dtypes, std::make_shared<Pin>(s, shapes), inputs);
+}
+
+}  // namespace natten

@@ -1,0 +1,42 @@
+// The pure tier: neighborhood attention as plain MLX operations, differentiated by MLX. It runs on every device and is
+// the reference that other tiers are compared with, so it is written to be read. Also what compositions on top of any
+// tier need: dense attention to additional tokens, and merging.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "kernels/problem.h"
+#include "mlx/array.h"
+#include "mlx/stream.h"
+#include "ops/tier.h"
+
+namespace natten::pure {
+
+/// -> out, lse.
+std::pair<mx::array, mx::array> attention(const Problem& problem, const AttentionInputs& inputs, mx::Stream s);
+/// -> logits.
+mx::array qk(const Problem& problem, const mx::array& query, const mx::array& key, const std::optional<mx::array>& rpb,
+             const std::optional<mx::array>& lengths, mx::Stream s);
+/// -> out.
+mx::array av(const Problem& problem, const mx::array& attn, const mx::array& value,
+             const std::optional<mx::array>& lengths, mx::Stream s);
+
+/// Every computed query attends all of `keys` [B, N, Hkv, D] and `values` [B, N, Hkv, Dv] -> out, lse; queries in the
+/// padding and samples of illegal lengths give zeros.
+std::pair<mx::array, mx::array> dense_attention(const Problem& problem, const mx::array& query, const mx::array& keys,
+                                                const mx::array& values, const std::optional<mx::array>& lengths,
+                                                mx::Stream s);
+
+/// Joins attentions over disjoint keys. out in `out_dtype`, lse in float32 or float64.
+std::pair<mx::array, mx::array> merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors,
+                                      mx::Dtype out_dtype, mx::Stream s);
+
+}  // namespace natten::pure
+
+namespace natten {
+
+Tier pure_tier();
+
+}  // namespace natten

@@ -1,0 +1,38 @@
+// Index tables of the pure tier: window.h evaluated on MLX arrays, so that lengths may differ per sample and need not
+// be known while a graph is built.
+#pragma once
+
+#include <array>
+#include <optional>
+
+#include "kernels/problem.h"
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace natten {
+
+namespace mx = mlx::core;
+
+/// Per output position and slot of one axis, each [S, O, K] with S the number of samples that differ (1 or B).
+struct AxisWindows {
+  mx::array token;  ///< int32 absolute key index; in an empty slot some key of the window
+  mx::array valid;  ///< bool: the slot is not empty
+  mx::array bias;   ///< int32 index into this axis of rpb
+};
+
+using Windows = std::array<std::optional<AxisWindows>, kAxes>;
+
+/// `lengths` int32 [B, 3], legal for every sample.
+Windows make_windows(const Problem& problem, const std::optional<mx::array>& lengths, mx::Stream s);
+
+/// The windows of queries [first, last) in row-major order, slots row-major.
+struct BlockWindows {
+  mx::array rows;                  ///< int32 [B, Q, slots]: row of the key among batch x tokens
+  std::optional<mx::array> valid;  ///< bool [S, Q, slots], only where a slot can be empty (causal)
+  std::optional<mx::array> bias;   ///< int32 [S, Q, slots]: row of the flattened rpb axes, only with rpb
+};
+
+BlockWindows block_windows(const Problem& problem, const Windows& windows, std::int64_t first, std::int64_t last,
+                           mx::Stream s);
+
+}  // namespace natten
