@@ -16,6 +16,7 @@ target_sources(
           src/pure/padding.cpp
           src/pure/pin.cpp
           src/pure/windows.cpp
+          src/native/cpu/primitives.cpp
           src/native/tier.cpp
           src/fast/tier.cpp)
 target_include_directories(

@@ -8,6 +8,7 @@ add_library(
   ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
   ${NATTEN_CPU_DIR}/delta.cpp
+  ${NATTEN_CPU_DIR}/dense_copy.cpp
   ${NATTEN_CPU_DIR}/forward.cpp
   ${NATTEN_CPU_DIR}/generic_backward.cpp
   ${NATTEN_CPU_DIR}/generic_forward.cpp

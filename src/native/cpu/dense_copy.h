@@ -1,0 +1,19 @@
+// Copy of an array whose layout a kernel cannot read into a row-major one.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace natten::cpu {
+
+struct DenseCopy {
+  const char* from;
+  char* to;
+  std::int64_t element_size;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> strides;  ///< of `from`, in elements
+
+  void run() const;
+};
+
+}  // namespace natten::cpu
