@@ -1,0 +1,80 @@
+// What the bodies need of CUDA C++, compiled by NVRTC.
+#define NATTEN_FN __device__ __forceinline__
+#define NA_DEVICE
+#define NA_THREADGROUP
+#define NA_THREAD
+#define NA_UNROLL _Pragma("unroll")
+#define NA_INFINITY __int_as_float(0x7f800000)
+
+namespace natten {
+
+NATTEN_FN void barrier() {
+  __syncthreads();
+}
+NATTEN_FN void barrier_with_device_memory() {
+  __syncthreads();
+}
+NATTEN_FN bool any_lane(bool value) {
+  return __any_sync(0xffffffffu, value);
+}
+NATTEN_FN bool all_lanes(bool value) {
+  return __all_sync(0xffffffffu, value);
+}
+NATTEN_FN float exchange(float value, int distance) {
+  return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+NATTEN_FN float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // 2 units in the last place; exp2f adds subnormal handling
+  return y;
+}
+NATTEN_FN float log2_of(float x) {
+  return log2f(x);
+}
+
+template <class T>
+NATTEN_FN T from_float(float x) {
+  return T(x);
+}
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+// Vectors of N elements, 16 bytes or a multiple; the address is a multiple of 16 bytes, or of the vector if smaller.
+template <int N, class T>
+NATTEN_FN void load_device(float* to, const T* from) {
+  constexpr int kPack = N * sizeof(T) > 16 ? 16 / sizeof(T) : N;
+  NA_UNROLL for (int i = 0; i < N; i += kPack) {
+    const Pack<T, kPack> pack = *reinterpret_cast<const Pack<T, kPack>*>(from + i);
+    NA_UNROLL for (int e = 0; e < kPack; ++e) to[i + e] = float(pack.v[e]);
+  }
+}
+template <int N, class T>
+NATTEN_FN void load_tile(float* to, const T* from) {
+  load_device<N>(to, from);
+}
+template <int N, class T>
+NATTEN_FN void store_device(T* to, const float* from) {
+  constexpr int kPack = N * sizeof(T) > 16 ? 16 / sizeof(T) : N;
+  NA_UNROLL for (int i = 0; i < N; i += kPack) {
+    Pack<T, kPack> pack;
+    NA_UNROLL for (int e = 0; e < kPack; ++e) pack.v[e] = from_float<T>(from[i + e]);
+    *reinterpret_cast<Pack<T, kPack>*>(to + i) = pack;
+  }
+}
+// Asynchronous, so that many are in flight: `wait_for_copies` before the barrier that publishes them.
+template <int N, class T>
+NATTEN_FN void copy_to_tile(T* to, const T* from) {
+  constexpr int kBytes = N * sizeof(T) > 16 ? 16 : N * sizeof(T);
+  NA_UNROLL for (int i = 0; i < N; i += kBytes / sizeof(T)) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to + i))),
+                 "l"(from + i), "n"(kBytes));
+  }
+}
+NATTEN_FN void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+}  // namespace natten

@@ -1,0 +1,69 @@
+// What the bodies need of Metal Shading Language.
+#define NATTEN_FN inline
+#define NA_DEVICE device
+#define NA_THREADGROUP threadgroup
+#define NA_THREAD thread
+#define NA_UNROLL _Pragma("clang loop unroll(full)")
+#define NA_INFINITY INFINITY
+
+namespace natten {
+
+inline void barrier() {
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+}
+inline void barrier_with_device_memory() {
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup | metal::mem_flags::mem_device);
+}
+inline bool any_lane(bool value) {
+  return metal::simd_any(value);
+}
+inline bool all_lanes(bool value) {
+  return metal::simd_all(value);
+}
+inline float exchange(float value, int distance) {
+  return metal::simd_shuffle_xor(value, ushort(distance));
+}
+inline float exp2_of(float x) {
+  return metal::exp2(x);
+}
+inline float log2_of(float x) {
+  return metal::log2(x);
+}
+
+template <class T>
+inline T from_float(float x) {
+  return T(x);
+}
+
+// Vectors of N = 4 k elements; the address is a multiple of 4 elements.
+template <int N, class T>
+inline void load_device(thread float* to, const device T* from) {
+  NA_UNROLL for (int i = 0; i < N; i += 4) {
+    const metal::vec<T, 4> v = *(const device metal::vec<T, 4>*)(from + i);
+    NA_UNROLL for (int e = 0; e < 4; ++e) to[i + e] = float(v[e]);
+  }
+}
+template <int N, class T>
+inline void load_tile(thread float* to, const threadgroup T* from) {
+  NA_UNROLL for (int i = 0; i < N; i += 4) {
+    const metal::vec<T, 4> v = *(const threadgroup metal::vec<T, 4>*)(from + i);
+    NA_UNROLL for (int e = 0; e < 4; ++e) to[i + e] = float(v[e]);
+  }
+}
+template <int N, class T>
+inline void store_device(device T* to, const thread float* from) {
+  NA_UNROLL for (int i = 0; i < N; i += 4) {
+    metal::vec<T, 4> v;
+    NA_UNROLL for (int e = 0; e < 4; ++e) v[e] = T(from[i + e]);
+    *(device metal::vec<T, 4>*)(to + i) = v;
+  }
+}
+template <int N, class T>
+inline void copy_to_tile(threadgroup T* to, const device T* from) {
+  NA_UNROLL for (int i = 0; i < N; i += 4) {
+    *(threadgroup metal::vec<T, 4>*)(to + i) = *(const device metal::vec<T, 4>*)(from + i);
+  }
+}
+inline void wait_for_copies() {}
+
+}  // namespace natten

@@ -1,0 +1,139 @@
+// The main loop of every kernel: the region of a tile streams through threadgroup memory in chunks, and each thread
+// takes from a chunk what its positions meet, NA_BATCH neighbours on axis 2 at a time.
+namespace natten {
+
+/// Streamed positions (p0, p1, x + j), j < NA_BATCH.
+struct Batch {
+  int p0;
+  int p1;
+  int x;
+  int slot;        ///< row in threadgroup memory of position x; j follows at slot + j
+  int first_slot;  ///< of the chunk's columns [first_slot, last_slot]; only these are read
+  int last_slot;
+  int first_x;  ///< column 0
+};
+
+/// Row of threadgroup memory of the j-th position. Outside the chunk any row will do: its result is dropped.
+template <bool kMasked>
+NATTEN_FN int slot_of(Batch batch, int j) {
+  return kMasked ? lesser(batch.slot + j, batch.last_slot) : batch.slot + j;
+}
+
+/// Which positions of a batch an item meets.
+struct Mask {
+  unsigned bits[NA_RUN];
+};
+
+template <bool kMasked>
+NATTEN_FN bool meets(const NA_THREAD Mask& mask, int item, int j) {
+  return !kMasked || ((mask.bits[item] >> j) & 1u) != 0;
+}
+
+/// sums[item][j] = dot(held[item], streamed position j), complete on every lane.
+template <bool kMasked, int kSlices, int kPitch, class T>
+NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH],
+                         const NA_THREAD float (&held)[NA_RUN][kSlices * NA_VECTOR], const NA_THREADGROUP T* streamed,
+                         Batch batch, int lane) {
+  NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+    const NA_THREADGROUP T* const row = streamed + slot_of<kMasked>(batch, j) * kPitch;
+    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) sums[r][j] = 0.0f;
+    NA_UNROLL for (int i = 0; i < kSlices; ++i) {
+      float x[NA_VECTOR];
+      load_tile<NA_VECTOR>(x, row + (lane + i * NA_LANES) * NA_VECTOR);
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) sums[r][j] += held[r][i * NA_VECTOR + e] * x[e];
+      }
+    }
+  }
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) sums[r][j] = sum_lanes(sums[r][j]);
+  }
+}
+
+/// sums[item] += weights[item][j] * streamed position j, over what the item meets: a NaN elsewhere must not enter.
+template <bool kMasked, int kSlices, int kPitch, class T>
+NATTEN_FN void add_batch(NA_THREAD float (&sums)[NA_RUN][kSlices * NA_VECTOR],
+                         const NA_THREAD float (&weights)[NA_RUN][NA_BATCH], const NA_THREADGROUP T* streamed,
+                         Batch batch, const NA_THREAD Mask& mask, int lane) {
+  NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+    const NA_THREADGROUP T* const row = streamed + slot_of<kMasked>(batch, j) * kPitch;
+    NA_UNROLL for (int i = 0; i < kSlices; ++i) {
+      float x[NA_VECTOR];
+      load_tile<NA_VECTOR>(x, row + (lane + i * NA_LANES) * NA_VECTOR);
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        if (meets<kMasked>(mask, r, j)) {
+          NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) sums[r][i * NA_VECTOR + e] += weights[r][j] * x[e];
+        }
+      }
+    }
+  }
+}
+
+template <class Body>
+NATTEN_FN void sweep_row(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Items& items, Chunk chunk,
+                         int row) {
+  const Row at = row_of(tile, chunk.row + row);
+  // On axis 2 an item meets [start, end); ranges only ever move right from item to item.
+  const int x_end = chunk.x + chunk.columns;
+  unsigned on_row = 0;
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    const Range<int> on0 = items.met[r][0], on1 = items.met[r][1];
+    const bool on = at.p0 >= on0.start && at.p0 < on0.end && at.p1 >= on1.start && at.p1 < on1.end;
+    on_row |= on ? 1u << r : 0u;
+  }
+  const int start = greater(items.met[0][2].start, chunk.x);
+  const int end = on_row != 0 ? lesser(items.met[NA_RUN - 1][2].end, x_end) : start;
+  const int common_start = greater(items.met[NA_RUN - 1][2].start, chunk.x);
+  const int common_end = on_row == (1u << NA_RUN) - 1 ? lesser(items.met[0][2].end, x_end) : start;
+  Batch batch;
+  batch.p0 = at.p0;
+  batch.p1 = at.p1;
+  batch.first_x = chunk.x;
+  batch.first_slot = row * chunk.columns;
+  batch.last_slot = batch.first_slot + chunk.columns - 1;
+  body.begin_row(tile, chunk);
+  // Threads of a simdgroup take every step together, because they exchange sums.
+  for (batch.x = start; any_lane(batch.x < end); batch.x += NA_BATCH) {
+    Mask mask;
+    batch.slot = batch.first_slot + batch.x - chunk.x;
+    if (all_lanes(batch.x >= common_start && batch.x + NA_BATCH <= common_end)) {
+      body.template batch<false>(tile, items, batch, mask);
+    } else {
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        mask.bits[r] = 0;
+        NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+          const int x = batch.x + j;
+          const bool on = x >= items.met[r][2].start && x < lesser(items.met[r][2].end, x_end);
+          mask.bits[r] |= on && ((on_row >> r) & 1u) != 0 ? 1u << j : 0u;
+        }
+      }
+      body.template batch<true>(tile, items, batch, mask);
+    }
+  }
+  body.end_row(tile, at, chunk);
+}
+
+/// Body: load(tile, chunk), batch<kMasked>(tile, items, batch, mask), begin_row(...), end_row(...).
+template <class Body>
+NATTEN_FN void sweep(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Items& items) {
+  const Range<int> columns = tile.region[2];
+  const int width = lesser(columns.end - columns.start, NA_CHUNK);
+  const int rows = (tile.region[0].end - tile.region[0].start) * (tile.region[1].end - tile.region[1].start);
+  const int rows_at_once = NA_CHUNK / width;
+  for (int row = 0; row < rows; row += rows_at_once) {
+    for (int x = columns.start; x < columns.end; x += width) {
+      Chunk chunk;
+      chunk.row = row;
+      chunk.rows = lesser(rows_at_once, rows - row);
+      chunk.x = x;
+      chunk.columns = lesser(width, columns.end - x);
+      barrier();  // all have read the previous chunk
+      body.load(tile, chunk);
+      wait_for_copies();
+      barrier();
+      for (int i = 0; i < chunk.rows; ++i) sweep_row(body, tile, items, chunk, i);
+    }
+  }
+}
+
+}  // namespace natten

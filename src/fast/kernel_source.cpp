@@ -1,0 +1,410 @@
+#include "fast/kernel_source.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <sstream>
+
+#include "fast/embedded.h"
+#include "fast/plan.h"
+
+namespace natten::fast {
+
+namespace {
+
+constexpr int kMostChannels = 512;
+constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // on one axis: places and sums of them are 32-bit
+
+ElementType element(FloatType type) {
+  return type == FloatType::float16    ? ElementType::float16
+         : type == FloatType::bfloat16 ? ElementType::bfloat16
+                                       : ElementType::float32;
+}
+
+const char* short_name(ElementType type) {
+  static constexpr const char* kNames[] = {"h", "b", "f", "i"};
+  return kNames[static_cast<int>(type)];
+}
+
+const char* type_name(FloatType type, Platform platform) {
+  if (type == FloatType::float32) return "float";
+  if (platform == Platform::metal) return type == FloatType::float16 ? "float16_t" : "bfloat16_t";
+  return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
+}
+
+/// Builds the pieces of one kernel.
+class Writer {
+ public:
+  Writer(const Problem& problem, KernelId kernel, Platform platform)
+      : p_(problem), kernel_(kernel), platform_(platform), plan_(plan(problem, kernel, platform)) {}
+
+  KernelSource source();
+
+ private:
+  using Shape = std::vector<std::int64_t>;
+
+  Shape tokens(std::int64_t heads, std::int64_t channels) const {
+    return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, heads, channels};
+  }
+  Shape queries() const {
+    Shape shape{p_.batch};
+    for (const Axis& axis : p_.axes) shape.push_back(output_length(axis.length, axis.stride));
+    shape.push_back(p_.heads);
+    return shape;
+  }
+  Shape queries(std::int64_t channels) const {
+    Shape shape = queries();
+    shape.push_back(channels);
+    return shape;
+  }
+  Shape bias_table() const {
+    Shape shape{p_.heads};
+    for (const Axis& axis : p_.axes) shape.push_back(2 * axis.kernel_size - 1);
+    return shape;
+  }
+  std::int64_t bias_entries() const {
+    if (!p_.has_rpb) return 0;
+    const Shape table = bias_table();
+    return table[1] * table[2] * table[3];
+  }
+  bool bias_gradient() const { return plan_.stage_columns > 0; }
+
+  void input(const char* name, FloatType type, Shape shape) { k_.inputs.push_back({name, element(type), shape}); }
+  void output(const char* name, FloatType type, Shape shape) { k_.outputs.push_back({name, element(type), shape}); }
+  void arrays();
+  std::string constants() const;
+  std::string tensor(const std::string& name, int rank = 6) const;
+  std::string shared(const std::string& name, const std::string& type, int count) const;
+  std::string start(const char* tokens_of, const char* heads) const;
+  std::string call() const;
+
+  const Problem& p_;
+  KernelId kernel_;
+  Platform platform_;
+  Plan plan_;
+  KernelSource k_;
+};
+
+void Writer::arrays() {
+  const auto query = [&] { input("na_query", p_.query_type, tokens(p_.heads, p_.head_dim)); };
+  const auto key = [&] { input("na_key", p_.key_type, tokens(p_.kv_heads, p_.head_dim)); };
+  const auto value = [&] { input("na_value", p_.value_type, tokens(p_.kv_heads, p_.value_dim)); };
+  const auto dout = [&] { input("na_dout", p_.query_type, queries(p_.value_dim)); };
+  const auto scalars = [&](const char* name) { input(name, FloatType::float32, queries()); };
+  const auto rpb = [&] {
+    if (p_.has_rpb) input("na_rpb", FloatType::float32, bias_table());
+  };
+  const auto drpb = [&] {
+    if (!bias_gradient()) return;
+    Shape shape = bias_table();
+    shape.insert(shape.begin(), plan_.tile_count() * p_.batch);
+    output("na_drpb", FloatType::float32, shape);
+  };
+  const std::int64_t slots = p_.kernel_volume();
+  switch (kernel_) {
+    case KernelId::forward:
+      query(), key(), value(), rpb();
+      output("na_out", p_.query_type, queries(p_.value_dim));
+      output("na_lse", FloatType::float32, queries());
+      break;
+    case KernelId::delta:
+      input("na_out", p_.query_type, queries(p_.value_dim));
+      dout(), scalars("na_dlse");
+      output("na_delta", FloatType::float32, queries());
+      break;
+    case KernelId::backward_query:
+      query(), key(), value();
+      input("na_out", p_.query_type, queries(p_.value_dim));
+      scalars("na_lse"), dout(), scalars("na_dlse"), rpb();
+      output("na_dquery", p_.query_type, tokens(p_.heads, p_.head_dim));
+      drpb();
+      break;
+    case KernelId::backward_key_value:
+      query(), key(), value(), scalars("na_lse"), dout(), scalars("na_delta"), rpb();
+      output("na_dkey", p_.key_type, tokens(p_.kv_heads, p_.head_dim));
+      output("na_dvalue", p_.value_type, tokens(p_.kv_heads, p_.value_dim));
+      break;
+    case KernelId::qk:
+      query(), key(), rpb();
+      output("na_logits", p_.query_type, queries(slots));
+      break;
+    case KernelId::qk_backward_query:
+      input("na_dlogits", p_.query_type, queries(slots));
+      key();
+      output("na_dquery", p_.query_type, tokens(p_.heads, p_.head_dim));
+      drpb();
+      break;
+    case KernelId::qk_backward_key:
+      query();
+      input("na_dlogits", p_.query_type, queries(slots));
+      output("na_dkey", p_.key_type, tokens(p_.kv_heads, p_.head_dim));
+      break;
+    case KernelId::av:
+      input("na_attn", p_.query_type, queries(slots));
+      value();
+      output("na_out", p_.query_type, queries(p_.value_dim));
+      break;
+    case KernelId::av_backward_attn:
+      dout(), value();
+      output("na_dattn", p_.query_type, queries(slots));
+      break;
+    case KernelId::av_backward_value:
+      dout();
+      input("na_attn", p_.query_type, queries(slots));
+      value();  // for its shape only
+      output("na_dvalue", p_.value_type, tokens(p_.kv_heads, p_.value_dim));
+      break;
+  }
+  if (p_.has_lengths && kernel_ != KernelId::delta) {
+    k_.inputs.push_back({"na_lengths", ElementType::int32, {p_.batch, kAxes}});
+  }
+}
+
+std::string Writer::constants() const {
+  std::ostringstream text;
+  const auto define = [&](const std::string& name, auto value) {
+    text << "#define NA_" << name << ' ' << value << '\n';
+  };
+  for (int a = 0; a < kAxes; ++a) {
+    const std::string axis = "_" + std::to_string(a);
+    define("KERNEL_SIZE" + axis, p_.axes[a].kernel_size);
+    define("STRIDE" + axis, p_.axes[a].stride);
+    define("DILATION" + axis, p_.axes[a].dilation);
+    define("GNA_STRIDE" + axis, p_.axes[a].gna_stride);
+    define("IS_CAUSAL" + axis, p_.axes[a].is_causal ? 1 : 0);
+    define("CLASSES" + axis, query_classes(p_.axes[a]));
+    define("STEP" + axis, query_step(p_.axes[a]));
+    define("EXTENT" + axis, plan_.extent[a]);
+  }
+  const bool scaled = kernel_ != KernelId::av && kernel_ != KernelId::av_backward_attn &&
+                      kernel_ != KernelId::av_backward_value && kernel_ != KernelId::delta;
+  char scale[64];
+  std::snprintf(scale, sizeof scale, "(%.9ef)", scaled ? p_.scale : 1.0);
+  define("SCALE", scale);
+  define("LOG2_E", "1.44269504f");
+  define("LN_2", "0.693147181f");
+  define("HEAD_GROUP", p_.heads / p_.kv_heads);
+  define("SLOTS", p_.kernel_volume());
+  const bool reads_bias = p_.has_rpb && (is_fused(kernel_) || kernel_ == KernelId::qk);
+  define("HAS_RPB", reads_bias || bias_gradient() ? 1 : 0);
+  define("RPB_SIZE", bias_entries());
+  define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
+  define("THREADS", plan_.threads);
+  define("RUN", plan_.run);
+  define("RUN_AXIS", plan_.run_axis);
+  define("LANES", plan_.lanes);
+  define("BATCH", plan_.batch);
+  define("CHUNK", plan_.chunk);
+  define("VECTOR", plan_.vector);
+  // Metal keeps arrays of fewer than 8 elements in constant memory, where the vector accesses do not reach.
+  bool tiny = false;
+  for (const ArraySpec& array : k_.inputs) {
+    std::int64_t count = 1;
+    for (const std::int64_t length : array.shape) count *= length;
+    tiny = tiny || (count < 8 && array.type != ElementType::int32);
+  }
+  define("VECTOR_ACCESS", tiny ? 0 : 1);
+  for (const bool first : {true, false}) {
+    const Stream& stream = first ? plan_.a : plan_.b;
+    const std::string name = first ? "A_" : "B_";
+    define(name + "TYPE", type_name(stream.type, platform_));
+    define(name + "CHANNELS", std::max(stream.channels, 1));
+    define(name + "SLICES", std::max(stream.slices, 1));
+    define(name + "PITCH", std::max(stream.pitch, 1));
+  }
+  return text.str();
+}
+
+std::string Writer::tensor(const std::string& name, int rank) const {
+  std::string text = "natten::tensor(" + name;
+  for (int i = 0; i < 6; ++i) {
+    text += i < rank ? ", " + name + "_strides[" + std::to_string(i) + "]" : ", 0";
+  }
+  return text + ")";
+}
+
+std::string Writer::shared(const std::string& name, const std::string& type, int count) const {
+  return std::string("alignas(16) ") + (platform_ == Platform::metal ? "threadgroup " : "__shared__ ") + type + " " +
+         name + "[" + std::to_string(count) + "];\n";
+}
+
+/// Where the threadgroup is: variables that every call below uses.
+std::string Writer::start(const char* tokens_of, const char* heads) const {
+  const bool metal = platform_ == Platform::metal;
+  std::ostringstream text;
+  text << "const int na_thread = int(" << (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") << ");\n"
+       << "const int na_group = int(" << (metal ? "threadgroup_position_in_grid.x" : "blockIdx.x") << ");\n"
+       << "const int na_head = int(" << (metal ? "threadgroup_position_in_grid.y" : "blockIdx.y") << ");\n"
+       << "const int na_heads = " << heads << ";\n"
+       << "const natten::Extent na_full = natten::extent(" << tokens_of << "_shape[1], " << tokens_of << "_shape[2], "
+       << tokens_of << "_shape[3]);\n"
+       << "const int na_tiles = natten::tile_count<" << (holds_keys(kernel_) ? "false" : "true") << ">(na_full);\n"
+       << "const int na_batch = na_group / na_tiles;\n"
+       << "const int na_tile = na_group % na_tiles;\n";
+  text << "const natten::Extent na_sizes = "
+       << (p_.has_lengths ? "natten::extent(na_lengths[3 * na_batch], na_lengths[3 * na_batch + 1], "
+                            "na_lengths[3 * na_batch + 2]);\n"
+                          : "na_full;\n");
+  return text.str();
+}
+
+std::string Writer::call() const {
+  const std::string null_floats = platform_ == Platform::metal ? "(threadgroup float*)nullptr" : "(float*)nullptr";
+  const std::string a = plan_.a.channels ? type_name(plan_.a.type, platform_) : "float";
+  const std::string b = plan_.b.channels ? type_name(plan_.b.type, platform_) : "float";
+  const std::string rows_a = shared("na_rows_a", a, plan_.chunk * plan_.a.pitch);
+  const std::string rows_b = shared("na_rows_b", b, plan_.chunk * std::max(plan_.b.pitch, 1));
+  const int positions = plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
+  const std::string stage = bias_gradient() ? shared("na_staged", "float", positions * plan_.stage_columns) : "";
+  const std::string staged = bias_gradient() ? "na_staged" : null_floats;
+  const std::string drpb = bias_gradient() ? "na_drpb" : "nullptr";
+  const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
+  const std::string sizes = "na_full, na_sizes, ";
+  const std::string where = "na_tile, na_batch, na_head, na_heads, na_thread";
+  switch (kernel_) {
+    case KernelId::forward:
+      return start("na_key", "na_query_shape[4]") + rows_a + rows_b + "natten::attention_forward(" +
+             tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + rpb +
+             ", na_out, na_lse, na_rows_a, na_rows_b, " + sizes + where + ");\n";
+    case KernelId::delta: {
+      const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
+                                                              : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
+      return "natten::attention_delta(" + tensor("na_out") + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) +
+             ", na_delta, natten::extent(na_out_shape[1], na_out_shape[2], na_out_shape[3]), na_out_shape[0], "
+             "na_out_shape[4], " +
+             thread + ");\n";
+    }
+    case KernelId::backward_query:
+      return start("na_key", "na_query_shape[4]") + rows_a + rows_b + stage + "natten::attention_backward_query(" +
+             tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_out") + ", " +
+             tensor("na_lse", 5) + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) + ", " + rpb +
+             ", na_dquery, " + drpb + ", na_rows_a, na_rows_b, " + staged + ", " + sizes + "na_group, " + where +
+             ");\n";
+    case KernelId::backward_key_value:
+      return start("na_key", "na_key_shape[4]") + rows_a + rows_b + shared("na_lses", "float", plan_.chunk) +
+             shared("na_deltas", "float", plan_.chunk) + "natten::attention_backward_key_value(" + tensor("na_query") +
+             ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_lse", 5) + ", " +
+             tensor("na_dout") + ", " + tensor("na_delta", 5) + ", " + rpb +
+             ", na_dkey, na_dvalue, na_rows_a, na_rows_b, na_lses, na_deltas, " + sizes + where + ");\n";
+    case KernelId::qk:
+      return start("na_key", "na_query_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_query") +
+             ", natten::Indexed::query_tokens, " + tensor("na_key") + ", " + rpb + ", na_logits, na_rows_a, " + sizes +
+             where + ", -NA_INFINITY);\n";
+    case KernelId::av_backward_attn:
+      return start("na_value", "na_dout_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_dout") +
+             ", natten::Indexed::queries, " + tensor("na_value") + ", " + k_.inputs[0].name +
+             ", na_dattn, na_rows_a, " + sizes + where + ", 0.0f);\n";
+    case KernelId::qk_backward_query:
+      return start("na_key", "na_dlogits_shape[4]") + rows_a + stage + "natten::attention_weighted_keys<true>(" +
+             tensor("na_dlogits") + ", " + tensor("na_key") + ", na_dquery, " + drpb + ", na_rows_a, " + staged + ", " +
+             sizes + "na_group, " + where + ");\n";
+    case KernelId::av:
+      return start("na_value", "na_attn_shape[4]") + rows_a + "natten::attention_weighted_keys<false>(" +
+             tensor("na_attn") + ", " + tensor("na_value") + ", na_out, nullptr, na_rows_a, " + staged + ", " + sizes +
+             "na_group, " + where + ");\n";
+    case KernelId::qk_backward_key:
+      return start("na_query", "na_query_shape[4] / NA_HEAD_GROUP") + rows_a + "natten::attention_weighted_queries(" +
+             tensor("na_query") + ", natten::Indexed::query_tokens, " + tensor("na_dlogits") +
+             ", na_dkey, na_rows_a, " + sizes + where + ");\n";
+    case KernelId::av_backward_value:
+      return start("na_value", "na_value_shape[4]") + rows_a + "natten::attention_weighted_queries(" +
+             tensor("na_dout") + ", natten::Indexed::queries, " + tensor("na_attn") + ", na_dvalue, na_rows_a, " +
+             sizes + where + ");\n";
+  }
+  return "";
+}
+
+KernelSource Writer::source() {
+  arrays();
+  const bool keys = holds_keys(kernel_);
+  const std::string numbers = constants();
+  std::uint64_t hash = 1469598103934665603u;  // FNV-1a
+  for (const char c : numbers) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  std::ostringstream name;
+  name << "natten_" << kernel_name(kernel_) << '_';
+  for (const ArraySpec& array : k_.inputs) name << short_name(array.type);
+  name << '_' << std::hex << hash;
+  k_.name = name.str();
+
+  k_.header = numbers + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
+  if (kernel_ == KernelId::delta) {
+    k_.header += std::string(text::groups) + text::tile + text::tensor + text::delta;
+  } else {
+    k_.header += std::string(text::groups) + text::tile + text::tensor + text::sweep + text::query;
+    if (keys) k_.header += text::key;
+  }
+  k_.source = call();
+  k_.threadgroup = {plan_.threads, 1, 1};
+  if (kernel_ == KernelId::delta) {
+    const std::int64_t threads = p_.batch * p_.queries() * p_.heads * plan_.lanes;
+    k_.grid = {static_cast<int>((threads + plan_.threads - 1) / plan_.threads * plan_.threads), 1, 1};
+  } else {
+    k_.grid = {static_cast<int>(plan_.tile_count() * p_.batch * plan_.threads),
+               static_cast<int>(keys ? p_.kv_heads : p_.heads), 1};
+    k_.shared_bytes = plan_.shared_bytes(kernel_);
+  }
+  return std::move(k_);
+}
+
+}  // namespace
+
+const char* kernel_name(KernelId kernel) {
+  switch (kernel) {
+    case KernelId::forward:
+      return "forward";
+    case KernelId::delta:
+      return "delta";
+    case KernelId::backward_query:
+      return "backward_query";
+    case KernelId::backward_key_value:
+      return "backward_key_value";
+    case KernelId::qk:
+      return "qk";
+    case KernelId::qk_backward_query:
+      return "qk_backward_query";
+    case KernelId::qk_backward_key:
+      return "qk_backward_key";
+    case KernelId::av:
+      return "av";
+    case KernelId::av_backward_attn:
+      return "av_backward_attn";
+    case KernelId::av_backward_value:
+      return "av_backward_value";
+  }
+  return "";
+}
+
+std::optional<std::string> objection(const Problem& p, Platform platform) {
+  for (const FloatType type : {p.query_type, p.key_type, p.value_type}) {
+    if (type == FloatType::float64) return "float64 is not a type of GPU kernels";
+  }
+  if (std::max(p.head_dim, p.value_dim) > kMostChannels) {
+    return "head dim " + std::to_string(std::max(p.head_dim, p.value_dim)) + " is above " +
+           std::to_string(kMostChannels);
+  }
+  if (p.batch == 0) return "empty batch";
+  for (const Axis& axis : p.axes) {
+    if (axis.length > kMostTokens) return "an axis of " + std::to_string(axis.length) + " tokens is too long";
+  }
+  if (p.heads > 65535) return "more than 65535 heads";
+  const KernelId kernels[] = {p.op == Op::qk   ? KernelId::qk
+                              : p.op == Op::av ? KernelId::av
+                                               : KernelId::forward,
+                              p.op == Op::qk   ? KernelId::qk_backward_key
+                              : p.op == Op::av ? KernelId::av_backward_value
+                                               : KernelId::backward_key_value};
+  for (const KernelId kernel : kernels) {
+    const Plan plan = fast::plan(p, kernel, platform);
+    if (plan.tile_count() * p.batch > std::numeric_limits<int>::max() / plan.threads ||
+        p.batch * p.queries() * p.heads > std::numeric_limits<int>::max() / 32) {
+      return "more queries than a launch can address";
+    }
+  }
+  return std::nullopt;
+}
+
+KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform) {
+  return Writer(problem, kernel, platform).source();
+}
+
+}  // namespace natten::fast

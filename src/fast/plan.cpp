@@ -1,0 +1,284 @@
+#include "fast/plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+
+#include "fast/bodies/groups.h"
+
+namespace natten::fast {
+
+namespace {
+
+/// What the plans of a platform aim at.
+struct Limits {
+  int threads;            ///< of a threadgroup
+  int channels_per_lane;  ///< of each array that a thread holds: they live in registers
+  int run;                ///< positions per thread: each load from threadgroup memory serves so many
+  int batch;              ///< logits per position at once
+  int chunk_bytes;        ///< of threadgroup memory that streams use: several groups share a core
+  int shared_bytes;       ///< all of it
+};
+
+Limits limits(KernelId kernel, Platform platform) {
+  const bool many_arrays = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
+  if (platform == Platform::metal) {
+    // 128 threads, because a pipeline that uses many registers allows few more.
+    return {128, many_arrays ? 8 : 16, 2, 8, 16 * 1024, 32 * 1024};
+  }
+  return {256, 16, 2, many_arrays ? 8 : 13, 32 * 1024, 48 * 1024};
+}
+
+/// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
+constexpr double kLoadCost = 4;
+
+int ceil_div64(std::int64_t a, std::int64_t b) {
+  return static_cast<int>((a + b - 1) / b);
+}
+
+Stream stream(std::int64_t channels, FloatType type) {
+  Stream s;
+  s.channels = static_cast<int>(channels);
+  s.type = type;
+  return s;
+}
+
+void choose_streams(const Problem& p, KernelId kernel, Plan& plan) {
+  switch (kernel) {
+    case KernelId::forward:
+    case KernelId::backward_query:
+      plan.a = stream(p.head_dim, p.key_type);
+      plan.b = stream(p.value_dim, p.value_type);
+      break;
+    case KernelId::backward_key_value:
+      plan.a = stream(p.head_dim, p.query_type);
+      plan.b = stream(p.value_dim, p.query_type);  // dout has the type of out
+      break;
+    case KernelId::qk:
+    case KernelId::qk_backward_query:
+      plan.a = stream(p.head_dim, p.key_type);
+      break;
+    case KernelId::qk_backward_key:
+      plan.a = stream(p.head_dim, p.query_type);
+      break;
+    case KernelId::av:
+    case KernelId::av_backward_attn:
+      plan.a = stream(p.value_dim, p.value_type);
+      break;
+    case KernelId::av_backward_value:
+    case KernelId::delta:
+      plan.a = stream(p.value_dim, p.query_type);
+      break;
+  }
+}
+
+/// Lanes such that each holds about `wanted` channels, and few of them are padding.
+void choose_lanes(Plan& plan, Platform platform, int wanted) {
+  const bool halves = element_size(plan.a.type) == 2 && (plan.b.channels == 0 || element_size(plan.b.type) == 2);
+  plan.vector = platform == Platform::cuda && halves ? 8 : 4;  // 16 bytes on CUDA, Metal's longest vector
+  const int channels = std::max(plan.a.channels, plan.b.channels);
+  const int vectors = ceil_div(channels, plan.vector);
+  double best = std::numeric_limits<double>::max();
+  for (int lanes = 1; lanes <= 32; lanes *= 2) {
+    const int slices = ceil_div(vectors, lanes);
+    const int held = slices * plan.vector;
+    if (lanes > 1 && lanes / 2 >= vectors) break;
+    const double padding = double(slices) * lanes / vectors;
+    const double distance = held > wanted ? double(held) / wanted : 1 + 0.1 * (double(wanted) / held - 1);
+    const double cost = padding * (held > wanted * 3 / 2 ? 4 * distance : distance);
+    if (cost < best) {
+      best = cost;
+      plan.lanes = lanes;
+    }
+  }
+}
+
+void finish_stream(Stream& stream, const Plan& plan) {
+  if (stream.channels == 0) return;
+  const int vectors = ceil_div(stream.channels, plan.vector);
+  stream.slices = ceil_div(vectors, plan.lanes);
+  // An odd number of vectors per row keeps neighbouring rows in distinct banks.
+  stream.pitch = (stream.slices * plan.lanes | 1) * plan.vector;
+}
+
+/// Positions that a tile of `extent` on this axis meets, at most.
+std::int64_t reach(const Axis& axis, int extent, bool keys) {
+  const std::int64_t places = keys ? extent : std::int64_t(extent - 1) * query_step(axis) + 1;
+  const std::int64_t met =
+      std::min(places - 1 + axis.gna_stride - 1 + axis.kernel_size, (axis.length + axis.dilation - 1) / axis.dilation);
+  if (!keys) return met;
+  // A key at the border is met by up to half a window more, and by queries `step` places apart.
+  const std::int64_t queries = places - 1 + axis.kernel_size + axis.kernel_size / 2 + axis.gna_stride;
+  return std::min(ceil_div64(queries, query_step(axis)) + std::int64_t(1), output_length(axis.length, axis.stride));
+}
+
+std::int64_t tiles_on(const Axis& axis, int extent, bool keys) {
+  const int length = static_cast<int>(axis.length);
+  return keys ? tiles_on_axis(length, static_cast<int>(axis.dilation), extent)
+              : tiles_on_axis(output_length(length, static_cast<int>(axis.stride)), query_classes(axis), extent);
+}
+
+void count_tiles(const Problem& p, KernelId kernel, Plan& plan) {
+  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], holds_keys(kernel));
+}
+
+/// The box of `positions` whose tiles cost least in all: overhang and halo against each other.
+void choose_extent(const Problem& p, KernelId kernel, Plan& plan) {
+  const bool keys = holds_keys(kernel);
+  const int positions = plan.threads / plan.lanes * plan.run;
+  const int simd_positions = 32 / plan.lanes * (plan.run_axis == 2 ? plan.run : 1);
+  double best = std::numeric_limits<double>::max();
+  std::array<int, 3> chosen = plan.extent;
+  for (int e0 = 1; e0 <= positions; e0 *= 2) {
+    for (int e1 = plan.run_axis == 1 ? plan.run : 1; e0 * e1 <= positions; e1 *= 2) {
+      const int e2 = positions / (e0 * e1);
+      if (e2 < (plan.run_axis == 2 ? plan.run : 1)) continue;
+      const std::array<int, 3> extent{e0, e1, e2};
+      double tiles = 1, met = 1;
+      for (int a = 0; a < kAxes; ++a) {
+        tiles *= double(tiles_on(p.axes[a], extent[a], keys));
+        met *= double(reach(p.axes[a], extent[a], keys));
+      }
+      // Threads of a simdgroup in different rows wait for each other.
+      const double spread = e2 < simd_positions ? 1.0 + 0.25 * double(simd_positions) / e2 : 1.0;
+      const double cost = tiles * (spread * positions * double(p.kernel_volume()) + kLoadCost * met);
+      if (cost < best) {
+        best = cost;
+        chosen = extent;
+      }
+    }
+  }
+  plan.extent = chosen;
+}
+
+/// Divides what a thread meets on axis 2 into equal batches with the least padding.
+int choose_batch(std::int64_t columns, int most) {
+  int best = 1;
+  double best_cost = std::numeric_limits<double>::max();
+  for (int batch = 1; batch <= most; ++batch) {
+    const int batches = ceil_div64(columns, batch);
+    const double cost = double(batches) * (batch + 1.5);  // 1.5: what every batch costs besides
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = batch;
+    }
+  }
+  return best;
+}
+
+bool needs_bias_gradient(const Problem& p, KernelId kernel) {
+  return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
+}
+
+int bytes_per_position(const Plan& plan, KernelId kernel) {
+  return plan.a.row_bytes() + plan.b.row_bytes() + (kernel == KernelId::backward_key_value ? 8 : 0);
+}
+
+void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan& plan) {
+  std::int64_t width = reach(p.axes[2], plan.extent[2], holds_keys(kernel));
+  std::int64_t region = width * reach(p.axes[0], plan.extent[0], holds_keys(kernel)) *
+                        reach(p.axes[1], plan.extent[1], holds_keys(kernel));
+  const int positions = plan.extent[0] * plan.extent[1] * plan.extent[2];
+  const int per_position = bytes_per_position(plan, kernel);
+  std::int64_t chunk = std::max(1, limits.chunk_bytes / per_position);
+  if (needs_bias_gradient(p, kernel)) {
+    const std::int64_t columns = std::min<std::int64_t>(width, limits.shared_bytes / 2 / (positions * 4));
+    chunk = std::min(chunk, std::max(columns, (limits.shared_bytes - columns * positions * 4) / per_position));
+    chunk = std::min(chunk, columns < width ? columns : chunk);
+    plan.stage_columns = static_cast<int>(columns);
+  }
+  if (chunk > width) chunk -= chunk % width;  // whole rows
+  plan.chunk = static_cast<int>(std::min(chunk, region));
+}
+
+void override_from_environment(Plan& plan) {
+  const char* text = std::getenv("NATTEN_FAST_TILE");
+  if (!text || !*text) return;
+  std::istringstream items(text);
+  for (std::string item; std::getline(items, item, ',');) {
+    const auto equals = item.find('=');
+    const std::string name = item.substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : item.substr(equals + 1);
+    const int number = std::atoi(value.c_str());
+    if (name == "threads" && number >= 32 && number % 32 == 0) {
+      plan.threads = number;
+    } else if (name == "run" && number >= 1) {
+      plan.run = number;
+    } else if (name == "lanes" && number >= 1 && number <= 32 && (number & (number - 1)) == 0) {
+      plan.lanes = number;
+    } else if (name == "batch" && number >= 1 && number <= 32) {
+      plan.batch = number;
+    } else if (name == "chunk" && number >= 1) {
+      plan.chunk = number;
+    } else if (name == "extent") {
+      char x;
+      std::istringstream(value) >> plan.extent[0] >> x >> plan.extent[1] >> x >> plan.extent[2];
+    } else {
+      throw std::invalid_argument("NATTEN_FAST_TILE: cannot use '" + item + "'");
+    }
+  }
+}
+
+}  // namespace
+
+int element_size(FloatType type) {
+  return type == FloatType::float32 ? 4 : type == FloatType::float64 ? 8 : 2;
+}
+
+int Stream::row_bytes() const {
+  return pitch * element_size(type);
+}
+
+bool holds_keys(KernelId kernel) {
+  return kernel == KernelId::backward_key_value || kernel == KernelId::qk_backward_key ||
+         kernel == KernelId::av_backward_value;
+}
+
+bool is_fused(KernelId kernel) {
+  return kernel == KernelId::forward || kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
+}
+
+int query_classes(const Axis& axis) {
+  return static_cast<int>(axis.dilation / std::gcd(axis.stride, axis.dilation));
+}
+
+int query_step(const Axis& axis) {
+  return static_cast<int>(axis.stride / std::gcd(axis.stride, axis.dilation));
+}
+
+int Plan::shared_bytes(KernelId kernel) const {
+  const int staged = stage_columns * extent[0] * extent[1] * extent[2] * 4;
+  return chunk * bytes_per_position(*this, kernel) + staged;
+}
+
+std::string Plan::describe() const {
+  std::ostringstream text;
+  text << extent[0] << 'x' << extent[1] << 'x' << extent[2] << " positions, " << threads << " threads, " << run
+       << " positions per thread, " << lanes << " lanes per position, batches of " << batch << ", chunks of " << chunk;
+  return text.str();
+}
+
+Plan plan(const Problem& p, KernelId kernel, Platform platform) {
+  const Limits limit = limits(kernel, platform);
+  Plan plan;
+  choose_streams(p, kernel, plan);
+  plan.threads = limit.threads;
+  plan.run = limit.run;
+  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
+  choose_lanes(plan, platform, limit.channels_per_lane);
+  override_from_environment(plan);
+  if (kernel == KernelId::delta) return plan;
+  finish_stream(plan.a, plan);
+  finish_stream(plan.b, plan);
+  choose_extent(p, kernel, plan);
+  plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
+  choose_chunk(p, kernel, limit, plan);
+  override_from_environment(plan);
+  count_tiles(p, kernel, plan);
+  return plan;
+}
+
+}  // namespace natten::fast

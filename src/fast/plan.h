@@ -1,0 +1,54 @@
+// How a kernel cuts its work: the one table of tile sizes, with reasons, and its override for tuning.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "fast/kernel_source.h"
+
+namespace natten::fast {
+
+/// Kernels whose threads hold keys; the others hold queries.
+bool holds_keys(KernelId kernel);
+/// Kernels that compute one dot product and one weighted sum per pair, or more of them: both streams are in use.
+bool is_fused(KernelId kernel);
+
+/// One of the two arrays whose positions stream past: A enters the dot products of query with key (or is the only
+/// one), B those of dout with value.
+struct Stream {
+  int channels = 0;
+  FloatType type = FloatType::float32;
+  int slices = 0;  ///< channel vectors per lane
+  int pitch = 0;   ///< elements from row to row of threadgroup memory
+  int row_bytes() const;
+};
+
+struct Plan {
+  std::array<int, 3> extent{1, 1, 1};  ///< positions of a tile
+  int run = 1;                         ///< neighbouring positions on `run_axis` that a thread holds
+  int run_axis = 2;
+  int lanes = 1;          ///< threads that share the channels of a position
+  int vector = 4;         ///< channels per access
+  int batch = 1;          ///< positions of axis 2 taken at once
+  int chunk = 1;          ///< positions in threadgroup memory
+  int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
+  int threads = 32;
+  Stream a, b;
+  std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
+
+  std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
+  int shared_bytes(KernelId kernel) const;
+  std::string describe() const;
+};
+
+/// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them.
+Plan plan(const Problem& problem, KernelId kernel, Platform platform);
+
+/// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).
+int query_classes(const Axis& axis);
+int query_step(const Axis& axis);
+
+int element_size(FloatType type);
+
+}  // namespace natten::fast

@@ -1,0 +1,19 @@
+# The kernels' text and plans as a static library of their own, free of MLX: natten_fast_text.
+set(NATTEN_FAST_DIR ${CMAKE_CURRENT_LIST_DIR})
+set(NATTEN_FAST_GENERATED ${CMAKE_BINARY_DIR}/generated)
+file(GLOB NATTEN_FAST_BODIES CONFIGURE_DEPENDS ${NATTEN_FAST_DIR}/bodies/*.h)
+add_custom_command(
+  OUTPUT ${NATTEN_FAST_GENERATED}/fast/embedded.h
+  COMMAND ${CMAKE_COMMAND} -DOUTPUT=${NATTEN_FAST_GENERATED}/fast/embedded.h -DDIRECTORY=${NATTEN_FAST_DIR}/.. -P
+          ${NATTEN_FAST_DIR}/embed.cmake
+  DEPENDS ${NATTEN_FAST_BODIES} ${NATTEN_FAST_DIR}/../kernels/window.h ${NATTEN_FAST_DIR}/embed.cmake
+  VERBATIM)
+add_library(natten_fast_text STATIC ${NATTEN_FAST_DIR}/kernel_source.cpp ${NATTEN_FAST_DIR}/plan.cpp
+                                    ${NATTEN_FAST_GENERATED}/fast/embedded.h)
+target_include_directories(
+  natten_fast_text
+  PUBLIC $<BUILD_INTERFACE:${NATTEN_FAST_DIR}/..>
+  PRIVATE ${NATTEN_FAST_GENERATED})
+target_compile_features(natten_fast_text PUBLIC cxx_std_20)
+set_target_properties(natten_fast_text PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_compile_options(natten_fast_text PRIVATE -Wall -Wextra)
