@@ -1,0 +1,173 @@
+// The decorating primitive, around a small primitive that knows neither vjp nor vmap: out = query * scale + bias(head).
+#include "ops/differentiable.h"
+
+#include <gtest/gtest.h>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/mlx.h"
+#include "mlx/primitives.h"
+
+namespace natten {
+namespace {
+
+// Inputs: query [B, x, x, x, H, D], bias [H, 1, 1, 1].
+class Affine : public mx::Primitive {
+ public:
+  Affine(mx::Stream s, float scale) : Primitive(s), scale_(scale) {}
+  const char* name() const override { return "Affine"; }
+  void eval_gpu(const Arrays&, Arrays&) override { throw std::runtime_error("CPU only"); }
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    mx::array& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    const int heads = out.shape(4), dim = out.shape(5);
+    mx::cpu::get_command_encoder(stream()).dispatch([q = inputs[0].data<float>(), b = inputs[1].data<float>(),
+                                                     o = out.data<float>(), n = out.size(), heads, dim,
+                                                     scale = scale_] {
+      for (std::size_t i = 0; i < n; ++i) o[i] = q[i] * scale + b[(i / dim) % heads];
+    });
+  }
+
+ private:
+  float scale_;
+};
+
+mx::array reference(const mx::array& query, const mx::array& bias, float scale, mx::Stream s) {
+  return mx::add(mx::multiply(query, mx::array(scale), s), mx::reshape(bias, {-1, 1}, s), s);
+}
+
+Operation affine(float scale) {
+  Operation op;
+  op.name = "affine";
+  op.problem.scale = scale;
+  op.inputs = {Role::tokens, Role::bias};
+  op.outputs = {Role::tokens};
+  op.run = [](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
+    return mx::array::make_arrays({a[0].shape()}, {mx::float32}, std::make_shared<Affine>(s, p.scale),
+                                  {mx::contiguous(a[0], false, s), mx::contiguous(a[1], false, s)});
+  };
+  op.reference = [](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
+    return {reference(a[0], a[1], p.scale, s)};
+  };
+  return op;
+}
+
+mx::array run(const mx::array& query, const mx::array& bias, float scale = 2.0f) {
+  return differentiable(affine(scale), {query, bias}, mx::default_stream(mx::Device::cpu))[0];
+}
+
+// Something that is not linear in the decorated primitive, so that second derivatives are not zero.
+mx::array loss(const mx::array& query, const mx::array& bias) {
+  const mx::array out = run(query, bias);
+  return mx::sum(mx::multiply(mx::square(out), out));
+}
+mx::array reference_loss(const mx::array& query, const mx::array& bias) {
+  const mx::array out = reference(query, bias, 2.0f, mx::default_stream(mx::Device::cpu));
+  return mx::sum(mx::multiply(mx::square(out), out));
+}
+
+const mx::Shape kShape{2, 1, 2, 3, 2, 4};
+mx::array query() {
+  return mx::random::normal(kShape, mx::float32, mx::random::key(1));
+}
+mx::array bias() {
+  return mx::random::normal({2, 1, 1, 1}, mx::float32, mx::random::key(2));
+}
+
+void expect_close(const mx::array& a, const mx::array& b) {
+  ASSERT_EQ(a.shape(), b.shape());
+  EXPECT_TRUE(mx::allclose(a, b, 1e-4, 1e-4).item<bool>());
+}
+
+using Loss = mx::array (*)(const mx::array&, const mx::array&);
+
+std::vector<mx::array> gradients_of(Loss f, const mx::array& q, const mx::array& b) {
+  return mx::grad([f](const Arrays& a) { return f(a[0], a[1]); }, {0, 1})({q, b});
+}
+
+class OnCpu : public testing::Test {
+ protected:
+  void SetUp() override { mx::set_default_device(mx::Device::cpu); }
+};
+using Differentiable = OnCpu;
+
+TEST_F(Differentiable, Gradient) {
+  const auto found = gradients_of(loss, query(), bias()), expected = gradients_of(reference_loss, query(), bias());
+  expect_close(found[0], expected[0]);
+  expect_close(found[1], expected[1]);
+}
+
+TEST_F(Differentiable, SecondDerivative) {
+  const auto second = [](Loss f) {
+    return mx::grad([f](const mx::array& q) { return mx::sum(mx::square(gradients_of(f, q, bias())[0])); })(query());
+  };
+  expect_close(second(loss), second(reference_loss));
+}
+
+TEST_F(Differentiable, Jvp) {
+  const auto push = [](Loss f) {
+    return mx::jvp([f](const Arrays& a) { return Arrays{f(a[0], bias())}; }, {query()}, {mx::ones(kShape)}).second[0];
+  };
+  expect_close(push(loss), push(reference_loss));
+}
+
+TEST_F(Differentiable, VmapOverEachInput) {
+  const mx::array queries = mx::random::normal({3, 2, 1, 2, 3, 2, 4}, mx::float32, mx::random::key(3));
+  const mx::array biases = mx::random::normal({3, 2, 1, 1, 1}, mx::float32, mx::random::key(4));
+  for (auto [query_axis, bias_axis] : {std::pair(0, -1), std::pair(-1, 0), std::pair(0, 0)}) {
+    const auto mapped = mx::vmap([](const Arrays& a) { return Arrays{run(a[0], a[1])}; }, {query_axis, bias_axis},
+                                 {0})({query_axis < 0 ? query() : queries, bias_axis < 0 ? bias() : biases})[0];
+    ASSERT_EQ(mapped.shape(0), 3);
+    for (int i = 0; i < 3; ++i) {
+      expect_close(mx::take(mapped, i, 0), run(query_axis < 0 ? query() : mx::take(queries, i, 0),
+                                               bias_axis < 0 ? bias() : mx::take(biases, i, 0)));
+    }
+  }
+}
+
+TEST_F(Differentiable, VmapOverAnInnerAxis) {
+  const mx::array queries = mx::random::normal({2, 1, 3, 2, 3, 2, 4}, mx::float32, mx::random::key(5));
+  const auto mapped =
+      mx::vmap([](const Arrays& a) { return Arrays{run(a[0], a[1])}; }, {2, -1}, {2})({queries, bias()})[0];
+  for (int i = 0; i < 3; ++i) expect_close(mx::take(mapped, i, 2), run(mx::take(queries, i, 2), bias()));
+}
+
+TEST_F(Differentiable, VmapOfGradient) {
+  const mx::array queries = mx::random::normal({3, 2, 1, 2, 3, 2, 4}, mx::float32, mx::random::key(6));
+  const auto mapped =
+      mx::vmap([](const Arrays& a) { return gradients_of(loss, a[0], a[1]); }, {0, -1}, {0, 0})({queries, bias()});
+  for (int i = 0; i < 3; ++i) {
+    const auto expected = gradients_of(reference_loss, mx::take(queries, i, 0), bias());
+    expect_close(mx::take(mapped[0], i, 0), expected[0]);
+    expect_close(mx::take(mapped[1], i, 0), expected[1]);  // of the shared bias, per example
+  }
+}
+
+TEST_F(Differentiable, Compile) {
+  const auto compiled = mx::compile([](const Arrays& a) { return Arrays{loss(a[0], a[1])}; });
+  for (int i = 0; i < 2; ++i) expect_close(compiled({query(), bias()})[0], reference_loss(query(), bias()));
+}
+
+TEST_F(Differentiable, ShapelessCompileIsRightOrRaises) {
+  const auto compiled = mx::compile([](const Arrays& a) { return Arrays{run(a[0], a[1])}; }, true);
+  expect_close(compiled({query(), bias()})[0], run(query(), bias()));
+  EXPECT_THROW(mx::eval(compiled({mx::zeros({2, 1, 2, 5, 2, 4}), bias()})), std::invalid_argument);
+}
+
+TEST_F(Differentiable, NotEquivalentWhenTheProblemDiffers) {
+  // Common subexpressions are merged by compile: operations of different problems must not be.
+  const auto compiled = mx::compile([](const Arrays& a) {
+    return Arrays{run(a[0], a[1], 2.0f), run(a[0], a[1], 3.0f)};
+  });
+  const auto results = compiled({query(), bias()});
+  expect_close(results[1], run(query(), bias(), 3.0f));
+}
+
+TEST_F(Differentiable, RejectsATierThatReturnsSomethingElse) {
+  Operation op = affine(2.0f);
+  op.run = [](const Problem&, const Arrays& a, mx::Stream) -> Arrays { return {mx::square(a[0])}; };
+  EXPECT_THROW(differentiable(op, {query(), bias()}, mx::default_stream(mx::Device::cpu)), std::runtime_error);
+}
+
+}  // namespace
+}  // namespace natten
