@@ -1,7 +1,7 @@
 """Resident memory that one call adds, forward and backward, each in a fresh process.
 
 The dense matrix of the default case (2-D 128x128, 4 heads, D 32, kernel 13x13) would take 4 GiB, the neighborhood's
-logits 44 MiB per head; inputs and output take 8 MiB each.
+logits 44 MiB; each input takes 8 MiB.
 
     python benchmarks/peak_memory.py [--tier pure] [--limit 512]
 """

@@ -37,7 +37,7 @@ def draw_windows() -> None:
     panel(grid[4], "dilation=2", (5, 5), shape, dilation=2)
     panel(grid[5], "is_causal=(True, False)", (5, 5), shape, is_causal=(True, False))
     panel(grid[6], "is_causal=True, near the corner", (2, 1), shape, is_causal=True)
-    panel(grid[7], "kernel_size=3, dilation=(1, 4)", (5, 6), (11, 12), kernel_size=3, dilation=(1, 4))
+    panel(grid[7], "kernel_size=3, dilation=(1, 3)", (5, 5), shape, kernel_size=3, dilation=(1, 3))
     figure.savefig(IMAGES / "windows.png", dpi=110)
 
 

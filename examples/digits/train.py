@@ -37,7 +37,7 @@ def train(model: DigitClassifier, data: list[np.ndarray], epochs: int, batch_siz
     """Trains `model` in place; returns the test accuracy after each epoch."""
     train_images, test_images, train_labels, test_labels = data
     steps = len(train_images) // batch_size
-    optimizer = optim.AdamW(learning_rate=optim.cosine_decay(4e-3, epochs * steps, 1e-4), weight_decay=0.01)
+    optimizer = optim.AdamW(learning_rate=optim.cosine_decay(2e-3, epochs * steps, 1e-4), weight_decay=0.01)
 
     def loss(model: DigitClassifier, images: mx.array, labels: mx.array) -> mx.array:
         return nn.losses.cross_entropy(model(images), labels, reduction="mean")
