@@ -1,0 +1,173 @@
+#include "cases.h"
+
+#include <cmath>
+
+namespace natten::metal_host {
+
+namespace {
+
+using fast::KernelId;
+
+/// Builds a case from left to right: `Builder("name", {{40, 5}}).heads(4, 2).dims(8, 8)`.
+class Builder {
+ public:
+  struct AxisOptions {
+    std::int64_t length, kernel_size, stride = 1, dilation = 1, gna_stride = 1;
+    bool is_causal = false;
+  };
+
+  Builder(std::string name, const std::vector<AxisOptions>& axes) {
+    case_.name = std::move(name);
+    Problem& p = case_.problem;
+    p.rank = static_cast<int>(axes.size());
+    p.device = DeviceType::gpu;
+    p.batch = p.heads = p.kv_heads = 1;
+    for (Axis& axis : p.axes) axis = {1, 1, 1, 1, 1, false};
+    for (int a = 0; a < p.rank; ++a) {
+      const AxisOptions& from = axes[a];
+      p.axes[kAxes - p.rank + a] = {from.length,   from.kernel_size, from.stride,
+                                    from.dilation, from.gna_stride,  from.is_causal};
+    }
+    dims(8, 8);
+  }
+  Builder& type(FloatType type) {
+    case_.problem.query_type = case_.problem.key_type = case_.problem.value_type = type;
+    return *this;
+  }
+  Builder& types(FloatType query, FloatType key, FloatType value) {
+    case_.problem.query_type = query;
+    case_.problem.key_type = key;
+    case_.problem.value_type = value;
+    return *this;
+  }
+  Builder& batch(std::int64_t batch) {
+    case_.problem.batch = batch;
+    return *this;
+  }
+  Builder& heads(std::int64_t heads, std::int64_t kv_heads) {
+    case_.problem.heads = heads;
+    case_.problem.kv_heads = kv_heads;
+    return *this;
+  }
+  Builder& dims(std::int64_t head_dim, std::int64_t value_dim) {
+    case_.problem.head_dim = head_dim;
+    case_.problem.value_dim = value_dim;
+    case_.problem.scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+    return *this;
+  }
+  Builder& scale(double scale) {
+    case_.problem.scale = scale;
+    return *this;
+  }
+  Builder& rpb() {
+    case_.problem.has_rpb = true;
+    return *this;
+  }
+  /// Lengths of the caller's axes, sample by sample.
+  Builder& lengths(const std::vector<std::vector<std::int32_t>>& samples) {
+    case_.problem.has_lengths = true;
+    case_.problem.batch = static_cast<std::int64_t>(samples.size());
+    for (const auto& sample : samples) {
+      for (int a = case_.problem.rank; a < kAxes; ++a) case_.lengths.push_back(1);  // trivial leading axes
+      case_.lengths.insert(case_.lengths.end(), sample.begin(), sample.end());
+    }
+    return *this;
+  }
+  Builder& layout(Layout layout) {
+    case_.layout = layout;
+    return *this;
+  }
+  operator Case() const { return case_; }
+
+ private:
+  Case case_;
+};
+
+}  // namespace
+
+std::vector<KernelOf> kernels_of(const Problem& problem) {
+  Problem attention = problem, qk = problem, av = problem;
+  attention.op = Op::attention;
+  qk.op = Op::qk;
+  qk.value_dim = 0;
+  av.op = Op::av;
+  av.head_dim = 0;
+  av.has_rpb = false;
+  return {
+      {KernelId::forward, attention},
+      {KernelId::delta, attention},
+      {KernelId::backward_query, attention},
+      {KernelId::backward_key_value, attention},
+      {KernelId::qk, qk},
+      {KernelId::qk_backward_query, qk},
+      {KernelId::qk_backward_key, qk},
+      {KernelId::av, av},
+      {KernelId::av_backward_attn, av},
+      {KernelId::av_backward_value, av},
+  };
+}
+
+std::vector<Case> cases() {
+  constexpr FloatType f16 = FloatType::float16, bf16 = FloatType::bfloat16, f32 = FloatType::float32;
+  // Axis: length, kernel size, stride, dilation, gna stride, causal.
+  return {
+      // Every rank in every type, with partial tiles.
+      Builder("1d_f32", {{70, 7}}).batch(2).heads(2, 2),
+      Builder("1d_f16", {{70, 7}}).batch(2).heads(2, 2).dims(16, 16).type(f16),
+      Builder("1d_bf16", {{70, 7}}).batch(2).heads(2, 2).dims(16, 16).type(bf16),
+      Builder("2d_f32", {{13, 5}, {19, 5}}).batch(2).heads(2, 2),
+      Builder("2d_f16", {{13, 5}, {19, 5}}).heads(2, 2).dims(16, 16).type(f16),
+      Builder("2d_bf16", {{13, 5}, {19, 5}}).heads(2, 2).dims(16, 16).type(bf16),
+      Builder("3d_f32", {{6, 3}, {7, 3}, {9, 3}}).batch(2).heads(2, 2),
+      Builder("3d_f16", {{6, 3}, {7, 3}, {9, 3}}).heads(2, 2).dims(16, 16).type(f16),
+      Builder("3d_bf16", {{6, 3}, {7, 3}, {9, 3}}).heads(2, 2).dims(16, 16).type(bf16),
+      // One feature at a time, and those that interact together.
+      Builder("even_kernel", {{33, 6}}),
+      Builder("dilated", {{41, 5, 1, 3}}).heads(2, 1).dims(12, 12),
+      Builder("causal", {{37, 5, 1, 1, 1, true}}),
+      Builder("stride", {{40, 5, 3}}),
+      Builder("stride_dilated", {{43, 5, 4, 6}}).heads(2, 2),
+      Builder("gna", {{38, 6, 1, 1, 4}}),
+      Builder("gna_causal_dilated", {{40, 4, 1, 2, 3, true}}).dims(4, 12),
+      Builder("not_square", {{12, 3, 1, 2}, {17, 6, 1, 1, 1, true}}).heads(4, 2).dims(8, 4).type(f16).rpb(),
+      Builder("strides_2d", {{14, 5, 2}, {15, 3, 3}}).heads(2, 2).rpb(),
+      Builder("gna_2d", {{16, 4, 1, 1, 4}, {17, 6, 1, 1, 2}}).type(bf16),
+      Builder("all_3d", {{8, 3, 1, 2}, {7, 4, 2}, {9, 5, 1, 1, 3, true}})
+          .heads(2, 1)
+          .dims(12, 8)
+          .rpb()
+          .lengths({{8, 7, 9}, {6, 5, 5}}),
+      Builder("grouped_heads", {{30, 5}}).heads(6, 2).dims(8, 8).rpb(),
+      Builder("one_kv_head", {{11, 3}, {10, 3}}).heads(4, 1).dims(8, 8).type(f16),
+      Builder("rpb_1d", {{29, 8}}).heads(2, 2).type(f16).rpb(),
+      Builder("rpb_3d", {{5, 3}, {6, 3}, {7, 5}}).heads(2, 2).rpb(),
+      Builder("scale", {{20, 5}}).scale(-1.5),
+      // Variable lengths, among them two that are illegal and give zeros.
+      Builder("lengths_1d", {{40, 7}}).heads(2, 2).lengths({{40}, {7}, {23}, {6}, {41}}),
+      Builder("lengths_2d", {{13, 3, 2, 2}, {12, 5, 1, 1, 1, true}})
+          .type(f16)
+          .rpb()
+          .lengths({{13, 12}, {6, 5}, {9, 11}}),
+      Builder("lengths_3d", {{5, 3}, {6, 3}, {7, 3}}).type(bf16).lengths({{5, 6, 7}, {3, 4, 5}, {5, 2, 7}}),
+      // Sizes at the edges.
+      Builder("kernel_1", {{9, 1}}),
+      Builder("whole_axis", {{17, 17}}).heads(2, 2),
+      Builder("tiny", {{3, 3}}).dims(1, 1),
+      Builder("odd_dims", {{21, 5}}).dims(5, 3),
+      Builder("odd_dims_f16", {{7, 3}, {9, 3}}).heads(2, 1).dims(7, 9).type(f16),
+      Builder("dims_256", {{20, 5}}).dims(256, 256),
+      Builder("dims_192_128", {{20, 5}}).dims(192, 128).type(bf16),
+      Builder("dims_64_f16", {{10, 3}, {12, 3}}).dims(64, 64).type(f16),
+      Builder("long_kernel", {{200, 64}}).dims(32, 32),
+      Builder("long_axis", {{300, 31}}).dims(32, 32).type(f16),
+      Builder("wide_2d", {{28, 13}, {30, 13}}).dims(16, 16).type(f16),
+      Builder("wide_3d", {{8, 5}, {9, 7}, {10, 7}}).type(f16),
+      // Arrays as callers may have them, and types that differ.
+      Builder("heads_first", {{13, 5}, {15, 3}}).batch(2).heads(3, 3).type(f16).layout(Layout::heads_first),
+      Builder("channels_first", {{31, 5}}).batch(2).heads(2, 2).layout(Layout::channels_first),
+      Builder("same_batch", {{5, 3}, {6, 3}, {7, 3}}).batch(3).heads(2, 1).layout(Layout::same_batch),
+      Builder("mixed_types", {{25, 5}}).heads(2, 2).types(f16, f32, bf16),
+  };
+}
+
+}  // namespace natten::metal_host

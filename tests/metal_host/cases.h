@@ -1,0 +1,35 @@
+// The table of calls on which every kernel of the fast tier is emulated, checked for address spaces and compiled for
+// CUDA.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fast/kernel_source.h"
+
+namespace natten::metal_host {
+
+enum class Layout {
+  dense,
+  heads_first,     ///< [B, H, L..., D] seen as [B, L..., H, D]
+  channels_first,  ///< [B, D, L..., H]: neighbouring channels are far apart
+  same_batch,      ///< one sample broadcast over the batch: stride 0
+};
+
+struct Case {
+  std::string name;
+  Problem problem;  ///< of Op::attention; kernels of the split form take its op
+  Layout layout = Layout::dense;
+  std::vector<std::int32_t> lengths;  ///< [B, 3] when problem.has_lengths
+};
+
+std::vector<Case> cases();
+
+/// The kernels of all three operations, each with the problem it gets.
+struct KernelOf {
+  fast::KernelId id;
+  Problem problem;
+};
+std::vector<KernelOf> kernels_of(const Problem& problem);
+
+}  // namespace natten::metal_host

@@ -1,0 +1,326 @@
+// Every kernel of the fast tier on every case of the table, emulated: its results against the definition, its text
+// against Metal's address spaces, the bytes it moves against what the cost model promises.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <random>
+#include <stdexcept>
+
+#include "cases.h"
+#include "emulator.h"
+#include "kernel_text.h"
+#include "reference.h"
+
+namespace natten::metal_host {
+namespace {
+
+using fast::ArraySpec;
+using fast::ElementType;
+using fast::KernelId;
+using fast::KernelSource;
+
+// --- Numbers in storage: independent of the emulator's own half types ---
+
+double narrowed(double x, ElementType type) {
+  if (!std::isfinite(x)) return x;
+  if (type == ElementType::float32) return static_cast<float>(x);
+  const int digits = type == ElementType::float16 ? 11 : 8;
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  const double unit = std::ldexp(1.0, std::max(exponent - digits, type == ElementType::float16 ? -24 : -133));
+  return std::nearbyint(x / unit) * unit;
+}
+
+void store(double x, ElementType type, char* to) {
+  const auto value = static_cast<float>(x);
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (type == ElementType::float32) {
+    std::memcpy(to, &bits, 4);
+    return;
+  }
+  std::uint16_t half = bits >> 16;  // bfloat16: the upper bits of a float that is exact in it
+  if (type == ElementType::float16) {
+    const double magnitude = std::abs(x);
+    half = x < 0 || std::signbit(x) ? 0x8000 : 0;
+    if (std::isnan(x)) {
+      half |= 0x7e00;
+    } else if (magnitude >= 0x1p-14) {
+      half |= static_cast<std::uint16_t>(((bits >> 23 & 0xff) - 112) << 10 | (bits >> 13 & 0x3ff));
+    } else {
+      half |= static_cast<std::uint16_t>(magnitude * 0x1p24);
+    }
+  }
+  std::memcpy(to, &half, 2);
+}
+
+double load(const char* from, ElementType type) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, from, size_of(type));
+  if (type == ElementType::float16) {
+    const int exponent = bits >> 10 & 31;
+    const double magnitude = exponent == 31  ? (bits & 0x3ff ? NAN : INFINITY)
+                             : exponent == 0 ? (bits & 0x3ff) * 0x1p-24
+                                             : std::ldexp(1024 + (bits & 0x3ff), exponent - 25);
+    return bits & 0x8000 ? -magnitude : magnitude;
+  }
+  if (type == ElementType::bfloat16) bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// --- Arrays ---
+
+/// An array in memory, laid out as a caller may have it.
+struct Stored {
+  std::vector<char> bytes;
+  std::vector<std::int64_t> strides;
+  Input input() const { return {bytes.data(), strides}; }
+};
+
+Stored stored(const Values& values, const ArraySpec& spec, Layout layout) {
+  // Order of the axes in memory, outermost first.
+  std::vector<int> order;
+  const int rank = static_cast<int>(spec.shape.size());
+  for (int axis = 0; axis < rank; ++axis) order.push_back(axis);
+  if (layout == Layout::heads_first && rank >= 5) std::rotate(order.begin() + 1, order.begin() + 4, order.begin() + 5);
+  if (layout == Layout::channels_first && rank == 6) std::rotate(order.begin() + 1, order.begin() + 5, order.end());
+  Stored result;
+  result.strides.resize(rank);
+  std::int64_t size = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    const bool is_shared = layout == Layout::same_batch && order[i] == 0 && rank >= 5;
+    result.strides[order[i]] = is_shared ? 0 : size;
+    if (!is_shared) size *= spec.shape[order[i]];
+  }
+  result.bytes.resize(size * size_of(spec.type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    std::int64_t rest = static_cast<std::int64_t>(i), offset = 0;
+    for (int axis = rank - 1; axis >= 0; --axis) {
+      offset += rest % spec.shape[axis] * result.strides[axis];
+      rest /= spec.shape[axis];
+    }
+    store(values[i], spec.type, &result.bytes[offset * size_of(spec.type)]);
+  }
+  return result;
+}
+
+ElementType element(FloatType type) {
+  return type == FloatType::float16    ? ElementType::float16
+         : type == FloatType::bfloat16 ? ElementType::bfloat16
+                                       : ElementType::float32;
+}
+
+class Data {
+ public:
+  explicit Data(const Case& test) : case_(test), p_(test.problem) {
+    const std::int64_t tokens = p_.batch * p_.tokens(), queries = p_.batch * p_.queries();
+    const ElementType q = element(p_.query_type), k = element(p_.key_type), v = element(p_.value_type);
+    arrays_.lengths = test.lengths;
+    arrays_.query = random(tokens * p_.heads * p_.head_dim, q);
+    arrays_.key = random(tokens * p_.kv_heads * p_.head_dim, k);
+    arrays_.value = random(tokens * p_.kv_heads * p_.value_dim, v);
+    arrays_.attn = random(queries * p_.heads * p_.kernel_volume(), q);
+    arrays_.dlogits = random(queries * p_.heads * p_.kernel_volume(), q);
+    arrays_.dout = random(queries * p_.heads * p_.value_dim, q);
+    arrays_.dlse = random(queries * p_.heads, ElementType::float32);
+    if (p_.has_rpb) {
+      std::int64_t entries = p_.heads;
+      for (const Axis& axis : p_.axes) entries *= 2 * axis.kernel_size - 1;
+      arrays_.rpb = random(entries, ElementType::float32);
+    }
+    const Reference reference(p_, arrays_);
+    arrays_.out = reference.out();
+    arrays_.lse = reference.lse();
+    for (double& x : arrays_.out) x = narrowed(x, q);
+    for (double& x : arrays_.lse) x = narrowed(x, ElementType::float32);
+    arrays_.delta = reference.delta();
+    for (double& x : arrays_.delta) x = narrowed(x, ElementType::float32);
+  }
+
+  const Arrays& arrays() const { return arrays_; }
+
+  /// The arrays as a kernel gets them: what it must not use is NaN.
+  Arrays with_poison() const {
+    Arrays poisoned = arrays_;
+    const Reference reference(p_, arrays_);
+    const auto rows = [&](Values& values, std::int64_t per_sample, auto keep) {
+      const std::int64_t width = static_cast<std::int64_t>(values.size()) / (p_.batch * per_sample);
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(values.size()); ++i) {
+        if (!keep(i / width / per_sample, i / width % per_sample)) values[i] = NAN;
+      }
+    };
+    const auto is_token = [&](std::int64_t b, std::int64_t token) { return reference.is_token(b, token); };
+    const auto is_query = [&](std::int64_t b, std::int64_t query) { return reference.is_query(b, query); };
+    for (Values* values : {&poisoned.query, &poisoned.key, &poisoned.value}) rows(*values, p_.tokens(), is_token);
+    for (Values* values : {&poisoned.out, &poisoned.lse, &poisoned.dout, &poisoned.dlse, &poisoned.delta}) {
+      rows(*values, p_.queries(), is_query);
+    }
+    const std::int64_t slots = p_.kernel_volume();
+    for (Values* values : {&poisoned.attn, &poisoned.dlogits}) {
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(values->size()); ++i) {
+        const std::int64_t query = i / slots / p_.heads;
+        if (!reference.is_filled(query / p_.queries(), query % p_.queries(), i % slots)) (*values)[i] = NAN;
+      }
+    }
+    return poisoned;
+  }
+
+ private:
+  Values random(std::int64_t count, ElementType type) {
+    std::uniform_real_distribution<double> uniform(-1.0, 1.0);
+    Values values(count);
+    const std::int64_t distinct = case_.layout == Layout::same_batch ? count / p_.batch : count;
+    for (std::int64_t i = 0; i < count; ++i)
+      values[i] = i < distinct ? narrowed(uniform(engine_), type) : values[i - distinct];
+    return values;
+  }
+
+  const Case& case_;
+  const Problem& p_;
+  Arrays arrays_;
+  std::mt19937 engine_{1};
+};
+
+/// The array that a kernel calls `name`.
+const Values& input_named(const std::string& name, const Arrays& given) {
+  const std::map<std::string, const Values*> arrays = {
+      {"na_query", &given.query}, {"na_key", &given.key},     {"na_value", &given.value},    {"na_rpb", &given.rpb},
+      {"na_attn", &given.attn},   {"na_out", &given.out},     {"na_lse", &given.lse},        {"na_dout", &given.dout},
+      {"na_dlse", &given.dlse},   {"na_delta", &given.delta}, {"na_dlogits", &given.dlogits}};
+  return *arrays.at(name);
+}
+
+/// What the kernel must return under `name`.
+Values expected(KernelId id, const std::string& name, const Reference& reference) {
+  if (id == KernelId::av) return reference.weighted();
+  if (name == "na_out") return reference.out();
+  if (name == "na_lse") return reference.lse();
+  if (name == "na_delta") return reference.delta();
+  if (name == "na_logits") return reference.logits();
+  const bool is_qk = id == KernelId::qk_backward_query || id == KernelId::qk_backward_key;
+  const bool is_av = id == KernelId::av_backward_attn || id == KernelId::av_backward_value;
+  const Gradients gradients = is_qk   ? reference.logits_gradients()
+                              : is_av ? reference.weighted_gradients()
+                                      : reference.attention_gradients();
+  if (name == "na_dquery") return gradients.query;
+  if (name == "na_dkey") return gradients.key;
+  if (name == "na_dvalue") return gradients.value;
+  if (name == "na_dattn") return gradients.attn;
+  if (name == "na_drpb") return gradients.rpb;
+  throw std::invalid_argument(name);
+}
+
+/// Runs the kernel on the case's arrays. `results` are its outputs, widened.
+Report emulate(const KernelSource& kernel, const Arrays& given, const Case& test, std::vector<Values>& results) {
+  std::vector<Stored> arrays;
+  std::vector<Input> inputs;
+  std::vector<std::vector<char>> outputs;
+  std::vector<void*> output_data;
+  arrays.reserve(kernel.inputs.size());
+  for (const ArraySpec& input : kernel.inputs) {
+    if (input.name == "na_lengths") {
+      inputs.push_back({test.lengths.data(), {3, 1}});
+      continue;
+    }
+    const Values& values = input_named(input.name, given);
+    EXPECT_EQ(element_count(input), static_cast<std::int64_t>(values.size())) << input.name;
+    arrays.push_back(stored(values, input, test.layout));
+    inputs.push_back(arrays.back().input());
+  }
+  for (const ArraySpec& output : kernel.outputs) {
+    outputs.emplace_back(element_count(output) * size_of(output.type));
+    output_data.push_back(outputs.back().data());
+  }
+  const Report report = run_emulated(kernel, inputs, output_data);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const ElementType type = kernel.outputs[i].type;
+    results.emplace_back();
+    for (std::int64_t e = 0; e < element_count(kernel.outputs[i]); ++e) {
+      results.back().push_back(load(&outputs[i][e * size_of(type)], type));
+    }
+  }
+  return report;
+}
+
+/// Partial results [parts, ...] summed to the size of the whole.
+Values summed(const Values& partials, size_t size) {
+  Values sum(size, 0.0);
+  for (size_t i = 0; i < partials.size(); ++i) sum[i % size] += partials[i];
+  return sum;
+}
+
+/// Infinities in the same places, error at most `tolerance` of the largest value (of 0.1 at least: a result that is
+/// small by cancellation has the error of its terms, which are of order 1 here).
+void expect_near(const Values& got, const Values& expected, double tolerance, const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  double largest = 0.1, worst = 0;
+  size_t where = 0;
+  for (const double x : expected) largest = std::isfinite(x) ? std::max(largest, std::abs(x)) : largest;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (std::isinf(expected[i]) ? got[i] == expected[i] : std::abs(got[i] - expected[i]) <= worst) continue;
+    worst = std::isinf(expected[i]) || std::isnan(got[i]) ? INFINITY : std::abs(got[i] - expected[i]);
+    where = i;
+    if (std::isinf(worst)) break;
+  }
+  EXPECT_LE(worst, tolerance * largest) << what << ": element " << where << " is " << got[where] << ", expected "
+                                        << expected[where];
+}
+
+bool is_forward(KernelId id) {
+  return id == KernelId::forward || id == KernelId::qk || id == KernelId::av;
+}
+
+/// Float32 results have the tolerances. A half result may be off by one unit in the last place of the largest:
+/// sums are in float32, so rounding it once, by half a unit, is nearly all of its error.
+double tolerance(KernelId id, ElementType type) {
+  if (type == ElementType::float16) return 0x1p-10;
+  if (type == ElementType::bfloat16) return 0x1p-7;
+  return is_forward(id) ? 1e-5 : 1e-4;
+}
+
+struct Param {
+  Case test;
+  KernelOf kernel;
+};
+
+std::vector<Param> parameters() {
+  std::vector<Param> all;
+  for (const Case& test : cases()) {
+    for (const KernelOf& kernel : kernels_of(test.problem)) all.push_back({test, kernel});
+  }
+  return all;
+}
+
+class Kernels : public testing::TestWithParam<Param> {};
+
+TEST_P(Kernels, MatchTheDefinition) {
+  const auto& [test, kernel] = GetParam();
+  ASSERT_EQ(fast::objection(kernel.problem, fast::Platform::metal), std::nullopt);
+  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
+  const Data data(test);
+  const Reference reference(test.problem, data.arrays());
+  std::vector<Values> results;
+  emulate(source, data.with_poison(), test, results);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const std::string& name = source.outputs[i].name;
+    const Values right = expected(kernel.id, name, reference);
+    expect_near(name == "na_drpb" ? summed(results[i], right.size()) : results[i], right,
+                tolerance(kernel.id, source.outputs[i].type), name);
+  }
+}
+
+TEST_P(Kernels, KeepAddressSpacesApart) {
+  const auto& [test, kernel] = GetParam();
+  EXPECT_EQ(address_space_complaints(fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal)), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
+});
+
+}  // namespace
+}  // namespace natten::metal_host

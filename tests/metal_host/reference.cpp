@@ -1,0 +1,265 @@
+#include "reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace natten::metal_host {
+
+namespace {
+
+using Index = std::int64_t;
+using Index3 = std::array<Index, 3>;
+
+Index3 unflatten(Index index, const Index3& size) {
+  return {index / (size[1] * size[2]), index / size[2] % size[1], index % size[2]};
+}
+Index flatten(const Index3& index, const Index3& size) {
+  return (index[0] * size[1] + index[1]) * size[2] + index[2];
+}
+
+struct Slot {
+  Index key, slot, bias;
+};
+
+/// The keys of query `i` on one axis, word by word from the definition.
+std::vector<Slot> keys_of(const Axis& axis, Index length, Index i) {
+  const Index K = axis.kernel_size, d = axis.dilation, u = axis.gna_stride;
+  const Index g = i % d, p = i / d, n = (length - g + d - 1) / d;
+  Index a, b;
+  if (axis.is_causal) {
+    const Index lead = std::min((p / u) * u + u - 1, n - 1);
+    a = std::max(lead - K + 1, Index{0});
+    b = p + 1;
+  } else {
+    const Index lead = std::min((p / u) * u + u / 2, n - 1);
+    a = std::clamp(lead - K / 2, Index{0}, n - K);
+    b = a + K;
+  }
+  std::vector<Slot> keys;
+  for (Index j = a; j < b; ++j) keys.push_back({j * d + g, axis.is_causal ? K - 1 - (p - j) : j - a, j - p + K - 1});
+  return keys;
+}
+
+Index3 lengths_of(const Problem& p) {
+  return {p.axes[0].length, p.axes[1].length, p.axes[2].length};
+}
+Index3 kernel_of(const Problem& p) {
+  return {p.axes[0].kernel_size, p.axes[1].kernel_size, p.axes[2].kernel_size};
+}
+Index3 outputs_of(const Problem& p) {
+  Index3 size{};
+  for (int a = 0; a < 3; ++a) size[a] = (p.axes[a].length + p.axes[a].stride - 1) / p.axes[a].stride;
+  return size;
+}
+
+}  // namespace
+
+Reference::Reference(const Problem& problem, const Arrays& arrays) : p_(problem), a_(arrays) {
+  const Index3 kernel = kernel_of(p_), outputs = outputs_of(p_);
+  const Index3 table = {2 * kernel[0] - 1, 2 * kernel[1] - 1, 2 * kernel[2] - 1};
+  rows_.resize(p_.batch, std::vector<Row>(p_.queries()));
+  for (Index b = 0; b < p_.batch; ++b) {
+    const Index3 lengths = sample_lengths(b);
+    for (Index q = 0; q < p_.queries(); ++q) {
+      Row& row = rows_[b][q];
+      Index3 at = unflatten(q, outputs);
+      row.inside = is_legal(b);
+      for (int a = 0; a < 3; ++a) {
+        at[a] *= p_.axes[a].stride;
+        row.inside = row.inside && at[a] < lengths[a];
+      }
+      row.token = flatten(at, lengths_of(p_));
+      if (!row.inside) continue;
+      for (const Slot& s0 : keys_of(p_.axes[0], lengths[0], at[0])) {
+        for (const Slot& s1 : keys_of(p_.axes[1], lengths[1], at[1])) {
+          for (const Slot& s2 : keys_of(p_.axes[2], lengths[2], at[2])) {
+            row.pairs.push_back({flatten({s0.key, s1.key, s2.key}, lengths_of(p_)),
+                                 flatten({s0.slot, s1.slot, s2.slot}, kernel),
+                                 flatten({s0.bias, s1.bias, s2.bias}, table)});
+          }
+        }
+      }
+    }
+  }
+}
+
+std::array<Index, 3> Reference::sample_lengths(Index batch) const {
+  if (a_.lengths.empty()) return lengths_of(p_);
+  return {a_.lengths[3 * batch], a_.lengths[3 * batch + 1], a_.lengths[3 * batch + 2]};
+}
+
+bool Reference::is_legal(Index batch) const {
+  const Index3 lengths = sample_lengths(batch);
+  for (int a = 0; a < 3; ++a) {
+    const Axis& axis = p_.axes[a];
+    if (lengths[a] < axis.kernel_size * axis.dilation || lengths[a] > axis.length) return false;
+  }
+  return true;
+}
+
+bool Reference::is_token(Index batch, Index token) const {
+  const Index3 at = unflatten(token, lengths_of(p_)), lengths = sample_lengths(batch);
+  return is_legal(batch) && at[0] < lengths[0] && at[1] < lengths[1] && at[2] < lengths[2];
+}
+
+bool Reference::is_query(Index batch, Index query) const {
+  return rows_[batch][query].inside;
+}
+
+bool Reference::is_filled(Index batch, Index query, Index slot) const {
+  for (const Pair& pair : rows_[batch][query].pairs) {
+    if (pair.slot == slot) return true;
+  }
+  return false;
+}
+
+Index Reference::query_row(Index b, Index token, Index h) const {
+  return (b * p_.tokens() + token) * p_.heads + h;
+}
+Index Reference::key_row(Index b, Index token, Index h) const {
+  return (b * p_.tokens() + token) * p_.kv_heads + h / (p_.heads / p_.kv_heads);
+}
+Index Reference::out_row(Index b, Index query, Index h) const {
+  return (b * p_.queries() + query) * p_.heads + h;
+}
+
+Index Reference::bias_entries() const {
+  const Index3 kernel = kernel_of(p_);
+  return (2 * kernel[0] - 1) * (2 * kernel[1] - 1) * (2 * kernel[2] - 1);
+}
+
+double Reference::dot(const Values& a, Index row_a, const Values& b, Index row_b, Index channels) const {
+  double sum = 0;
+  for (Index c = 0; c < channels; ++c) sum += a[row_a * channels + c] * b[row_b * channels + c];
+  return sum;
+}
+
+template <class Visit>
+void Reference::for_each_row(Visit visit) const {
+  for (Index b = 0; b < p_.batch; ++b) {
+    for (Index q = 0; q < p_.queries(); ++q) {
+      for (Index h = 0; h < p_.heads; ++h) visit(b, q, h, rows_[b][q]);
+    }
+  }
+}
+
+double Reference::logit(const Row& row, const Pair& pair, Index b, Index h) const {
+  const double bias = a_.rpb.empty() ? 0.0 : a_.rpb[h * bias_entries() + pair.bias];
+  return p_.scale * dot(a_.query, query_row(b, row.token, h), a_.key, key_row(b, pair.key, h), p_.head_dim) + bias;
+}
+
+Values Reference::lse() const {
+  Values result(p_.batch * p_.queries() * p_.heads, 0.0);
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    if (!row.inside) return;
+    double top = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (const Pair& pair : row.pairs) top = std::max(top, logit(row, pair, b, h));
+    for (const Pair& pair : row.pairs) sum += std::exp(logit(row, pair, b, h) - top);
+    result[out_row(b, q, h)] = top + std::log(sum);
+  });
+  return result;
+}
+
+Values Reference::out() const {
+  const Values lses = lse();
+  Values result(p_.batch * p_.queries() * p_.heads * p_.value_dim, 0.0);
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    for (const Pair& pair : row.pairs) {
+      const double weight = std::exp(logit(row, pair, b, h) - lses[out_row(b, q, h)]);
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        result[out_row(b, q, h) * p_.value_dim + c] += weight * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
+      }
+    }
+  });
+  return result;
+}
+
+Values Reference::delta() const {
+  Values result(p_.batch * p_.queries() * p_.heads, 0.0);
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    const Index at = out_row(b, q, h);
+    if (row.inside) result[at] = dot(a_.out, at, a_.dout, at, p_.value_dim) - a_.dlse[at];
+  });
+  return result;
+}
+
+Gradients Reference::attention_gradients() const {
+  const Values deltas = delta();
+  Gradients g{Values(a_.query.size()), Values(a_.key.size()), Values(a_.value.size()), Values(a_.rpb.size()), {}};
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    const Index at = out_row(b, q, h), query = query_row(b, row.token, h);
+    for (const Pair& pair : row.pairs) {
+      const Index key = key_row(b, pair.key, h);
+      const double weight = std::exp(logit(row, pair, b, h) - a_.lse[at]);
+      const double dlogit = weight * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        g.value[key * p_.value_dim + c] += weight * a_.dout[at * p_.value_dim + c];
+      }
+      for (Index c = 0; c < p_.head_dim; ++c) {
+        g.query[query * p_.head_dim + c] += p_.scale * dlogit * a_.key[key * p_.head_dim + c];
+        g.key[key * p_.head_dim + c] += p_.scale * dlogit * a_.query[query * p_.head_dim + c];
+      }
+      if (!g.rpb.empty()) g.rpb[h * bias_entries() + pair.bias] += dlogit;
+    }
+  });
+  return g;
+}
+
+Values Reference::logits() const {
+  Values result(p_.batch * p_.queries() * p_.heads * p_.kernel_volume(), 0.0);
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    double* slots = &result[out_row(b, q, h) * p_.kernel_volume()];
+    if (row.inside) std::fill(slots, slots + p_.kernel_volume(), -std::numeric_limits<double>::infinity());
+    for (const Pair& pair : row.pairs) slots[pair.slot] = logit(row, pair, b, h);
+  });
+  return result;
+}
+
+Gradients Reference::logits_gradients() const {
+  Gradients g{Values(a_.query.size()), Values(a_.key.size()), {}, Values(a_.rpb.size()), {}};
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    const Index query = query_row(b, row.token, h);
+    for (const Pair& pair : row.pairs) {
+      const Index key = key_row(b, pair.key, h);
+      const double dlogit = a_.dlogits[out_row(b, q, h) * p_.kernel_volume() + pair.slot];
+      for (Index c = 0; c < p_.head_dim; ++c) {
+        g.query[query * p_.head_dim + c] += p_.scale * dlogit * a_.key[key * p_.head_dim + c];
+        g.key[key * p_.head_dim + c] += p_.scale * dlogit * a_.query[query * p_.head_dim + c];
+      }
+      if (!g.rpb.empty()) g.rpb[h * bias_entries() + pair.bias] += dlogit;
+    }
+  });
+  return g;
+}
+
+Values Reference::weighted() const {
+  Values result(p_.batch * p_.queries() * p_.heads * p_.value_dim, 0.0);
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    const Index at = out_row(b, q, h);
+    for (const Pair& pair : row.pairs) {
+      const double weight = a_.attn[at * p_.kernel_volume() + pair.slot];
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        result[at * p_.value_dim + c] += weight * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
+      }
+    }
+  });
+  return result;
+}
+
+Gradients Reference::weighted_gradients() const {
+  Gradients g{{}, {}, Values(a_.value.size()), {}, Values(a_.attn.size())};
+  for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    const Index at = out_row(b, q, h);
+    for (const Pair& pair : row.pairs) {
+      const Index key = key_row(b, pair.key, h), slot = at * p_.kernel_volume() + pair.slot;
+      g.attn[slot] = dot(a_.dout, at, a_.value, key, p_.value_dim);
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        g.value[key * p_.value_dim + c] += a_.attn[slot] * a_.dout[at * p_.value_dim + c];
+      }
+    }
+  });
+  return g;
+}
+
+}  // namespace natten::metal_host
