@@ -3,9 +3,9 @@ namespace natten {
 
 template <class OutP, class DoutP, class DlseP>
 NATTEN_FN void attention_delta(Tensor<OutP> out, Tensor<DoutP> dout, Tensor<DlseP> dlse, NA_DEVICE float* delta,
-                               Extent size, int batches, int heads, Offset thread) {
-  const Offset row = thread / NA_LANES;
-  const int lane = int(thread % NA_LANES);
+                               Extent size, int batches, int heads, Offset thread_index) {
+  const Offset row = thread_index / NA_LANES;
+  const int lane = int(thread_index % NA_LANES);
   const Offset rows = Offset(batches) * size.v[0] * size.v[1] * size.v[2] * heads;
   int at[5] = {0, 0, 0, 0, 0};  // batch, axes, head
   Offset rest = row < rows ? row : 0;

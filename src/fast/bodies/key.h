@@ -91,8 +91,8 @@ NATTEN_FN void attention_backward_key_value(Tensor<QueryP> query, Tensor<KeyP> k
                                             NA_THREADGROUP NA_A_TYPE* queries, NA_THREADGROUP NA_B_TYPE* douts,
                                             NA_THREADGROUP float* lses, NA_THREADGROUP float* deltas, Extent full,
                                             Extent lengths, int tile_index, int batch, int head, int heads,
-                                            int thread) {
-  const Tile tile = locate_tile<false>(tile_index, thread, full, lengths);
+                                            int thread_index) {
+  const Tile tile = locate_tile<false>(tile_index, thread_index, full, lengths);
   BackwardKeyValue<QueryP, LseP, DoutP, DeltaP, BiasP> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.dkey[r][i] = 0.0f;
@@ -162,8 +162,9 @@ struct WeightedQueries {
 template <class QueryP, class WeightP, class T>
 NATTEN_FN void attention_weighted_queries(Tensor<QueryP> query, Indexed query_indexed, Tensor<WeightP> weight,
                                           NA_DEVICE T* out, NA_THREADGROUP NA_A_TYPE* queries, Extent full,
-                                          Extent lengths, int tile_index, int batch, int head, int heads, int thread) {
-  const Tile tile = locate_tile<false>(tile_index, thread, full, lengths);
+                                          Extent lengths, int tile_index, int batch, int head, int heads,
+                                          int thread_index) {
+  const Tile tile = locate_tile<false>(tile_index, thread_index, full, lengths);
   WeightedQueries<QueryP, WeightP> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.out[r][i] = 0.0f;

@@ -111,8 +111,8 @@ template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb,
                                  NA_DEVICE OutT* out, NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys,
                                  NA_THREADGROUP NA_B_TYPE* values, Extent full, Extent lengths, int tile_index,
-                                 int batch, int head, int heads, int thread) {
-  const Tile tile = locate_tile<true>(tile_index, thread, full, lengths);
+                                 int batch, int head, int heads, int thread_index) {
+  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
   Forward<KeyP, ValueP, BiasP> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     body.maximum[r] = -3.4e38f;  // finite, so that a batch without keys gives exp2(-inf)
@@ -182,7 +182,7 @@ struct BiasGradient {
   NATTEN_FN void begin(const NA_THREAD Tile& tile) {
     row = (tile.coordinate[0] * NA_EXTENT_1 + tile.coordinate[1]) * NA_EXTENT_2 + tile.coordinate[2];
     next = NA_RUN_AXIS == 1 ? NA_EXTENT_2 : 1;
-    for (int i = tile.thread; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
+    for (int i = tile.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
     barrier_with_device_memory();
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
@@ -212,7 +212,7 @@ struct BiasGradient {
     const int last_entry =
         lesser(rpb_index(tile.axes[2].axis, first_place, chunk.x + chunk.columns - 1), 2 * NA_KERNEL_SIZE_2 - 2);
     const int entries = last_entry - first_entry + 1;
-    for (int i = tile.thread; i < NA_EXTENT_0 * NA_EXTENT_1 * entries; i += NA_THREADS) {
+    for (int i = tile.thread_index; i < NA_EXTENT_0 * NA_EXTENT_1 * entries; i += NA_THREADS) {
       const int line = i / entries;  // a row of queries on axis 2; all others have another place on axis 0 or 1
       const int entry = first_entry + i % entries;
       const int m0 = tile.origin[0] + line / NA_EXTENT_1, m1 = tile.origin[1] + line % NA_EXTENT_1;
@@ -284,8 +284,8 @@ NATTEN_FN void attention_backward_query(Tensor<QueryP> query, Tensor<KeyP> key, 
                                         NA_DEVICE T* dquery, NA_DEVICE float* drpb, NA_THREADGROUP NA_A_TYPE* keys,
                                         NA_THREADGROUP NA_B_TYPE* values, NA_THREADGROUP float* staged, Extent full,
                                         Extent lengths, int group, int tile_index, int batch, int head, int heads,
-                                        int thread) {
-  const Tile tile = locate_tile<true>(tile_index, thread, full, lengths);
+                                        int thread_index) {
+  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
   BackwardQuery<KeyP, ValueP, BiasP> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.dquery[r][i] = 0.0f;
@@ -369,8 +369,8 @@ struct Scores {
 template <class QueryP, class KeyP, class BiasP, class T>
 NATTEN_FN void attention_scores(Tensor<QueryP> query, Indexed query_indexed, Tensor<KeyP> key, BiasP rpb,
                                 NA_DEVICE T* scores, NA_THREADGROUP NA_A_TYPE* keys, Extent full, Extent lengths,
-                                int tile_index, int batch, int head, int heads, int thread, float empty) {
-  const Tile tile = locate_tile<true>(tile_index, thread, full, lengths);
+                                int tile_index, int batch, int head, int heads, int thread_index, float empty) {
+  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
   Scores<KeyP, BiasP, T> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const bool inside = is_inside<true>(tile, r);
@@ -439,8 +439,8 @@ template <bool kQueryGradient, class WeightP, class KeyP, class T>
 NATTEN_FN void attention_weighted_keys(Tensor<WeightP> weight, Tensor<KeyP> key, NA_DEVICE T* out,
                                        NA_DEVICE float* drpb, NA_THREADGROUP NA_A_TYPE* keys,
                                        NA_THREADGROUP float* staged, Extent full, Extent lengths, int group,
-                                       int tile_index, int batch, int head, int heads, int thread) {
-  const Tile tile = locate_tile<true>(tile_index, thread, full, lengths);
+                                       int tile_index, int batch, int head, int heads, int thread_index) {
+  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
   WeightedKeys<KeyP, WeightP> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.out[r][i] = 0.0f;

@@ -152,14 +152,14 @@ NATTEN_FN void load_chunk(NA_THREADGROUP S* to, View<P> from, const NA_THREAD Ti
   constexpr int kCount = kSlices * NA_LANES;
   constexpr int kLanes = kCount < NA_THREADS ? kCount : NA_THREADS;
   constexpr int kAtOnce = NA_THREADS / kLanes;
-  int i = tile.thread / kLanes;
+  int i = tile.thread_index / kLanes;
   if (i >= kAtOnce) return;
   const bool vectors = kVectors && from.vectors;
   Row row = row_of(tile, chunk.row + i / chunk.columns);
   int column = i % chunk.columns;
   for (; i < chunk.rows * chunk.columns; i += kAtOnce) {
     const Offset offset = offset_of(from, row.p0, row.p1, chunk.x + column);
-    for (int v = tile.thread % kLanes; v < kCount; v += kLanes) {
+    for (int v = tile.thread_index % kLanes; v < kCount; v += kLanes) {
       const int channel = v * NA_VECTOR;
       NA_THREADGROUP S* const target = to + i * kPitch + channel;
       if (vectors && channel < kChannels) {
@@ -185,7 +185,7 @@ NATTEN_FN void load_chunk(NA_THREADGROUP S* to, View<P> from, const NA_THREAD Ti
 template <class P>
 NATTEN_FN void load_chunk_scalars(NA_THREADGROUP float* to, View<P> from, const NA_THREAD Tile& tile, Chunk chunk,
                                   float factor) {
-  for (int i = tile.thread; i < chunk.rows * chunk.columns; i += NA_THREADS) {
+  for (int i = tile.thread_index; i < chunk.rows * chunk.columns; i += NA_THREADS) {
     const Row row = row_of(tile, chunk.row + i / chunk.columns);
     to[i] = factor * from.data[offset_of(from, row.p0, row.p1, chunk.x + i % chunk.columns)];
   }

@@ -58,7 +58,7 @@ struct Tile {
   int origin[3];         ///< first position
   Range<int> region[3];  ///< union of what the positions meet: keys, or queries
   bool empty;            ///< meets nothing: its outputs are 0
-  int thread;            ///< of the threadgroup
+  int thread_index;      ///< of the threadgroup
   int lane;              ///< which of the NA_LANES that share a position
   int coordinate[3];     ///< of the thread's first position in the tile
 };
@@ -79,7 +79,7 @@ NATTEN_FN Range<int> met_by(AxisConstants c, AxisGroup g, int position) {
 }
 
 template <bool kQueries>
-NATTEN_FN Tile locate_tile(int index, int thread, Extent full, Extent lengths) {
+NATTEN_FN Tile locate_tile(int index, int thread_index, Extent full, Extent lengths) {
   Tile tile;
   tile.empty = !is_legal(full, lengths);
   NA_UNROLL for (int a = 2; a >= 0; --a) {
@@ -107,9 +107,9 @@ NATTEN_FN Tile locate_tile(int index, int thread, Extent full, Extent lengths) {
   NA_UNROLL for (int a = 0; a < 3; ++a) tile.empty = tile.empty || tile.region[a].end <= tile.region[a].start;
   // Neighbouring threads hold neighbouring positions, so that their rows of threadgroup memory are in distinct banks.
   const int per_simd = 32 / NA_LANES;
-  tile.thread = thread;
-  tile.lane = thread % 32 / per_simd;
-  int position = thread / 32 * per_simd + thread % per_simd;
+  tile.thread_index = thread_index;
+  tile.lane = thread_index % 32 / per_simd;
+  int position = thread_index / 32 * per_simd + thread_index % per_simd;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
     const int threads = tile_extent(a) / run_on_axis(a);
     tile.coordinate[a] = position % threads * run_on_axis(a);
