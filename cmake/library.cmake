@@ -13,6 +13,7 @@ target_sources(
           src/ops/validate.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp
+          src/pure/numerics.cpp
           src/pure/padding.cpp
           src/pure/pin.cpp
           src/pure/windows.cpp

@@ -166,15 +166,16 @@ NB_MODULE(_ext, m) {
   set_fallback_logger(log_fallback);
   m.attr("__version__") = NATTEN_MLX_VERSION;
 
-  m.def("attention", bind_attention, "name"_a, "rank"_a, "query"_a, "key"_a, "value"_a, "kernel_size"_a, "stride"_a,
-        "dilation"_a, "is_causal"_a, "scale"_a.none(), "additional_keys"_a.none(), "additional_values"_a.none(),
-        "gna_stride"_a, "rpb"_a.none(), "lengths"_a.none(), "lengths_name"_a, "stream"_a.none(),
-        "Neighborhood attention -> (out, lse).");
-  m.def("qk", bind_qk, "name"_a, "rank"_a, "query"_a, "key"_a, "kernel_size"_a, "stride"_a, "dilation"_a, "is_causal"_a,
-        "scale"_a.none(), "gna_stride"_a, "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(),
-        "Logits of the split form.");
-  m.def("av", bind_av, "name"_a, "rank"_a, "attn"_a, "value"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
-        "is_causal"_a, "gna_stride"_a, "lengths"_a.none(), "stream"_a.none(), "Weighted values of the split form.");
+  m.def("attention", bind_attention, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
+        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
+        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
+        "lengths"_a.none(), "lengths_name"_a, "stream"_a.none(), "Neighborhood attention -> (out, lse).");
+  m.def("qk", bind_qk, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
+        "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
+        "lengths"_a.none(), "stream"_a.none(), "Logits of the split form.");
+  m.def("av", bind_av, "name"_a, "rank"_a, "attn"_a.none(), "value"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
+        "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "lengths"_a.none(), "stream"_a.none(),
+        "Weighted values of the split form.");
   m.def(
       "merge",
       [](nb::handle outputs, nb::handle lse_tensors) {
@@ -190,8 +191,8 @@ NB_MODULE(_ext, m) {
         const Caller c = caller(name, rank);
         validate_neighborhood(c, to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride));
       },
-      "name"_a, "rank"_a, "kernel_size"_a, "stride"_a, "dilation"_a, "is_causal"_a, "gna_stride"_a,
-      "Raises ValueError for parameters that no array fits.");
+      "name"_a, "rank"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(),
+      "gna_stride"_a.none(), "Raises ValueError for parameters that no array fits.");
   m.def(
       "padding_masks",
       [](const std::string& name, int rank, nb::handle shape, nb::handle lengths, const std::string& lengths_name,
@@ -202,15 +203,15 @@ NB_MODULE(_ext, m) {
                               to_integers(c, "dilation", dilation)},
                              {});
       },
-      "name"_a, "rank"_a, "shape"_a, "lengths"_a, "lengths_name"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
-      "Masks of tokens and of queries that are not padding.");
+      "name"_a, "rank"_a, "shape"_a, "lengths"_a, "lengths_name"_a, "kernel_size"_a.none(), "stride"_a.none(),
+      "dilation"_a.none(), "Masks of tokens and of queries that are not padding.");
 
   m.def("set_backend", &set_backend, "name"_a);
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
-  m.def("explain", bind_explain, "op"_a, "query"_a, "key"_a, "value"_a, "query_dtype"_a, "key_dtype"_a, "value_dtype"_a,
-        "kernel_size"_a, "stride"_a, "dilation"_a, "is_causal"_a, "gna_stride"_a, "has_rpb"_a, "has_lengths"_a,
-        "stream"_a.none());
+  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "query_dtype"_a,
+        "key_dtype"_a, "value_dtype"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
+        "is_causal"_a.none(), "gna_stride"_a.none(), "has_rpb"_a, "has_lengths"_a, "stream"_a.none());
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");

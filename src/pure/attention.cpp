@@ -4,6 +4,7 @@
 #include "mlx/ops.h"
 #include "ops/validate.h"
 #include "pure/blocks.h"
+#include "pure/numerics.h"
 #include "pure/padding.h"
 #include "pure/pin.h"
 #include "pure/pure.h"
@@ -45,9 +46,10 @@ mx::array computed_queries(const Problem& p, const mx::array& query, mx::Stream 
   return mx::flatten(mx::slice(query, start, query.shape(), step, s), 1, kAxes, s);
 }
 
-// [B, L0, L1, L2, H, D] -> [B * tokens, H, D], the rows that windows index.
-mx::array token_rows(const mx::array& x, mx::Stream s) {
-  return mx::flatten(x, 0, kAxes, s);
+// [B, L0, L1, L2, H, D] -> [B * tokens, H, D], the rows that windows index; in the type of the sums, because the
+// gradient of indexing adds up.
+mx::array token_rows(const mx::array& x, mx::Dtype type, mx::Stream s) {
+  return mx::astype(mx::flatten(x, 0, kAxes, s), type, s);
 }
 
 // [H, 2K0-1, 2K1-1, 2K2-1] -> [H, entries]
@@ -61,7 +63,7 @@ mx::array window_logits(const Problem& p, const mx::array& q, const mx::array& k
                         mx::Stream s) {
   const mx::array grouped =
       mx::unflatten(mx::multiply(mx::astype(q, type, s), mx::array(p.scale, type), s), 2, {as_int(p.kv_heads), -1}, s);
-  const mx::array keys = mx::astype(mx::take(key_rows, windows.rows, 0, s), type, s);  // [B, Q, slots, Hkv, D]
+  const mx::array keys = mx::take(key_rows, windows.rows, 0, s);  // [B, Q, slots, Hkv, D]
   mx::array logits = mx::matmul(grouped, mx::transpose(keys, {0, 1, 3, 4, 2}, s), s);
   if (bias) {
     const mx::array per_slot = mx::astype(mx::take(*bias, *windows.bias, 1, s), type, s);  // [Hq, S, Q, slots]
@@ -74,13 +76,13 @@ mx::array window_logits(const Problem& p, const mx::array& q, const mx::array& k
 // Replaces the entries of empty slots in [B, Q, Hkv, G, slots].
 mx::array fill_empty(const mx::array& x, const BlockWindows& windows, double fill, mx::Stream s) {
   if (!windows.valid) return x;
-  return mx::where(mx::expand_dims(*windows.valid, {2, 3}, s), x, mx::array(fill, x.dtype()), s);
+  return select(mx::expand_dims(*windows.valid, {2, 3}, s), x, fill, s);
 }
 
 // weights [B, Q, Hkv, G, slots], values by row -> [B, Q, Hq, Dv]
 mx::array weighted_values(const mx::array& weights, const mx::array& value_rows, const BlockWindows& windows,
-                          mx::Dtype type, mx::Stream s) {
-  const mx::array values = mx::astype(mx::take(value_rows, windows.rows, 0, s), type, s);
+                          mx::Stream s) {
+  const mx::array values = mx::take(value_rows, windows.rows, 0, s);
   return mx::flatten(mx::matmul(weights, mx::transpose(values, {0, 1, 3, 2, 4}, s), s), 2, 3, s);
 }
 
@@ -90,8 +92,8 @@ struct Softmax {
 };
 
 Softmax softmax(const mx::array& logits, mx::Stream s) {
-  const mx::array lse = mx::logsumexp(logits, -1, true, s);
-  return {mx::exp(mx::subtract(logits, lse, s), s), lse};
+  const mx::array lse = log_sum_exp(logits, s);
+  return {exponential(mx::subtract(logits, lse, s), s), lse};
 }
 
 // Gathered keys and values of the window of one query, per sample of the batch.
@@ -115,9 +117,9 @@ std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInput
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
-    return {weighted_values(weights, arrays[2], windows, type, s), mx::flatten(mx::squeeze(lse, -1, s), 2, 3, s)};
+    return {weighted_values(weights, arrays[2], windows, s), mx::flatten(mx::squeeze(lse, -1, s), 2, 3, s)};
   };
-  Arrays shared{token_rows(tokens(inputs.key), s), token_rows(tokens(inputs.value), s)};
+  Arrays shared{token_rows(tokens(inputs.key), type, s), token_rows(tokens(inputs.value), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*inputs.rpb, s));
   const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p, type),
                                    {computed_queries(p, tokens(inputs.query), s)}, shared, s);
@@ -139,7 +141,7 @@ mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, con
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
-  Arrays shared{token_rows(tokens(key), s)};
+  Arrays shared{token_rows(tokens(key), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*rpb, s));
   const mx::array logits =
       in_blocks(block, p.queries(), bytes_per_query(p, type), {computed_queries(p, tokens(query), s)}, shared, s)[0];
@@ -156,11 +158,11 @@ mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, co
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
     const BlockWindows windows = block_windows(p, tables, first, last, s);
     const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
-    return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, type, s)};
+    return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, s)};
   };
   const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
   const mx::array out = in_blocks(block, p.queries(), bytes_per_query(p, type), {mx::flatten(weights, 1, kAxes, s)},
-                                  {token_rows(padding.zero_tokens(fixed_shape(value, s)), s)}, s)[0];
+                                  {token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, s)[0];
   return padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s));
 }
 
@@ -212,8 +214,10 @@ std::pair<mx::array, mx::array> merge(const Arrays& outputs, const Arrays& lse_t
   const mx::array all_empty = mx::all(empty, 0, false, s);
   const mx::array finite = mx::where(empty, zero, stacked, s);
   const mx::array top = mx::stop_gradient(
-      mx::where(all_empty, zero, mx::max(mx::where(empty, mx::array(kNegativeInfinity, type), finite, s), 0, s), s), s);
-  const mx::array weights = mx::where(empty, zero, mx::exp(mx::subtract(finite, top, s), s), s);
+      mx::where(all_empty, zero, mx::max(mx::where(empty, mx::array(kNegativeInfinity, type), finite, s), 0, false, s),
+                s),
+      s);
+  const mx::array weights = mx::where(empty, zero, exponential(mx::subtract(finite, top, s), s), s);
   const mx::array total = mx::where(all_empty, mx::array(1.0, type), mx::sum(weights, 0, false, s), s);
 
   mx::array out = mx::zeros_like(mx::astype(outputs[0], type, s), s);

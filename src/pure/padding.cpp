@@ -1,6 +1,7 @@
 #include "pure/padding.h"
 
 #include "mlx/ops.h"
+#include "pure/numerics.h"
 
 namespace natten {
 
@@ -43,7 +44,7 @@ mx::array Padding::zero(const mx::array& x, const std::optional<mx::array>& mask
   if (!mask) return x;
   mx::array wide = *mask;
   while (wide.ndim() < x.ndim()) wide = mx::expand_dims(wide, -1, stream_);
-  return mx::where(wide, x, mx::zeros_like(x, stream_), stream_);
+  return select(wide, x, 0.0, stream_);
 }
 
 }  // namespace natten

@@ -1,5 +1,5 @@
-// Padded samples: where their tokens end, and zeros past that. A plain `where` after the arithmetic would let NaN
-// through in the gradient, so padding is replaced before it as well.
+// Padded samples: where their tokens end, and zeros past that, before the arithmetic and after it, so that NaN in the
+// padding reaches neither results nor gradients.
 #pragma once
 
 #include <optional>
