@@ -51,6 +51,10 @@ Tier compiled_tier() {
                                const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream s) {
     return run_kernel(Kernel::attention_backward_key_value, p, pack(inputs, {out, lse, dout, dlse}), s);
   };
+  tier.backward = [](const Problem& p, const AttentionInputs& inputs, const mx::array& out, const mx::array& lse,
+                     const mx::array& dout, const mx::array& dlse, mx::Stream s) {
+    return run_kernel(Kernel::attention_backward, p, pack(inputs, {out, lse, dout, dlse}), s);
+  };
   tier.qk = [](const Problem& p, const mx::array& query, const mx::array& key, const Optional& rpb,
                const Optional& lengths, mx::Stream s) {
     return run_kernel(Kernel::qk, p, pack({query, key}, rpb, lengths), s)[0];

@@ -73,15 +73,22 @@ struct Backward {
   std::vector<int> wanted;  // the inputs whose gradients it computes
 };
 
-// Runs each backward that some argument asks for, and gathers the gradients; lengths have none.
-decltype(Operation::vjp) answered_by(std::vector<Backward> kernels, bool saves_outputs) {
-  return [kernels = std::move(kernels), saves_outputs](const Problem& p, const Arrays& inputs, const Arrays& cotangents,
-                                                       const std::vector<int>& argnums, const Arrays& outputs,
-                                                       mx::Stream s) {
+// Runs each backward that some argument asks for, or `whole` where every one is asked for, and gathers the gradients;
+// lengths have none.
+decltype(Operation::vjp) answered_by(std::vector<Backward> kernels, bool saves_outputs,
+                                     std::optional<Backward> whole = std::nullopt) {
+  return [kernels = std::move(kernels), saves_outputs, whole = std::move(whole)](
+             const Problem& p, const Arrays& inputs, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays& outputs, mx::Stream s) {
     const Arrays all = joined(saves_outputs ? joined(inputs, outputs) : inputs, cotangents);
+    const auto is_asked = [&](const Backward& kernel) {
+      return std::any_of(kernel.wanted.begin(), kernel.wanted.end(), [&](int arg) { return holds(argnums, arg); });
+    };
+    std::vector<Backward> asked;
+    std::copy_if(kernels.begin(), kernels.end(), std::back_inserter(asked), is_asked);
+    if (whole && asked.size() == kernels.size()) asked = {*whole};
     std::vector<Optional> found(inputs.size());
-    for (const auto& [operation, wanted] : kernels) {
-      if (std::none_of(wanted.begin(), wanted.end(), [&](int arg) { return holds(argnums, arg); })) continue;
+    for (const auto& [operation, wanted] : asked) {
       Operation kernel = operation;
       kernel.problem = p;
       const Arrays results = differentiable(kernel, all, s);
@@ -112,6 +119,8 @@ Operation attention_operation(const TierPtr& tier, const Problem& problem, const
 
   constexpr int kSaved = 4;  // out, lse, dout, dlse
   const std::vector<int> query_side = with_rpb({0}, sig), key_side = {1, 2};
+  std::vector<int> both_sides = query_side;
+  both_sides.insert(both_sides.end(), key_side.begin(), key_side.end());
   const auto kernel = [&](const char* name, const std::vector<int>& wanted, auto member) {
     return backward(tier->name + name, problem, sig, kSaved, wanted, 2, reference,
                     [tier, sig, member](const Problem& p, const Arrays& a, mx::Stream s) {
@@ -119,9 +128,12 @@ Operation attention_operation(const TierPtr& tier, const Problem& problem, const
                       return ((*tier).*member)(p, attention_inputs(sig, a), a[n], a[n + 1], a[n + 2], a[n + 3], s);
                     });
   };
-  op.vjp = answered_by({{kernel("_attention_backward_query", query_side, &Tier::backward_query), query_side},
-                        {kernel("_attention_backward_key_value", key_side, &Tier::backward_key_value), key_side}},
-                       true);
+  op.vjp = answered_by(
+      {{kernel("_attention_backward_query", query_side, &Tier::backward_query), query_side},
+       {kernel("_attention_backward_key_value", key_side, &Tier::backward_key_value), key_side}},
+      true,
+      tier->backward ? std::optional(Backward{kernel("_attention_backward", both_sides, &Tier::backward), both_sides})
+                     : std::nullopt);
   return op;
 }
 

@@ -61,6 +61,11 @@ struct Tier {
                                        const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
       backward_key_value;
 
+  /// Optional: (inputs, out, lse, dout, dlse) -> dq [, drpb], dk, dv in one pass, for when both sides are asked for.
+  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
+                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
+      backward;
+
   /// (query, key, rpb?, lengths?) -> logits
   std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
                           const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths, mx::Stream)>

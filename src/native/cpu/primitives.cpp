@@ -12,9 +12,16 @@ namespace {
 
 using Arrays = std::vector<mx::array>;
 
-constexpr const char* kNames[] = {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue",
-                                  "NattenQk",        "NattenQkBackwardQuery",        "NattenQkBackwardKey",
-                                  "NattenAv",        "NattenAvBackwardAttn",         "NattenAvBackwardValue"};
+constexpr const char* kNames[] = {"NattenAttention",
+                                  "NattenAttentionBackwardQuery",
+                                  "NattenAttentionBackwardKeyValue",
+                                  "NattenAttentionBackward",
+                                  "NattenQk",
+                                  "NattenQkBackwardQuery",
+                                  "NattenQkBackwardKey",
+                                  "NattenAv",
+                                  "NattenAvBackwardAttn",
+                                  "NattenAvBackwardValue"};
 
 FloatType float_type(mx::Dtype type) {
   return type == mx::float16    ? FloatType::float16
@@ -29,7 +36,7 @@ struct Task {
   AttentionInputs inputs;
   SavedForward saved;
   Tensor x, y;  // what the split form reads besides, in the order of the primitive's inputs
-  Tensor outputs[2];
+  Tensor outputs[3];
   float* float_output = nullptr;  // lse or drpb
   std::vector<DenseCopy> copies;
 
@@ -42,6 +49,8 @@ struct Task {
         return attention_backward_query(inputs, saved, outputs[0], float_output);
       case Kernel::attention_backward_key_value:
         return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
+      case Kernel::attention_backward:
+        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
       case Kernel::qk:
         return qk(inputs, outputs[0]);
       case Kernel::qk_backward_query:
@@ -220,6 +229,12 @@ Outputs outputs_of(Kernel kernel, const Problem& p, const Arrays& inputs) {
       if (p.has_rpb) like(p.op == Op::attention ? 3 : 2);
       break;
     case Kernel::attention_backward_key_value:
+      like(1);
+      like(2);
+      break;
+    case Kernel::attention_backward:
+      like(0);
+      if (p.has_rpb) like(3);
       like(1);
       like(2);
       break;

@@ -16,6 +16,7 @@ enum class Kernel {
   attention_forward,             ///< (query, key, value, rpb?, lengths?) -> out, lse
   attention_backward_query,      ///< (.., out, lse, dout, dlse) -> dq [, drpb]
   attention_backward_key_value,  ///< (.., out, lse, dout, dlse) -> dk, dv
+  attention_backward,            ///< (.., out, lse, dout, dlse) -> dq [, drpb], dk, dv
   qk,                            ///< (query, key, rpb?, lengths?) -> logits
   qk_backward_query,             ///< (.., dlogits) -> dq [, drpb]
   qk_backward_key,               ///< (.., dlogits) -> dk
