@@ -11,6 +11,7 @@
 #include "natten/natten.h"
 #include "ops/entry.h"
 #include "ops/registry.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -220,4 +221,6 @@ NB_MODULE(_ext, m) {
         "is_causal"_a = false, "gna_stride"_a = 1, "Keys of one query on one axis.");
   m.def("window_start", &window_start, "index"_a, "length"_a, "kernel_size"_a, "dilation"_a,
         "First key of one query on one axis, and its index into the rpb axis.");
+
+  bind_probe(m);
 }
