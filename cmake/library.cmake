@@ -1,4 +1,5 @@
 # The library: NattenMLX::natten, also for other CMake projects through find_package(NattenMLX).
+include(src/fast/sources.cmake)
 add_library(natten STATIC)
 add_library(NattenMLX::natten ALIAS natten)
 target_sources(
@@ -19,6 +20,7 @@ target_sources(
           src/pure/windows.cpp
           src/native/cpu/primitives.cpp
           src/native/tier.cpp
+          src/fast/launch.cpp
           src/fast/tier.cpp)
 target_include_directories(
   natten
@@ -26,12 +28,17 @@ target_include_directories(
   PRIVATE src)
 target_compile_features(natten PUBLIC cxx_std_20)
 target_compile_options(natten PRIVATE -Wall -Wextra)
-target_link_libraries(natten PUBLIC mlx PRIVATE $<BUILD_INTERFACE:natten_cpu>)
+target_link_libraries(natten PUBLIC mlx PRIVATE $<BUILD_INTERFACE:natten_cpu> $<BUILD_INTERFACE:natten_fast_text>)
+if(NATTEN_BUILD_EMULATOR)
+  add_subdirectory(tests/metal_host)
+  target_compile_definitions(natten PRIVATE NATTEN_BUILD_EMULATOR)
+  target_link_libraries(natten PRIVATE $<BUILD_INTERFACE:natten_metal_host>)
+endif()
 
 if(NOT SKBUILD)
   # The CPU kernels travel inside the installed archive's package, as a target that users do not name.
   include(CMakePackageConfigHelpers)
-  install(TARGETS natten natten_cpu EXPORT NattenMLXTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(TARGETS natten natten_cpu natten_fast_text EXPORT NattenMLXTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(DIRECTORY include/natten DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   install(
     EXPORT NattenMLXTargets

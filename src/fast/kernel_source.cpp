@@ -98,7 +98,7 @@ void Writer::arrays() {
     if (!bias_gradient()) return;
     Shape shape = bias_table();
     shape.insert(shape.begin(), plan_.tile_count() * p_.batch);
-    output("na_drpb", FloatType::float32, shape);
+    output("na_partials", FloatType::float32, shape);
   };
   const std::int64_t slots = p_.kernel_volume();
   switch (kernel_) {
@@ -154,8 +154,16 @@ void Writer::arrays() {
       value();  // for its shape only
       output("na_dvalue", p_.value_type, tokens(p_.kv_heads, p_.value_dim));
       break;
+    case KernelId::rpb_sum: {
+      const KernelId producer = p_.op == Op::attention ? KernelId::backward_query : KernelId::qk_backward_query;
+      Shape partials = bias_table();
+      partials.insert(partials.begin(), plan(p_, producer, platform_).tile_count() * p_.batch);
+      input("na_partials", FloatType::float32, partials);
+      output("na_drpb", FloatType::float32, bias_table());
+      break;
+    }
   }
-  if (p_.has_lengths && kernel_ != KernelId::delta) {
+  if (p_.has_lengths && has_tiles(kernel_)) {
     k_.inputs.push_back({"na_lengths", ElementType::int32, {p_.batch, kAxes}});
   }
 }
@@ -177,7 +185,7 @@ std::string Writer::constants() const {
     define("EXTENT" + axis, plan_.extent[a]);
   }
   const bool scaled = kernel_ != KernelId::av && kernel_ != KernelId::av_backward_attn &&
-                      kernel_ != KernelId::av_backward_value && kernel_ != KernelId::delta;
+                      kernel_ != KernelId::av_backward_value && has_tiles(kernel_);
   char scale[64];
   std::snprintf(scale, sizeof scale, "(%.9ef)", scaled ? p_.scale : 1.0);
   define("SCALE", scale);
@@ -190,6 +198,7 @@ std::string Writer::constants() const {
   define("RPB_SIZE", bias_entries());
   define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
   define("THREADS", plan_.threads);
+  define("GROUPS", plan_.groups);
   define("RUN", plan_.run);
   define("RUN_AXIS", plan_.run_axis);
   define("LANES", plan_.lanes);
@@ -257,23 +266,26 @@ std::string Writer::call() const {
   const int positions = plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
   const std::string stage = bias_gradient() ? shared("na_staged", "float", positions * plan_.stage_columns) : "";
   const std::string staged = bias_gradient() ? "na_staged" : null_floats;
-  const std::string drpb = bias_gradient() ? "na_drpb" : "nullptr";
+  const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
   const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
   const std::string sizes = "na_full, na_sizes, ";
+  const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
+                                                          : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
   const std::string where = "na_tile, na_batch, na_head, na_heads, na_thread";
   switch (kernel_) {
     case KernelId::forward:
       return start("na_key", "na_query_shape[4]") + rows_a + rows_b + "natten::attention_forward(" +
              tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + rpb +
              ", na_out, na_lse, na_rows_a, na_rows_b, " + sizes + where + ");\n";
-    case KernelId::delta: {
-      const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
-                                                              : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
+    case KernelId::delta:
       return "natten::attention_delta(" + tensor("na_out") + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) +
              ", na_delta, natten::extent(na_out_shape[1], na_out_shape[2], na_out_shape[3]), na_out_shape[0], "
              "na_out_shape[4], " +
              thread + ");\n";
-    }
+    case KernelId::rpb_sum:
+      return "natten::sum_bias_gradients(na_partials, na_drpb, na_partials_shape[0], na_partials_shape[1] * "
+             "NA_RPB_SIZE, " +
+             thread + ");\n";
     case KernelId::backward_query:
       return start("na_key", "na_query_shape[4]") + rows_a + rows_b + stage + "natten::attention_backward_query(" +
              tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_out") + ", " +
@@ -327,16 +339,24 @@ KernelSource Writer::source() {
   k_.name = name.str();
 
   k_.header = numbers + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  if (kernel_ == KernelId::delta) {
-    k_.header += std::string(text::groups) + text::tile + text::tensor + text::delta;
+  if (!has_tiles(kernel_)) {
+    k_.header += std::string(text::groups) + text::tile + text::tensor;
+    k_.header += kernel_ == KernelId::delta ? text::delta : text::rpb_sum;
   } else {
     k_.header += std::string(text::groups) + text::tile + text::tensor + text::sweep + text::query;
     if (keys) k_.header += text::key;
   }
   k_.source = call();
+  if (platform_ == Platform::cuda) {  // MLX has no place for launch bounds, but it does write the kernel's name
+    const std::string generated = "custom_kernel_" + k_.name;
+    k_.header += "#define " + generated + " __launch_bounds__(" + std::to_string(plan_.threads) + ", " +
+                 std::to_string(plan_.groups) + ") " + generated + "\n";
+    k_.source = "#undef " + generated + "\n" + k_.source;
+  }
   k_.threadgroup = {plan_.threads, 1, 1};
-  if (kernel_ == KernelId::delta) {
-    const std::int64_t threads = p_.batch * p_.queries() * p_.heads * plan_.lanes;
+  if (!has_tiles(kernel_)) {
+    const std::int64_t threads =
+        kernel_ == KernelId::delta ? p_.batch * p_.queries() * p_.heads * plan_.lanes : p_.heads * bias_entries() * 32;
     k_.grid = {static_cast<int>((threads + plan_.threads - 1) / plan_.threads * plan_.threads), 1, 1};
   } else {
     k_.grid = {static_cast<int>(plan_.tile_count() * p_.batch * plan_.threads),
@@ -370,6 +390,8 @@ const char* kernel_name(KernelId kernel) {
       return "av_backward_attn";
     case KernelId::av_backward_value:
       return "av_backward_value";
+    case KernelId::rpb_sum:
+      return "rpb_sum";
   }
   return "";
 }

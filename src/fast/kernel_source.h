@@ -25,9 +25,10 @@ enum class KernelId : std::uint8_t {
   qk_backward_key,     ///< query, dlogits, [lengths] -> dk
   av,                  ///< attn, value, [lengths] -> out
   av_backward_attn,    ///< dout, value, [lengths] -> dattn
-  av_backward_value,   ///< dout, attn, [lengths] -> dv
+  av_backward_value,   ///< dout, attn, value (for its shape), [lengths] -> dv
+  rpb_sum,             ///< drpb partials -> drpb
 };
-inline constexpr int kKernelCount = 10;
+inline constexpr int kKernelCount = 11;
 
 enum class ElementType : std::uint8_t { float16, bfloat16, float32, int32 };
 
@@ -57,7 +58,7 @@ struct KernelSource {
 std::optional<std::string> objection(const Problem& problem, Platform platform);
 
 /// The kernel of a problem to which there is no objection. `has_rpb` of `backward_query` and `qk_backward_query` means
-/// that the gradient of rpb is an output too: partials [tiles, Hq, 2K0-1, 2K1-1, 2K2-1] to be summed over axis 0.
+/// that the gradient of rpb is an output too, as partials [tiles, Hq, 2K0-1, 2K1-1, 2K2-1] that `rpb_sum` adds up.
 KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform);
 
 /// Kernels of a call, forward or backward, in the order in which they are launched.

@@ -72,6 +72,9 @@ void choose_streams(const Problem& p, KernelId kernel, Plan& plan) {
     case KernelId::delta:
       plan.a = stream(p.value_dim, p.query_type);
       break;
+    case KernelId::rpb_sum:
+      plan.a = stream(1, FloatType::float32);
+      break;
   }
 }
 
@@ -211,6 +214,8 @@ void override_from_environment(Plan& plan) {
       plan.lanes = number;
     } else if (name == "batch" && number >= 1 && number <= 32) {
       plan.batch = number;
+    } else if (name == "groups" && number >= 1) {
+      plan.groups = number;
     } else if (name == "chunk" && number >= 1) {
       plan.chunk = number;
     } else if (name == "extent") {
@@ -239,6 +244,10 @@ bool holds_keys(KernelId kernel) {
 
 bool is_fused(KernelId kernel) {
   return kernel == KernelId::forward || kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
+}
+
+bool has_tiles(KernelId kernel) {
+  return kernel != KernelId::delta && kernel != KernelId::rpb_sum;
 }
 
 int query_classes(const Axis& axis) {
@@ -270,7 +279,7 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
   choose_lanes(plan, platform, limit.channels_per_lane);
   override_from_environment(plan);
-  if (kernel == KernelId::delta) return plan;
+  if (!has_tiles(kernel)) return plan;
   finish_stream(plan.a, plan);
   finish_stream(plan.b, plan);
   choose_extent(p, kernel, plan);

@@ -14,6 +14,9 @@ bool holds_keys(KernelId kernel);
 /// Kernels that compute one dot product and one weighted sum per pair, or more of them: both streams are in use.
 bool is_fused(KernelId kernel);
 
+/// Kernels that are one sum per output, without tiles, have only threads and lanes in their plan.
+bool has_tiles(KernelId kernel);
+
 /// One of the two arrays whose positions stream past: A enters the dot products of query with key (or is the only
 /// one), B those of dout with value.
 struct Stream {
@@ -34,6 +37,7 @@ struct Plan {
   int chunk = 1;          ///< positions in threadgroup memory
   int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
   int threads = 32;
+  int groups = 1;  ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
   Stream a, b;
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
 

@@ -152,8 +152,6 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
 template <int kChannels, int kSlices, class T>
 NATTEN_FN void store_query_gradient(NA_DEVICE T* to, const NA_THREAD float* from, const NA_THREAD Tile& tile,
                                     Extent full, int batch, int head, int heads, int item) {
-  float zeros[kSlices * NA_VECTOR];
-  NA_UNROLL for (int i = 0; i < kSlices * NA_VECTOR; ++i) zeros[i] = 0.0f;
   int token[3], end[3];
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     const int stride = tile.axes[a].axis.stride;
@@ -164,8 +162,12 @@ NATTEN_FN void store_query_gradient(NA_DEVICE T* to, const NA_THREAD float* from
     for (int t1 = token[1]; t1 < end[1]; ++t1) {
       for (int t2 = token[2]; t2 < end[2]; ++t2) {
         const Offset row = ((Offset(batch) * full.v[0] + t0) * full.v[1] + t1) * full.v[2] + t2;
-        const bool computed = t0 == token[0] && t1 == token[1] && t2 == token[2];
-        store_slices<kChannels, kSlices>(to + (row * heads + head) * kChannels, computed ? from : zeros, tile.lane);
+        NA_DEVICE T* const target = to + (row * heads + head) * kChannels;
+        if (t0 == token[0] && t1 == token[1] && t2 == token[2]) {
+          store_slices<kChannels, kSlices>(target, from, tile.lane);
+        } else {
+          for (int c = tile.lane; c < kChannels; c += NA_LANES) target[c] = from_float<T>(0.0f);
+        }
       }
     }
   }
