@@ -13,6 +13,14 @@ inline constexpr int kGenericItem = 64;
 /// Work items over which the gradient of the position bias is summed separately, all heads together.
 inline constexpr int kBiasGradientParts = 64;
 
+/// Forward pass, tiled kernels. Places of the last axis of one task; rows (places of the outer axes) of a part at
+/// least; packed keys and values of a task, which should stay in the second-level cache; tasks at least, where rows allow.
+inline constexpr int kForwardRow = 64;
+inline constexpr int kForwardLeastRow = 64;
+inline constexpr int kForwardLeastRows = 8;
+inline constexpr int kForwardPackedBytes = 1 << 20;
+inline constexpr int kForwardLeastTasks = 8;
+
 /// Backward pass, tiled kernel. Tasks a pass is cut into where it can be, and the least places of a part: every part
 /// computes the logits of the pairs that cross its border a second time.
 inline constexpr int kLeastTasks = 16;

@@ -1,0 +1,129 @@
+#include "native/cpu/forward_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "native/cpu/target.h"
+#include "native/cpu/tensor.h"
+#include "native/cpu/thread_pool.h"
+#include "native/cpu/tuning.h"
+
+namespace natten::cpu::forward {
+
+void run_task(const Pass& pass, const Task& task);
+
+Design choose_design(const Problem&) {
+  if (cpu_target() == "SCALAR" || cpu_target() == "EMU128") return Design::generic;
+  return Design::shift;
+}
+
+namespace {
+
+std::int64_t keys_along(const Axis& axis, std::int64_t places, std::int64_t parts) {
+  return (places + parts - 1) / parts + axis.kernel_size - 1;
+}
+
+}  // namespace
+
+std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
+  std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
+  std::int64_t tasks = p.batch * p.kv_heads;
+  for (int a = 0; a < kAxes; ++a) {
+    const Axis& axis = p.axes[a];
+    places[a] = (axis.length + axis.dilation - 1) / axis.dilation;
+    tasks *= axis.dilation;
+  }
+  // The last axis in whole vectors, as long as a row of tiles is worth its border.
+  parts[2] = (places[2] + tuning::kForwardRow - 1) / tuning::kForwardRow;
+  for (int a = 0; a < 2; ++a) most[a] = std::max<std::int64_t>(1, places[a] / tuning::kForwardLeastRows);
+  const auto bytes = [&] {
+    std::int64_t places_packed = p.head_dim + p.value_dim;
+    for (int a = 0; a < kAxes; ++a) places_packed *= keys_along(p.axes[a], places[a], parts[a]);
+    return places_packed * 4;
+  };
+  const auto split = [&] {
+    // The axis whose halo grows least.
+    const int axis = parts[0] < most[0] && (parts[1] >= most[1] || places[0] / parts[0] * p.axes[1].kernel_size >=
+                                                                       places[1] / parts[1] * p.axes[0].kernel_size)
+                         ? 0
+                         : 1;
+    if (parts[axis] >= most[axis]) return false;
+    ++parts[axis];
+    return true;
+  };
+  while (bytes() > tuning::kForwardPackedBytes && split()) {
+  }
+  while (tasks * parts[0] * parts[1] * parts[2] < tuning::kForwardLeastTasks && split()) {
+  }
+  const std::int64_t outer = tasks * parts[0] * parts[1];
+  if (outer * parts[2] < tuning::kForwardLeastTasks) {
+    const std::int64_t longest = std::max<std::int64_t>(1, places[2] / tuning::kForwardLeastRow);
+    parts[2] = std::clamp((tuning::kForwardLeastTasks + outer - 1) / outer, parts[2], std::max(parts[2], longest));
+  }
+  return parts;
+}
+
+Description describe(const Problem& p) {
+  if (choose_design(p) == Design::generic) return {"generic", "one query at a time, " + cpu_target()};
+  const auto parts = count_parts(p);
+  std::string tile;
+  for (int a = kAxes - p.rank; a < kAxes; ++a) {
+    const std::int64_t places = (p.axes[a].length + p.axes[a].dilation - 1) / p.axes[a].dilation;
+    if (!tile.empty()) tile += 'x';
+    tile += std::to_string((places + parts[a] - 1) / parts[a]);
+  }
+  return {"shift", "tasks of " + tile + " queries, " + cpu_target()};
+}
+
+void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
+  const Problem& p = inputs.problem;
+  if (p.batch == 0) return;
+  const Grid outputs = output_grid(p);
+  if (inputs.lengths != nullptr) {
+    // What lies behind a sample's lengths is zero.
+    parallel_for(outputs.size(), static_cast<double>(outputs.size() * p.heads * p.value_dim), [&](std::int64_t i) {
+      const std::int64_t batch = i / outputs.per_sample();
+      const Place at = outputs.place(i % outputs.per_sample());
+      for (std::int64_t head = 0; head < p.heads; ++head) {
+        std::memset(row_of(out, batch, at, head), 0, p.value_dim * element_size(out.type));
+      }
+      std::fill_n(lse + i * p.heads, p.heads, 0.0f);
+    });
+  }
+
+  std::vector<SamplePlan> plans;
+  for (std::int64_t batch = 0; batch < p.batch; ++batch) {
+    SamplePlan plan{batch, sample_of(p, inputs.lengths, batch), {}};
+    if (!plan.sample.is_legal) continue;
+    for (int a = 0; a < kAxes; ++a) {
+      if (inputs.lengths == nullptr && !plans.empty()) {
+        plan.groups[a] = plans.front().groups[a];
+        continue;
+      }
+      for (std::int64_t g = 0; g < plan.sample.axes[a].dilation; ++g) {
+        plan.groups[a].emplace_back(plan.sample.axes[a], g);
+      }
+    }
+    plans.push_back(std::move(plan));
+  }
+
+  const std::array<std::int64_t, kAxes> parts = count_parts(p);
+  const Place cuts{p.axes[0].dilation * parts[0], p.axes[1].dilation * parts[1], p.axes[2].dilation * parts[2]};
+  const Grid grid{static_cast<std::int64_t>(plans.size()), cuts};
+  const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
+                       static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
+  const Pass pass{inputs, out, lse};
+  parallel_for(grid.size() * p.kv_heads, flops, [&](std::int64_t item) {
+    // Heads inside: their rows share pages, and cache lines when they are short.
+    const SamplePlan& plan = plans[item / p.kv_heads / grid.per_sample()];
+    const Place at = grid.place(item / p.kv_heads % grid.per_sample());
+    Task task{&plan, item % p.kv_heads, {}, {}};
+    for (int a = 0; a < kAxes; ++a) {
+      task.group[a] = at[a] / parts[a];
+      task.owned[a] = backward::part_of(plan.groups[a][task.group[a]].places, parts[a], at[a] % parts[a]);
+    }
+    run_task(pass, task);
+  });
+}
+
+}  // namespace natten::cpu::forward

@@ -1,0 +1,360 @@
+// The "shift" forward kernel. Lanes are consecutive queries of the last axis; keys are packed transposed, so that the
+// keys of one slot are one load, shifted by the slot, which serves all rows of queries whose windows hold that row of
+// keys. Probabilities of a tile stay in the cache; the values' lanes are channels.
+#include <algorithm>
+#include <cstring>
+
+#include "native/cpu/forward_plan.h"
+#include "native/cpu/scratch.h"
+#include "native/cpu/tensor.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/forward_tiled.cpp"
+#include "hwy/foreach_target.h"
+// Highway asks that these come after foreach_target.h.
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+#include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/dispatch.h"
+#include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
+#include "native/cpu/tile_values-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace {
+
+using backward::size_of;
+using backward::Tile;
+using forward::AxisGroup;
+using forward::AxisPart;
+using forward::Pass;
+using forward::Span;
+using forward::Task;
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+class ForwardSweep {
+ public:
+  ForwardSweep(const Pass& pass, const Task& task)
+      : pass_(pass),
+        p_(pass.inputs.problem),
+        task_(task),
+        axes_(task.plan->sample.axes),
+        group_{&task.plan->groups[0][task.group[0]], &task.plan->groups[1][task.group[1]],
+               &task.plan->groups[2][task.group[2]]},
+        heads_(p_.heads / p_.kv_heads),
+        dim_(p_.head_dim),
+        value_dim_(p_.value_dim),
+        pitch_(round_up(dim_, kLanes)),
+        value_pitch_(round_up(value_dim_, kLanes)) {
+    for (int a = 0; a < kAxes; ++a) part_[a] = make_part(*group_[a], task.owned[a], {true, false}, true);
+  }
+
+  void run() {
+    for (const AxisPart& part : part_) {
+      if (size_of(part.queries) <= 0) return;
+    }
+    tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
+    plan_memory();
+    Scratch scratch(scratch_bytes());
+    take_memory(scratch);
+    pack_keys_and_values();
+    const Span &q0s = part_[0].queries, &q1s = part_[1].queries;
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+        for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += block_rows_) {
+          const Span rows{q1, std::min(q1 + block_rows_, q1s.end)};
+          for (const Tile& tile : tiles_) run_tile(head, q0, rows, tile);
+        }
+      }
+    }
+  }
+
+ private:
+  void plan_memory() {
+    // Empty slots of a causal window may lie before the first key. Rows of keys are packed in aligned vectors.
+    const std::int64_t before = std::max<std::int64_t>(part_[2].keys.start - tiles_.front().slot0, 0);
+    first_place_ = part_[2].keys.start - round_up(before, kLanes);
+    places_ = part_[2].keys.end - first_place_;
+    // Loads of a tile reach kLanes - 1 places past its last key. An odd number of cache lines spreads the channels
+    // over the sets of the cache.
+    const std::int64_t line = std::max(kLanes, 16);
+    key_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
+    key_row_ = key_pitch_ * round_up(dim_, 4);
+    value_row_ = places_ * value_pitch_;
+    rows_ = size_of(part_[0].keys) * size_of(part_[1].keys);
+
+    const std::int64_t slots = axes_[2].kernel_size;
+    const std::int64_t pieces = (slots + kMostSlots - 1) / kMostSlots;
+    block_rows_ =
+        std::min<std::int64_t>(most_rows(static_cast<int>((slots + pieces - 1) / pieces)), size_of(part_[1].queries));
+    // Rows of keys that any window of a block of rows may hold.
+    std::int64_t planes = 1, rows = 1;
+    const auto& outer = group_[0]->queries;
+    for (std::int64_t q = part_[0].queries.start; q < part_[0].queries.end; ++q) {
+      planes = std::max(planes, size_of(outer[q].keys));
+    }
+    const auto& inner = group_[1]->queries;
+    for (std::int64_t q = part_[1].queries.start; q < part_[1].queries.end; ++q) {
+      const std::int64_t last = std::min(q + block_rows_, part_[1].queries.end) - 1;
+      rows = std::max(rows, inner[last].keys.end - inner[q].keys.start);
+    }
+    score_plane_ = rows * slots * kLanes;
+    score_size_ = planes * score_plane_;
+  }
+
+  std::int64_t scratch_bytes() const {
+    return Scratch::bytes<float>(rows_ * key_row_) + Scratch::bytes<float>(rows_ * value_row_) +
+           Scratch::bytes<float>(block_rows_ * round_up(dim_, 4) * kLanes) +
+           Scratch::bytes<float>(block_rows_ * score_size_) +
+           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
+  }
+
+  void take_memory(Scratch& scratch) {
+    keys_ = scratch.take<float>(rows_ * key_row_);
+    values_ = scratch.take<float>(rows_ * value_row_);
+    queries_ = scratch.take<float>(block_rows_ * round_up(dim_, 4) * kLanes);
+    scores_ = scratch.take<float>(block_rows_ * score_size_);
+    buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
+    factors_ = scratch.take<float>(kLanes);
+    lse_ = scratch.take<float>(kLanes);
+  }
+
+  /// Number of a packed row of keys.
+  std::int64_t row_index(std::int64_t k0, std::int64_t k1) const {
+    return (k0 - part_[0].keys.start) * size_of(part_[1].keys) + k1 - part_[1].keys.start;
+  }
+
+  TensorRows token_rows(const Tensor& tensor, std::int64_t k0, std::int64_t k1, std::int64_t k2) const {
+    const Place at{group_[0]->token(k0), group_[1]->token(k1), group_[2]->token(k2)};
+    return {row_of(tensor, task_.plan->batch, at, task_.kv_head), tensor.strides[3] * group_[2]->token_step,
+            tensor.type};
+  }
+
+  void pack_keys_and_values() {
+    const Span &k0s = part_[0].keys, &k1s = part_[1].keys, &k2s = part_[2].keys;
+    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+      for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+        const std::int64_t row = row_index(k0, k1);
+        for (std::int64_t k2 = k2s.start; k2 < k2s.end; k2 += kLanes) {
+          const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2);
+          pack_transposed(token_rows(pass_.inputs.key, k0, k1, k2), count, 1.0f,
+                          keys_ + row * key_row_ + k2 - first_place_, key_pitch_);
+        }
+        load_rows(token_rows(pass_.inputs.value, k0, k1, k2s.start), size_of(k2s), value_dim_,
+                  values_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
+      }
+    }
+  }
+
+  /// to[channel * pitch + lane] = factor * row[lane][channel]; lanes from `count` on hold anything.
+  void pack_transposed(const TensorRows& rows, std::int64_t count, float factor, float* to, std::int64_t pitch) {
+    if (count == kLanes && is_plain(rows, dim_)) {
+      transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, dim_, factor, to, pitch);
+    } else {
+      load_rows(rows, count, dim_, buffer_, pitch_);
+      transpose_in(buffer_, pitch_, round_up(dim_, 4), factor, to, pitch);
+    }
+  }
+
+  Place place_of(std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
+    return {group_[0]->queries[q0].output, group_[1]->queries[q1].output, group_[2]->queries[q2].output};
+  }
+
+  /// Distance, in output positions, of two queries of the last axis.
+  std::int64_t query_step() const {
+    const auto& queries = group_[2]->queries;
+    return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
+  }
+
+  void run_tile(std::int64_t head, std::int64_t q0, const Span& rows, const Tile& tile) {
+    const std::int64_t query_head = task_.kv_head * heads_ + head;
+    for (std::int64_t q1 = rows.start; q1 < rows.end; ++q1) {
+      const Place output = place_of(q0, q1, tile.query);
+      const Place token{output[0] * axes_[0].stride, output[1] * axes_[1].stride, output[2] * axes_[2].stride};
+      const Tensor& query = pass_.inputs.query;
+      pack_transposed({row_of(query, task_.plan->batch, token, query_head),
+                       query.strides[3] * axes_[2].stride * query_step(), query.type},
+                      tile.count, static_cast<float>(p_.scale) * kLog2E,
+                      queries_ + (q1 - rows.start) * round_up(dim_, 4) * kLanes, kLanes);
+    }
+    multiply(q0, rows, tile);
+    for (std::int64_t q1 = rows.start; q1 < rows.end; ++q1) finish_row(query_head, q0, q1, rows, tile);
+  }
+
+  /// Scores of all rows: [row][plane][row of keys of the block's windows][slot][lane].
+  void multiply(std::int64_t q0, const Span& rows, const Tile& tile) {
+    const auto& queries = group_[1]->queries;
+    const Span& k0s = group_[0]->queries[q0].keys;
+    const std::int64_t first_key = queries[rows.start].keys.start, end_key = queries[rows.end - 1].keys.end;
+    const std::int64_t slots = axes_[2].kernel_size;
+    float* query_rows[kMostRows];
+    for (std::int64_t r = 0; r < size_of(rows); ++r) query_rows[r] = queries_ + r * round_up(dim_, 4) * kLanes;
+    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+      Span active{rows.start, rows.start};  // rows whose windows hold the row of keys
+      for (std::int64_t k1 = first_key; k1 < end_key; ++k1) {
+        while (queries[active.start].keys.end <= k1) ++active.start;
+        while (active.end < rows.end && queries[active.end].keys.start <= k1) ++active.end;
+        if (size_of(active) <= 0) continue;
+        const float* keys = keys_ + row_index(k0, k1) * key_row_ + tile.slot0 - first_place_;
+        float* scores = scores_ + (k0 - k0s.start) * score_plane_ + (k1 - first_key) * slots * kLanes +
+                        (active.start - rows.start) * score_size_;
+        for_each_piece(slots, kMostSlots, [&](std::int64_t slot, int slot_count) {
+          for_each_piece(size_of(active), most_rows(slot_count), [&](std::int64_t row, int row_count) {
+            kMultiply[slot_count - 1][row_count - 1][tile.is_shift](
+                {keys + slot, key_pitch_, dim_, tile.offset, query_rows + active.start - rows.start + row,
+                 scores + row * score_size_ + slot * kLanes, score_size_});
+          });
+        });
+      }
+    }
+  }
+
+  /// Softmax and values of one row of a tile.
+  void finish_row(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& rows, const Tile& tile) {
+    const TileTag d;
+    const std::int64_t slots = axes_[2].kernel_size;
+    const Span &k0s = group_[0]->queries[q0].keys, &k1s = group_[1]->queries[q1].keys;
+    float* scores = scores_ + (q1 - rows.start) * score_size_ +
+                    (k1s.start - group_[1]->queries[rows.start].keys.start) * slots * kLanes;
+    if (pass_.inputs.rpb != nullptr) add_bias(head, q0, q1, tile, scores);
+    bool is_ragged = false;
+    for (int lane = 0; lane < tile.count; ++lane) is_ragged |= tile.empty_slots[lane] > 0;
+    if (is_ragged) mask(tile, k0s, k1s, scores);
+
+    const ScoreRow row{scores, size_of(k0s), score_plane_, size_of(k1s) * slots};
+    const TileVec max = max_of(row);
+    const TileVec sum = exp2_row(row, max);
+    hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
+    hn::Store(hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum)), d, lse_);
+
+    const float* values =
+        values_ + row_index(k0s.start, k1s.start) * value_row_ + (tile.slot0 - first_place_) * value_pitch_;
+    for (int q = 0; q < tile.count; q += kQueries) {
+      const int count = std::min(kQueries, tile.count - q);
+      ValueRows call{scores + q,
+                     score_plane_,
+                     slots * kLanes,
+                     values,
+                     size_of(part_[1].keys) * value_row_,
+                     value_row_,
+                     size_of(k0s),
+                     size_of(k1s),
+                     slots,
+                     value_pitch_,
+                     {},
+                     {},
+                     factors_ + q,
+                     buffer_ + q * value_pitch_};
+      for (int i = 0; i < count; ++i) {
+        call.first_slot[i] = tile.empty_slots[q + i];
+        call.offset[i] = tile.offset[q + i];
+      }
+      add_all_values(call, count);
+    }
+    const Place output = place_of(q0, q1, tile.query);
+    store_rows(
+        buffer_, value_pitch_, tile.count, value_dim_,
+        {row_of(pass_.out, task_.plan->batch, output, head), pass_.out.strides[3] * query_step(), pass_.out.type});
+    float* lse = pass_.lse + output_grid(p_).index(task_.plan->batch, output) * p_.heads + head;
+    for (int lane = 0; lane < tile.count; ++lane) lse[lane * query_step() * p_.heads] = lse_[lane];
+  }
+
+  void add_all_values(ValueRows call, int count) const {
+    for (std::int64_t c = 0; c < value_pitch_;) {
+      const std::int64_t left = (value_pitch_ - c) / kLanes;
+      const int vectors = left >= kMostVectors ? kMostVectors : left >= 2 ? 2 : 1;
+      if (vectors == 1) {
+        add_values<1>(call, count);
+      } else if (vectors == 2) {
+        add_values<2>(call, count);
+      } else {
+        add_values<kMostVectors>(call, count);
+      }
+      call.values += vectors * kLanes;
+      call.sums += vectors * kLanes;
+      c += vectors * kLanes;
+    }
+  }
+
+  void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Tile& tile, float* scores) const {
+    const TileTag d;
+    const hn::Rebind<std::int32_t, TileTag> di;
+    const auto &outer = group_[0]->queries[q0], &inner = group_[1]->queries[q1];
+    const std::int64_t slots = axes_[2].kernel_size;
+    const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
+    const auto log2e = hn::Set(d, kLog2E);
+    for (std::int64_t k0 = outer.keys.start; k0 < outer.keys.end; ++k0) {
+      for (std::int64_t k1 = inner.keys.start; k1 < inner.keys.end; ++k1) {
+        const std::int64_t entry0 = rpb_index(axes_[0], outer.place, k0), entry1 = rpb_index(axes_[1], inner.place, k1);
+        const std::int64_t rows = head * (2 * axes_[0].kernel_size - 1) + entry0;
+        const float* bias = pass_.inputs.rpb + (rows * bias1 + entry1) * bias2;
+        float* s = scores + (k0 - outer.keys.start) * score_plane_ + (k1 - inner.keys.start) * slots * kLanes;
+        for (std::int64_t slot = tile.first_slot; slot < slots; ++slot) {
+          const auto entry = tile.one_bias ? hn::Set(d, bias[tile.bias[0] + slot])
+                                           : hn::GatherIndex(d, bias + slot, hn::LoadU(di, tile.bias));
+          hn::Store(hn::MulAdd(entry, log2e, hn::Load(d, s + slot * kLanes)), d, s + slot * kLanes);
+        }
+      }
+    }
+  }
+
+  void mask(const Tile& tile, const Span& k0s, const Span& k1s, float* scores) const {
+    const TileTag d;
+    const hn::Rebind<std::int32_t, TileTag> di;
+    const auto empty = hn::LoadU(di, tile.empty_slots);
+    const auto lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+    const std::int64_t slots = axes_[2].kernel_size;
+    for (std::int64_t plane = 0; plane < size_of(k0s); ++plane) {
+      for (std::int64_t row = 0; row < size_of(k1s); ++row) {
+        float* s = scores + plane * score_plane_ + row * slots * kLanes;
+        for (std::int64_t slot = 0; slot < slots; ++slot, s += kLanes) {
+          const auto is_empty = hn::RebindMask(d, hn::Gt(empty, hn::Set(di, static_cast<std::int32_t>(slot))));
+          hn::Store(hn::IfThenElse(is_empty, lowest, hn::Load(d, s)), d, s);
+        }
+      }
+    }
+  }
+
+  const Pass& pass_;
+  const Problem& p_;
+  const Task& task_;
+  const std::array<Axis, kAxes>& axes_;
+  const AxisGroup* group_[kAxes];
+  const std::int64_t heads_;  ///< query heads of the key head
+  const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
+
+  AxisPart part_[kAxes];
+  std::vector<Tile> tiles_;
+  std::int64_t first_place_, places_;      ///< of the packed rows of keys
+  std::int64_t key_pitch_, key_row_;       ///< floats from channel to channel, and of a packed row of keys
+  std::int64_t value_row_;                 ///< floats of a packed row of values
+  std::int64_t rows_;                      ///< packed rows of keys
+  std::int64_t block_rows_;                ///< rows of queries at a time
+  std::int64_t score_plane_, score_size_;  ///< floats of scores: of one key plane, of one row of queries
+
+  float *keys_, *values_, *queries_, *scores_, *buffer_, *factors_, *lse_;
+};
+
+void run_task_of_target(const Pass& pass, const Task& task) {
+  ForwardSweep(pass, task).run();
+}
+
+}  // namespace
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace natten::cpu::forward {
+
+HWY_EXPORT(run_task_of_target);
+
+void run_task(const Pass& pass, const Task& task) {
+  NATTEN_DISPATCH(run_task_of_target)(pass, task);
+}
+
+}  // namespace natten::cpu::forward
+#endif  // HWY_ONCE

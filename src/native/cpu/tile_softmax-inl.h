@@ -1,0 +1,89 @@
+// Softmax of a tile of queries: lanes are queries, every vector is one key. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_TILE_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_TILE_SOFTMAX_INL_H_
+#undef NATTEN_NATIVE_CPU_TILE_SOFTMAX_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_TILE_SOFTMAX_INL_H_
+#endif
+
+#include <cstdint>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "native/cpu/backward_tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+/// 2^x for x <= 128, relative error 2e-7; 0 from -126.5 down, NaN for NaN.
+HWY_INLINE TileVec exp2_float(TileVec x) {
+  const TileTag d;
+  const hn::Rebind<std::int32_t, TileTag> di;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more makes it a biased exponent.
+  const auto magic = hn::Set(d, 12582912.0f + 127.0f);
+  const auto bounded = hn::Max(hn::Set(d, -127.0f), x);  // in this order x86 keeps a NaN
+  const auto shifted = hn::Add(bounded, magic);
+  const auto r = hn::Sub(bounded, hn::Sub(shifted, magic));
+  auto y = hn::Set(d, 1.326472614891827e-3f);  // minimax polynomial of 2^r on [-1/2, 1/2]
+  y = hn::MulAdd(y, r, hn::Set(d, 9.671512991189957e-3f));
+  y = hn::MulAdd(y, r, hn::Set(d, 5.550733581185341e-2f));
+  y = hn::MulAdd(y, r, hn::Set(d, 2.4022242426872253e-1f));
+  y = hn::MulAdd(y, r, hn::Set(d, 6.931470036506653e-1f));
+  y = hn::MulAdd(y, r, hn::Set(d, 1.0f));
+  return hn::Mul(y, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+}
+
+/// `chunks` runs of `slots` vectors, `pitch` floats from one run to the next.
+struct ScoreRow {
+  float* scores;
+  std::int64_t chunks, pitch, slots;
+};
+
+HWY_INLINE TileVec max_of(const ScoreRow& row) {
+  const TileTag d;
+  const auto lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  TileVec max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
+  for (std::int64_t chunk = 0; chunk < row.chunks; ++chunk) {
+    const float* s = row.scores + chunk * row.pitch;
+    std::int64_t i = 0;
+    for (; i + 4 <= row.slots; i += 4, s += 4 * kLanes) {
+      max0 = hn::Max(max0, hn::Load(d, s));
+      max1 = hn::Max(max1, hn::Load(d, s + kLanes));
+      max2 = hn::Max(max2, hn::Load(d, s + 2 * kLanes));
+      max3 = hn::Max(max3, hn::Load(d, s + 3 * kLanes));
+    }
+    for (; i < row.slots; ++i, s += kLanes) max0 = hn::Max(max0, hn::Load(d, s));
+  }
+  return hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+}
+
+/// Replaces every score x by 2^(x - max) and returns their sum, lane by lane.
+HWY_INLINE TileVec exp2_row(const ScoreRow& row, TileVec max) {
+  const TileTag d;
+  TileVec sum0 = hn::Zero(d), sum1 = sum0;
+  for (std::int64_t chunk = 0; chunk < row.chunks; ++chunk) {
+    float* s = row.scores + chunk * row.pitch;
+    std::int64_t i = 0;
+    for (; i + 2 <= row.slots; i += 2, s += 2 * kLanes) {
+      const auto p0 = exp2_float(hn::Sub(hn::Load(d, s), max));
+      const auto p1 = exp2_float(hn::Sub(hn::Load(d, s + kLanes), max));
+      hn::Store(p0, d, s);
+      hn::Store(p1, d, s + kLanes);
+      sum0 = hn::Add(sum0, p0);
+      sum1 = hn::Add(sum1, p1);
+    }
+    if (i < row.slots) {
+      const auto p = exp2_float(hn::Sub(hn::Load(d, s), max));
+      hn::Store(p, d, s);
+      sum0 = hn::Add(sum0, p);
+    }
+  }
+  return hn::Add(sum0, sum1);
+}
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_TILE_SOFTMAX_INL_H_
