@@ -28,7 +28,7 @@ target_include_directories(
   PRIVATE src)
 target_compile_features(natten PUBLIC cxx_std_20)
 target_compile_options(natten PRIVATE -Wall -Wextra)
-target_link_libraries(natten PUBLIC mlx PRIVATE $<BUILD_INTERFACE:natten_cpu> $<BUILD_INTERFACE:natten_fast_text>)
+target_link_libraries(natten PUBLIC mlx PRIVATE natten_cpu natten_fast_text)
 if(NATTEN_BUILD_EMULATOR)
   add_subdirectory(tests/metal_host)
   target_compile_definitions(natten PRIVATE NATTEN_BUILD_EMULATOR)
