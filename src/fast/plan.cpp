@@ -16,20 +16,33 @@ namespace {
 /// What the plans of a platform aim at.
 struct Limits {
   int threads;            ///< of a threadgroup
+  int groups;             ///< on a CUDA multiprocessor at once: bounds registers to 65536 / (threads * groups)
   int channels_per_lane;  ///< of each array that a thread holds: they live in registers
   int run;                ///< positions per thread: each load from threadgroup memory serves so many
   int batch;              ///< logits per position at once
-  int chunk_bytes;        ///< of threadgroup memory that streams use: several groups share a core
+  int chunk_bytes;        ///< of threadgroup memory that streams use
   int shared_bytes;       ///< all of it
 };
 
+constexpr int kKilobyte = 1024;
+
 Limits limits(KernelId kernel, Platform platform) {
-  const bool many_arrays = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
+  const bool gradients = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
   if (platform == Platform::metal) {
-    // 128 threads, because a pipeline that uses many registers allows few more.
-    return {128, many_arrays ? 8 : 16, 2, 8, 16 * 1024, 32 * 1024};
+    // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
+    // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
+    return {128, 1, gradients ? 8 : 16, 2, 8, 16 * kKilobyte, 32 * kKilobyte};
   }
-  return {256, 16, 2, many_arrays ? 8 : 13, 32 * 1024, 48 * 1024};
+  // Registers as ptxas (CUDA 13, sm_90a) counts them for D 64. A run of 2 and 16 channels take 16 multiply-adds per
+  // conversion from half, and a run of 4 would save a sixth of the instructions but waste as much at window borders.
+  switch (kernel) {
+    case KernelId::backward_query:
+      return {128, 3, 16, 2, 8, 24 * kKilobyte, 48 * kKilobyte};  // 168 registers, no spills
+    case KernelId::backward_key_value:
+      return {128, 2, 16, 2, 8, 32 * kKilobyte, 48 * kKilobyte};  // 218 registers; bounding them to 168 spills
+    default:
+      return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};  // 128 registers, 16 bytes spilled
+  }
 }
 
 /// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
@@ -276,6 +289,7 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   choose_streams(p, kernel, plan);
   plan.threads = limit.threads;
   plan.run = limit.run;
+  plan.groups = limit.groups;
   plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
   choose_lanes(plan, platform, limit.channels_per_lane);
   override_from_environment(plan);
