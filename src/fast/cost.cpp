@@ -84,6 +84,10 @@ bool is_streamed(KernelId kernel, const std::string& name) {
   return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
 }
 
+bool is_shape_only(KernelId kernel, const std::string& name) {
+  return kernel == KernelId::av_backward_value && name == "na_value";
+}
+
 bool is_pairs(const std::string& name) {
   return name == "na_attn" || name == "na_dlogits";
 }
@@ -94,7 +98,9 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
   const KernelSource source = kernel_source(p, kernel, platform);
   Cost result;
   result.kernel = kernel;
-  for (const ArraySpec& input : source.inputs) result.compulsory += bytes_of(input);
+  for (const ArraySpec& input : source.inputs) {
+    if (!is_shape_only(kernel, input.name)) result.compulsory += bytes_of(input);
+  }
   for (const ArraySpec& output : source.outputs) result.stored += bytes_of(output);
   result.compulsory += result.stored;
   if (!has_tiles(kernel)) {
@@ -122,8 +128,8 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
     } else if (is_streamed(kernel, input.name)) {
       // Grouped heads: each query head streams the keys of its group, each key head the queries of all of its.
       result.loaded += pairs * total.region * double(channels) * bytes_of(input.type);
-    } else if (kernel == KernelId::av_backward_value && input.name == "na_value") {
-      continue;  // its shape only
+    } else if (is_shape_only(kernel, input.name)) {
+      continue;
     } else if (input.name == "na_query" && !keys) {
       result.loaded += double(p.batch * p.queries() * p.heads * channels) * bytes_of(input.type);
     } else if (input.name == "na_rpb") {
