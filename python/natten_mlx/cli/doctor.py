@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     import natten_mlx
+    from natten_mlx import _ext
 
     console = Console()
     facts = Table.grid(padding=(0, 2))
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     facts.add_row("mlx", f"{_version('mlx')} ({_mlx_flavor()})")
     facts.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     facts.add_row("processor", f"{platform.machine()}, {_usable_cores()} of {os.cpu_count()} cores usable")
+    facts.add_row("compiled kernels", f"{_ext.cpu_target()}, {_ext.cpu_threads()} threads")
     facts.add_row("default device", str(mx.default_device()))
     facts.add_row("GPU", _gpu())
     for name in ENVIRONMENT:
