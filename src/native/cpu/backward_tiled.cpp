@@ -107,6 +107,7 @@ class Sweep {
         axes_(task.plan->sample.axes),
         group_{&task.plan->groups[0][task.group[0]], &task.plan->groups[1][task.group[1]],
                &task.plan->groups[2][task.group[2]]},
+        outputs_(output_grid(problem_)),
         heads_(problem_.heads / problem_.kv_heads),
         dim_(problem_.head_dim),
         value_dim_(problem_.value_dim),
@@ -191,8 +192,7 @@ class Sweep {
     return Scratch::bytes<float>(rows * row_size_) + Scratch::bytes<std::int64_t>(2 * ring_[0] * ring_[1]) +
            Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
            2 * Scratch::bytes<float>(score_rows_ * score_size_) +
-           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(value_pitch_) +
-           3 * Scratch::bytes<float*>(score_rows_);
+           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 3 * Scratch::bytes<float*>(score_rows_);
   }
 
   void take_memory(Scratch& scratch) {
@@ -205,7 +205,6 @@ class Sweep {
     probabilities_ = scratch.take<float>(score_rows_ * score_size_);
     dlogits_ = scratch.take<float>(score_rows_ * score_size_);
     rows_buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
-    out_buffer_ = scratch.take<float>(value_pitch_);
     for (auto& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
     // Places outside the axis read as zero.
     std::memset(key_memory_, 0, block_rows_ * key_row_size_ * sizeof(float));
@@ -213,6 +212,13 @@ class Sweep {
 
   float* ring_row(std::int64_t q0, std::int64_t q1, std::int64_t head) const {
     return ring_memory_ + (((q0 % ring_[0]) * ring_[1] + q1 % ring_[1]) * heads_ + head) * row_size_;
+  }
+
+  std::int64_t* ring_tag(std::int64_t q0, std::int64_t q1) const {
+    return ring_tags_ + 2 * ((q0 % ring_[0]) * ring_[1] + q1 % ring_[1]);
+  }
+  bool is_packed(std::int64_t q0, std::int64_t q1) const {
+    return ring_tag(q0, q1)[0] == q0 && ring_tag(q0, q1)[1] == q1;
   }
 
   bool is_owned_query(std::int64_t q0, std::int64_t q1) const {
@@ -256,18 +262,20 @@ class Sweep {
     std::fill_n(to + layout_.delta, kLanes, 0.0f);
 
     const TileTag d;
-    TensorRow out = query_row(saved.out, false, q0, q1, tile.query, head);
-    const Grid outputs = output_grid(problem_);
-    for (int lane = 0; lane < tile.count; ++lane, out.data += out.stride * element_size(out.type)) {
-      load_rows(out, 1, value_dim_, out_buffer_, value_pitch_, 1);
+    load_rows(query_row(saved.out, false, q0, q1, tile.query, head), tile.count, value_dim_, rows_buffer_, value_pitch_,
+              tile.count);
+    const auto& queries = group_[2]->queries;
+    const std::int64_t row = task_.plan->batch * outputs_.per_sample() +
+                             outputs_.index(0, {group_[0]->queries[q0].output, group_[1]->queries[q1].output, 0});
+    for (int lane = 0; lane < tile.count; ++lane) {
+      const float* out = rows_buffer_ + lane * value_pitch_;
       const float* dout = to + layout_.dout + lane * value_pitch_;
       auto sum = hn::Zero(d);
       for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
-        sum = hn::MulAdd(hn::Load(d, out_buffer_ + c), hn::Load(d, dout + c), sum);
+        sum = hn::MulAdd(hn::Load(d, out + c), hn::Load(d, dout + c), sum);
       }
-      const Place at{group_[0]->queries[q0].output, group_[1]->queries[q1].output,
-                     group_[2]->queries[tile.query + lane].output};
-      const std::int64_t flat = outputs.index(task_.plan->batch, at) * problem_.heads + task_.kv_head * heads_ + head;
+      const std::int64_t flat =
+          (row + queries[tile.query + lane].output) * problem_.heads + task_.kv_head * heads_ + head;
       to[layout_.lse + lane] = saved.lse[flat];
       to[layout_.delta + lane] =
           hn::GetLane(hn::SumOfLanes(d, sum)) - (saved.dlse == nullptr ? 0.0f : saved.dlse[flat]);
@@ -275,8 +283,8 @@ class Sweep {
   }
 
   void pack_queries(std::int64_t q0, std::int64_t q1) const {
-    std::int64_t* tag = ring_tags_ + 2 * ((q0 % ring_[0]) * ring_[1] + q1 % ring_[1]);
-    if (tag[0] == q0 && tag[1] == q1) return;
+    if (is_packed(q0, q1)) return;
+    std::int64_t* tag = ring_tag(q0, q1);
     tag[0] = q0;
     tag[1] = q1;
     for (std::int64_t head = 0; head < heads_; ++head) {
@@ -333,21 +341,17 @@ class Sweep {
     }
   }
 
+  /// Some rows of keys, which stay packed while all tiles of queries pass by.
   void sweep_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
-    bool any_owned_key = false;
+    const bool owned_keys = any_owned_key(k0, k1s);
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       float* keys = key_memory_ + (k1 - k1s.start) * key_row_size_;
       pack_keys(pass_.inputs.key, k0, k1, dim_, pitch_, keys);
       pack_keys(pass_.inputs.value, k0, k1, value_dim_, value_pitch_, keys + row_pitch_ * round_up(dim_, 4));
-      any_owned_key |= is_owned_key(k0, k1);
     }
-    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-      for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        if (any_owned_key || is_owned_query(q0, q1)) pack_queries(q0, q1);
-      }
-    }
-    if (any_owned_key) std::memset(dkey_memory_, 0, block_rows_ * dkey_row_size_ * sizeof(float));
+    for_each_needed(q0s, q1s, owned_keys, [&](std::int64_t q0, std::int64_t q1) { pack_queries(q0, q1); });
+    if (owned_keys) std::memset(dkey_memory_, 0, block_rows_ * dkey_row_size_ * sizeof(float));
     rows_.resize(size_of(k1s));
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) list_rows(k0, k1, rows_[k1 - k1s.start]);
 
@@ -359,10 +363,33 @@ class Sweep {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
+    for_each_finished(k0, k1s,
+                      [&](std::int64_t q0, std::int64_t q1, std::int64_t head) { store_queries(q0, q1, head); });
+  }
+
+  bool any_owned_key(std::int64_t k0, const Span& k1s) const {
+    const Span& owned = part_[1].owned_keys;
+    return contains(part_[0].owned_keys, k0) && std::max(k1s.start, owned.start) < std::min(k1s.end, owned.end);
+  }
+
+  template <class Visit>
+  void for_each_needed(const Span& q0s, const Span& q1s, bool owned_keys, Visit&& visit) const {
+    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+      for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
+        if (owned_keys || is_owned_query(q0, q1)) visit(q0, q1);
+      }
+    }
+  }
+
+  /// Owned rows of queries whose last row of keys is in the block.
+  template <class Visit>
+  void for_each_finished(std::int64_t k0, const Span& k1s, Visit&& visit) const {
+    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
       if (group_[0]->queries[q0].keys.end != k0 + 1) continue;
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        if (is_owned_query(q0, q1) && contains(k1s, group_[1]->queries[q1].keys.end - 1)) store_queries(q0, q1);
+        if (!is_owned_query(q0, q1) || !contains(k1s, group_[1]->queries[q1].keys.end - 1)) continue;
+        for (std::int64_t head = 0; head < heads_; ++head) visit(q0, q1, head);
       }
     }
   }
@@ -370,14 +397,15 @@ class Sweep {
   /// All products of one tile of queries, of all rows that attend it, with a row of keys of the block.
   void multiply(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
     const std::vector<QueryRow>& rows = rows_[block_row];
+    const int kernel_size = static_cast<int>(axes_[2].kernel_size);
     const float* keys = key_memory_ + block_row * key_row_size_ + tile.slot0 - first_place_;
     const float* values = keys + row_pitch_ * round_up(dim_, 4);
     float* dkeys = dkey_memory_ + block_row * dkey_row_size_ + (tile.slot0 - first_place_) * pitch_;
     float* dvalues =
         dkey_memory_ + block_row * dkey_row_size_ + places_ * pitch_ + (tile.slot0 - first_place_) * value_pitch_;
-    for_each_piece(axes_[2].kernel_size - tile.first_slot, slot_rows_, [&](std::int64_t slot, int slots) {
+    for_each_piece(kernel_size - tile.first_slot, static_cast<int>(slot_rows_), [&](int slot, int slots) {
       slot += tile.first_slot;
-      for_each_piece(rows.size(), score_rows_, [&](std::int64_t first_row, int count) {
+      for_each_piece(static_cast<int>(rows.size()), static_cast<int>(score_rows_), [&](int first_row, int count) {
         const QueryRow* row = rows.data() + first_row;
         int owned = 0;
         for (int r = 0; r < count; ++r) owned += row[r].owned;
@@ -390,7 +418,7 @@ class Sweep {
         call_tiles(kMultiply, tile, keys + slot, dim_, pointers_[0], count, slots, probabilities_);
         call_tiles(kMultiply, tile, values + slot, value_dim_, pointers_[1], count, slots, dlogits_);
         for (int r = 0; r < count; ++r) {
-          finish_scores(tile, row[r], tile_start, static_cast<int>(slot), slots, probabilities_ + r * score_size_,
+          finish_scores(tile, row[r], tile_start, slot, slots, probabilities_ + r * score_size_,
                         dlogits_ + r * score_size_);
         }
         if (owned > 0) {
@@ -409,9 +437,9 @@ class Sweep {
 
   template <class Table>
   void call_tiles(const Table& table, const Tile& tile, const float* keys, std::int64_t channels, float* const* queries,
-                  int rows, int slots, float* scores) const {
-    for_each_piece(slots, kMostSlots, [&](std::int64_t slot, int slot_count) {
-      for_each_piece(rows, most_rows(slot_count), [&](std::int64_t row, int row_count) {
+                  int rows, int slots, float* scores) {
+    for_each_piece(slots, kMostSlots, [&](int slot, int slot_count) {
+      for_each_piece(rows, most_rows(slot_count), [&](int row, int row_count) {
         table[slot_count - 1][row_count - 1][tile.is_shift]({keys + slot, row_pitch_, channels, tile.offset,
                                                              queries + row, scores + row * score_size_ + slot * kLanes,
                                                              score_size_});
@@ -420,8 +448,8 @@ class Sweep {
   }
 
   void call_keys(const Tile& tile, const float* scores, const float* const* queries, int rows, int slots, float* keys,
-                 std::int64_t pitch) const {
-    for_each_piece(slots, kMostKeys, [&](std::int64_t slot, int slot_count) {
+                 std::int64_t pitch) {
+    for_each_piece(slots, kMostKeys, [&](int slot, int slot_count) {
       for (std::int64_t c = 0; c < pitch; c += 2 * kLanes) {
         const int vecs = c + kLanes < pitch ? 2 : 1;
         kAddQueries[slot_count - 1][vecs - 1]({scores + slot * kLanes, score_size_, queries, c, rows,
@@ -479,19 +507,17 @@ class Sweep {
                token_row(*pass_.gradients.value, k0, k1, owned.start));
   }
 
-  void store_queries(std::int64_t q0, std::int64_t q1) const {
-    for (std::int64_t head = 0; head < heads_; ++head) {
-      const float* from = ring_row(q0, q1, head) + layout_.dquery_t;
-      for (const Tile& tile : tiles_) {
-        const std::int64_t begin = std::max(tile.query, part_[2].owned_queries.start);
-        const std::int64_t end = std::min(tile.query + tile.count, part_[2].owned_queries.end);
-        if (begin < end) {
-          transpose_out(from, round_up(dim_, 4), static_cast<float>(problem_.scale), rows_buffer_, pitch_);
-          store_rows(rows_buffer_ + (begin - tile.query) * pitch_, pitch_, end - begin, dim_, 1.0f,
-                     query_row(*pass_.gradients.query, true, q0, q1, begin, head));
-        }
-        from += layout_.size;
+  void store_queries(std::int64_t q0, std::int64_t q1, std::int64_t head) const {
+    const float* from = ring_row(q0, q1, head) + layout_.dquery_t;
+    for (const Tile& tile : tiles_) {
+      const std::int64_t begin = std::max(tile.query, part_[2].owned_queries.start);
+      const std::int64_t end = std::min(tile.query + tile.count, part_[2].owned_queries.end);
+      if (begin < end) {
+        transpose_out(from, round_up(dim_, 4), static_cast<float>(problem_.scale), rows_buffer_, pitch_);
+        store_rows(rows_buffer_ + (begin - tile.query) * pitch_, pitch_, end - begin, dim_, 1.0f,
+                   query_row(*pass_.gradients.query, true, q0, q1, begin, head));
       }
+      from += layout_.size;
     }
   }
 
@@ -500,6 +526,7 @@ class Sweep {
   const Task& task_;
   const std::array<Axis, kAxes>& axes_;
   const AxisGroup* group_[kAxes];
+  const Grid outputs_;
   const std::int64_t heads_;  ///< query heads of the key head
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
 
@@ -515,7 +542,7 @@ class Sweep {
   std::int64_t ring_[2];                              ///< packed rows of queries on axes 0 and 1
   std::int64_t slot_rows_, score_size_, score_rows_;  ///< slots, floats of a row of scores, rows at a time
 
-  float *ring_memory_, *key_memory_, *dkey_memory_, *probabilities_, *dlogits_, *rows_buffer_, *out_buffer_;
+  float *ring_memory_, *key_memory_, *dkey_memory_, *probabilities_, *dlogits_, *rows_buffer_;
   std::int64_t* ring_tags_;
   float** pointers_[3];
   std::vector<std::vector<QueryRow>> rows_;

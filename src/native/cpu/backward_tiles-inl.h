@@ -63,7 +63,7 @@ HWY_INLINE TileVec load_keys(const float* from, TileIndices indices) {
   return keys;
 }
 
-/// Operands of one call: `rows` rows of queries, some consecutive slots of one row of keys.
+/// Operands of one call: rows of queries, and some consecutive slots of one row of keys.
 struct TileCall {
   const float* keys;  ///< transposed [channel][pitch], at the first slot of the first query
   std::int64_t pitch;
@@ -227,11 +227,17 @@ inline constexpr auto kAddQueries = add_queries_slots(std::make_integer_sequence
 
 /// Calls visit(begin, size) for nearly equal pieces of `count`, each at most `most`.
 template <class Visit>
-HWY_INLINE void for_each_piece(std::int64_t count, std::int64_t most, Visit&& visit) {
-  const std::int64_t pieces = (count + most - 1) / most;
-  for (std::int64_t i = 0, begin = 0; i < pieces; ++i) {
-    const std::int64_t size = (count - begin + pieces - i - 1) / (pieces - i);
-    visit(begin, static_cast<int>(size));
+HWY_INLINE void for_each_piece(int count, int most, Visit&& visit) {
+  if (count <= most) {
+    if (count > 0) visit(0, count);
+    return;
+  }
+  const unsigned pieces = static_cast<unsigned>(count + most - 1) / static_cast<unsigned>(most);
+  const int least = static_cast<int>(static_cast<unsigned>(count) / pieces);
+  int longer = count - least * static_cast<int>(pieces);
+  for (int begin = 0; begin < count;) {
+    const int size = least + (longer-- > 0 ? 1 : 0);
+    visit(begin, size);
     begin += size;
   }
 }

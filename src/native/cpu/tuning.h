@@ -23,7 +23,7 @@ inline constexpr int kForwardLeastTasks = 8;
 
 /// Backward pass, tiled kernel. Tasks a pass is cut into where it can be, and the least places of a part: every part
 /// computes the logits of the pairs that cross its border a second time.
-inline constexpr int kLeastTasks = 16;
+inline constexpr int kLeastTasks = 8;
 inline constexpr int kLeastPart = 8;
 /// Longest row (places of the last axis) that one task packs.
 inline constexpr int kLongestRow = 512;
