@@ -31,15 +31,15 @@ Limits limits(KernelId kernel, Platform platform) {
   if (platform == Platform::metal) {
     // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
-    return {128, 1, gradients ? 8 : 16, 2, 8, 16 * kKilobyte, 32 * kKilobyte};
+    return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, 32 * kKilobyte};
   }
   // Registers as ptxas (CUDA 13, sm_90a) counts them for D 64. A run of 2 and 16 channels take 16 multiply-adds per
   // conversion from half, and a run of 4 would save a sixth of the instructions but waste as much at window borders.
   switch (kernel) {
     case KernelId::backward_query:
-      return {128, 3, 16, 2, 8, 24 * kKilobyte, 48 * kKilobyte};  // 168 registers, no spills
+      return {128, 3, 16, 2, 16, 24 * kKilobyte, 48 * kKilobyte};  // 168 registers, no spills
     case KernelId::backward_key_value:
-      return {128, 2, 16, 2, 8, 32 * kKilobyte, 48 * kKilobyte};  // 218 registers; bounding them to 168 spills
+      return {128, 2, 16, 2, 16, 32 * kKilobyte, 48 * kKilobyte};  // 218 registers; bounding them to 168 spills
     default:
       return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};  // 128 registers, 16 bytes spilled
   }

@@ -61,25 +61,29 @@ struct BackwardKeyValue {
   template <bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
-    float weights[NA_RUN][NA_BATCH];
-    float gradients[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(weights, key, queries, batch, tile.lane);
-    dot_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(gradients, value, douts, batch, tile.lane);
-    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
-        if (NA_HAS_RPB && meets<kMasked>(mask, r, j)) {
-          weights[r][j] +=
+    NA_UNROLL_TWICE for (int j = 0; j < NA_BATCH; ++j) {
+      const int slot = slot_of<kMasked>(batch, j);
+      float q[NA_A_SLICES * NA_VECTOR], d[NA_B_SLICES * NA_VECTOR];
+      load_row<NA_A_SLICES>(q, queries + slot * NA_A_PITCH, tile.lane);
+      load_row<NA_B_SLICES>(d, douts + slot * NA_B_PITCH, tile.lane);
+      float logits[NA_RUN], products[NA_RUN];
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        logits[r] = sum_lanes(dot(key[r], q));
+        products[r] = sum_lanes(dot(value[r], d));
+      }
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        if (!meets<kMasked>(mask, r, j)) continue;
+        if (NA_HAS_RPB) {
+          logits[r] +=
               NA_LOG2_E * float(rpb[rpb_entry(tile, query_place(tile, 0, batch.p0), query_place(tile, 1, batch.p1),
                                               query_place(tile, 2, batch.x + j), items.place[r][0], items.place[r][1],
                                               items.place[r][2])]);
         }
-        const int slot = slot_of<kMasked>(batch, j);
-        weights[r][j] = exp2_of(weights[r][j] - lses[slot]);
-        gradients[r][j] = weights[r][j] * (gradients[r][j] - deltas[slot]);
+        const float weight = exp2_of(logits[r] - lses[slot]);
+        add_scaled(dvalue[r], weight, d);
+        add_scaled(dkey[r], weight * (products[r] - deltas[slot]), q);
       }
     }
-    add_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(dvalue, weights, douts, batch, mask, tile.lane);
-    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(dkey, gradients, queries, batch, mask, tile.lane);
   }
 };
 

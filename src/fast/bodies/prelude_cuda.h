@@ -4,6 +4,7 @@
 #define NA_THREADGROUP
 #define NA_THREAD
 #define NA_UNROLL _Pragma("unroll")
+#define NA_UNROLL_TWICE _Pragma("unroll 2")
 #define NA_INFINITY __int_as_float(0x7f800000)
 
 namespace natten {

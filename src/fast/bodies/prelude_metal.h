@@ -4,6 +4,7 @@
 #define NA_THREADGROUP threadgroup
 #define NA_THREAD thread
 #define NA_UNROLL _Pragma("clang loop unroll(full)")
+#define NA_UNROLL_TWICE _Pragma("clang loop unroll_count(2)")
 #define NA_INFINITY INFINITY
 
 namespace natten {

@@ -193,15 +193,9 @@ struct BiasGradient {
     }
     barrier();
   }
-  template <bool kMasked>
-  NATTEN_FN void stage(const NA_THREAD float (&gradient)[NA_RUN][NA_BATCH], const NA_THREAD Tile& tile, Batch batch,
-                       const NA_THREAD Mask& mask) {
-    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
-        if (meets<kMasked>(mask, r, j) && j % NA_LANES == tile.lane && is_inside<true>(tile, r)) {
-          staged[(row + r * next) * NA_STAGE_COLUMNS + batch.x + j - batch.first_x] = gradient[r][j];
-        }
-      }
+  NATTEN_FN void stage(float gradient, const NA_THREAD Tile& tile, Batch batch, int item, int j) {
+    if (j % NA_LANES == tile.lane && is_inside<true>(tile, item)) {
+      staged[(row + item * next) * NA_STAGE_COLUMNS + batch.x + j - batch.first_x] = gradient;
     }
   }
   NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) {
@@ -264,18 +258,29 @@ struct BackwardQuery {
   template <bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
-    float weights[NA_RUN][NA_BATCH];
-    float gradients[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys, batch, tile.lane);
-    dot_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(gradients, dout, values, batch, tile.lane);
-    if (NA_HAS_RPB) add_bias<kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);
+    int entry[NA_RUN];
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
-        gradients[r][j] = exp2_of(weights[r][j] - lse[r]) * (gradients[r][j] - delta[r]);
+      entry[r] = rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
+    }
+    // No softmax to wait for: a key is in registers for its dot product and for its share of the sum.
+    NA_UNROLL_TWICE for (int j = 0; j < NA_BATCH; ++j) {
+      const int slot = slot_of<kMasked>(batch, j);
+      float k[NA_A_SLICES * NA_VECTOR], v[NA_B_SLICES * NA_VECTOR];
+      load_row<NA_A_SLICES>(k, keys + slot * NA_A_PITCH, tile.lane);
+      load_row<NA_B_SLICES>(v, values + slot * NA_B_PITCH, tile.lane);
+      float logits[NA_RUN], products[NA_RUN];
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        logits[r] = sum_lanes(dot(query[r], k));
+        products[r] = sum_lanes(dot(dout[r], v));
+      }
+      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        if (!meets<kMasked>(mask, r, j)) continue;
+        if (NA_HAS_RPB) logits[r] += NA_LOG2_E * float(rpb[entry[r] + j]);
+        const float gradient = exp2_of(logits[r] - lse[r]) * (products[r] - delta[r]);
+        if (NA_HAS_RPB) bias_gradient.stage(gradient, tile, batch, r, j);
+        add_scaled(dquery[r], gradient, k);
       }
     }
-    if (NA_HAS_RPB) bias_gradient.stage<kMasked>(gradients, tile, batch, mask);
-    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(dquery, gradients, keys, batch, mask, tile.lane);
   }
 };
 
@@ -429,10 +434,11 @@ struct WeightedKeys {
           pair_slot(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
       NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
         weights[r][j] = 0.0f;
-        if (meets<kMasked>(mask, r, j)) weights[r][j] = float(weight.data[row[r] + (slot + j) * weight.channel]);
+        if (!meets<kMasked>(mask, r, j)) continue;
+        weights[r][j] = float(weight.data[row[r] + (slot + j) * weight.channel]);
+        if (NA_HAS_RPB) bias_gradient.stage(weights[r][j], tile, batch, r, j);
       }
     }
-    if (NA_HAS_RPB) bias_gradient.stage<kMasked>(weights, tile, batch, mask);
     add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, keys, batch, mask, tile.lane);
   }
 };

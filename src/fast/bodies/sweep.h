@@ -29,21 +29,35 @@ NATTEN_FN bool meets(const NA_THREAD Mask& mask, int item, int j) {
   return !kMasked || ((mask.bits[item] >> j) & 1u) != 0;
 }
 
+/// This lane's channels of a row of threadgroup memory.
+template <int kSlices, class T>
+NATTEN_FN void load_row(NA_THREAD float (&to)[kSlices * NA_VECTOR], const NA_THREADGROUP T* row, int lane) {
+  NA_UNROLL for (int i = 0; i < kSlices; ++i) {
+    load_tile<NA_VECTOR>(to + i * NA_VECTOR, row + (lane + i * NA_LANES) * NA_VECTOR);
+  }
+}
+
+template <int kCount>
+NATTEN_FN float dot(const NA_THREAD float (&a)[kCount], const NA_THREAD float (&b)[kCount]) {
+  float sum = 0.0f;
+  NA_UNROLL for (int i = 0; i < kCount; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <int kCount>
+NATTEN_FN void add_scaled(NA_THREAD float (&sum)[kCount], float factor, const NA_THREAD float (&x)[kCount]) {
+  NA_UNROLL for (int i = 0; i < kCount; ++i) sum[i] += factor * x[i];
+}
+
 /// sums[item][j] = dot(held[item], streamed position j), complete on every lane.
 template <bool kMasked, int kSlices, int kPitch, class T>
 NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH],
                          const NA_THREAD float (&held)[NA_RUN][kSlices * NA_VECTOR], const NA_THREADGROUP T* streamed,
                          Batch batch, int lane) {
   NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
-    const NA_THREADGROUP T* const row = streamed + slot_of<kMasked>(batch, j) * kPitch;
-    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) sums[r][j] = 0.0f;
-    NA_UNROLL for (int i = 0; i < kSlices; ++i) {
-      float x[NA_VECTOR];
-      load_tile<NA_VECTOR>(x, row + (lane + i * NA_LANES) * NA_VECTOR);
-      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-        NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) sums[r][j] += held[r][i * NA_VECTOR + e] * x[e];
-      }
-    }
+    float x[kSlices * NA_VECTOR];
+    load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
+    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) sums[r][j] = dot(held[r], x);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) sums[r][j] = sum_lanes(sums[r][j]);
@@ -56,15 +70,10 @@ NATTEN_FN void add_batch(NA_THREAD float (&sums)[NA_RUN][kSlices * NA_VECTOR],
                          const NA_THREAD float (&weights)[NA_RUN][NA_BATCH], const NA_THREADGROUP T* streamed,
                          Batch batch, const NA_THREAD Mask& mask, int lane) {
   NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
-    const NA_THREADGROUP T* const row = streamed + slot_of<kMasked>(batch, j) * kPitch;
-    NA_UNROLL for (int i = 0; i < kSlices; ++i) {
-      float x[NA_VECTOR];
-      load_tile<NA_VECTOR>(x, row + (lane + i * NA_LANES) * NA_VECTOR);
-      NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-        if (meets<kMasked>(mask, r, j)) {
-          NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) sums[r][i * NA_VECTOR + e] += weights[r][j] * x[e];
-        }
-      }
+    float x[kSlices * NA_VECTOR];
+    load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
+    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+      if (meets<kMasked>(mask, r, j)) add_scaled(sums[r], weights[r][j], x);
     }
   }
 }
