@@ -237,24 +237,21 @@ std::string Writer::shared(const std::string& name, const std::string& type, int
          name + "[" + std::to_string(count) + "];\n";
 }
 
-/// Where the threadgroup is: variables that every call below uses.
+/// Where the threadgroup is: `na_site`, which every call below uses.
 std::string Writer::start(const char* tokens_of, const char* heads) const {
   const bool metal = platform_ == Platform::metal;
-  std::ostringstream text;
-  text << "const int na_thread = int(" << (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") << ");\n"
-       << "const int na_group = int(" << (metal ? "threadgroup_position_in_grid.x" : "blockIdx.x") << ");\n"
-       << "const int na_head = int(" << (metal ? "threadgroup_position_in_grid.y" : "blockIdx.y") << ");\n"
-       << "const int na_heads = " << heads << ";\n"
-       << "const natten::Extent na_full = natten::extent(" << tokens_of << "_shape[1], " << tokens_of << "_shape[2], "
-       << tokens_of << "_shape[3]);\n"
-       << "const int na_tiles = natten::tile_count<" << (holds_keys(kernel_) ? "false" : "true") << ">(na_full);\n"
-       << "const int na_batch = na_group / na_tiles;\n"
-       << "const int na_tile = na_group % na_tiles;\n";
-  text << "const natten::Extent na_sizes = "
-       << (p_.has_lengths ? "natten::extent(na_lengths[3 * na_batch], na_lengths[3 * na_batch + 1], "
-                            "na_lengths[3 * na_batch + 2]);\n"
-                          : "na_full;\n");
-  return text.str();
+  const std::string tokens = tokens_of;
+  std::string text = "natten::Site na_site = natten::locate<" + std::string(holds_keys(kernel_) ? "false" : "true") +
+                     ">(natten::extent(" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]), ";
+  text += metal ? "int(threadgroup_position_in_grid.x), int(threadgroup_position_in_grid.y), "
+                : "int(blockIdx.x), int(blockIdx.y), ";
+  text += std::string(heads) + ", int(" + (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
+  if (p_.has_lengths) {
+    text +=
+        "na_site.lengths = natten::extent(na_lengths[3 * na_site.batch], na_lengths[3 * na_site.batch + 1], "
+        "na_lengths[3 * na_site.batch + 2]);\n";
+  }
+  return text;
 }
 
 std::string Writer::call() const {
@@ -268,15 +265,13 @@ std::string Writer::call() const {
   const std::string staged = bias_gradient() ? "na_staged" : null_floats;
   const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
   const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
-  const std::string sizes = "na_full, na_sizes, ";
   const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
                                                           : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
-  const std::string where = "na_tile, na_batch, na_head, na_heads, na_thread";
   switch (kernel_) {
     case KernelId::forward:
       return start("na_key", "na_query_shape[4]") + rows_a + rows_b + "natten::attention_forward(" +
              tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + rpb +
-             ", na_out, na_lse, na_rows_a, na_rows_b, " + sizes + where + ");\n";
+             ", na_out, na_lse, na_rows_a, na_rows_b, na_site);\n";
     case KernelId::delta:
       return "natten::attention_delta(" + tensor("na_out") + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) +
              ", na_delta, natten::extent(na_out_shape[1], na_out_shape[2], na_out_shape[3]), na_out_shape[0], "
@@ -290,38 +285,37 @@ std::string Writer::call() const {
       return start("na_key", "na_query_shape[4]") + rows_a + rows_b + stage + "natten::attention_backward_query(" +
              tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_out") + ", " +
              tensor("na_lse", 5) + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) + ", " + rpb +
-             ", na_dquery, " + drpb + ", na_rows_a, na_rows_b, " + staged + ", " + sizes + "na_group, " + where +
-             ");\n";
+             ", na_dquery, " + drpb + ", na_rows_a, na_rows_b, " + staged + ", na_site);\n";
     case KernelId::backward_key_value:
       return start("na_key", "na_key_shape[4]") + rows_a + rows_b + shared("na_lses", "float", plan_.chunk) +
              shared("na_deltas", "float", plan_.chunk) + "natten::attention_backward_key_value(" + tensor("na_query") +
              ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_lse", 5) + ", " +
              tensor("na_dout") + ", " + tensor("na_delta", 5) + ", " + rpb +
-             ", na_dkey, na_dvalue, na_rows_a, na_rows_b, na_lses, na_deltas, " + sizes + where + ");\n";
+             ", na_dkey, na_dvalue, na_rows_a, na_rows_b, na_lses, na_deltas, na_site);\n";
     case KernelId::qk:
       return start("na_key", "na_query_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_query") +
-             ", natten::Indexed::query_tokens, " + tensor("na_key") + ", " + rpb + ", na_logits, na_rows_a, " + sizes +
-             where + ", -NA_INFINITY);\n";
+             ", natten::Indexed::query_tokens, " + tensor("na_key") + ", " + rpb +
+             ", na_logits, na_rows_a, na_site, -NA_INFINITY);\n";
     case KernelId::av_backward_attn:
       return start("na_value", "na_dout_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_dout") +
              ", natten::Indexed::queries, " + tensor("na_value") + ", " + k_.inputs[0].name +
-             ", na_dattn, na_rows_a, " + sizes + where + ", 0.0f);\n";
+             ", na_dattn, na_rows_a, na_site, 0.0f);\n";
     case KernelId::qk_backward_query:
       return start("na_key", "na_dlogits_shape[4]") + rows_a + stage + "natten::attention_weighted_keys<true>(" +
-             tensor("na_dlogits") + ", " + tensor("na_key") + ", na_dquery, " + drpb + ", na_rows_a, " + staged + ", " +
-             sizes + "na_group, " + where + ");\n";
+             tensor("na_dlogits") + ", " + tensor("na_key") + ", na_dquery, " + drpb + ", na_rows_a, " + staged +
+             ", na_site);\n";
     case KernelId::av:
       return start("na_value", "na_attn_shape[4]") + rows_a + "natten::attention_weighted_keys<false>(" +
-             tensor("na_attn") + ", " + tensor("na_value") + ", na_out, nullptr, na_rows_a, " + staged + ", " + sizes +
-             "na_group, " + where + ");\n";
+             tensor("na_attn") + ", " + tensor("na_value") + ", na_out, nullptr, na_rows_a, " + staged +
+             ", na_site);\n";
     case KernelId::qk_backward_key:
       return start("na_query", "na_query_shape[4] / NA_HEAD_GROUP") + rows_a + "natten::attention_weighted_queries(" +
              tensor("na_query") + ", natten::Indexed::query_tokens, " + tensor("na_dlogits") +
-             ", na_dkey, na_rows_a, " + sizes + where + ");\n";
+             ", na_dkey, na_rows_a, na_site);\n";
     case KernelId::av_backward_value:
       return start("na_value", "na_value_shape[4]") + rows_a + "natten::attention_weighted_queries(" +
-             tensor("na_dout") + ", natten::Indexed::queries, " + tensor("na_attn") + ", na_dvalue, na_rows_a, " +
-             sizes + where + ");\n";
+             tensor("na_dout") + ", natten::Indexed::queries, " + tensor("na_attn") +
+             ", na_dvalue, na_rows_a, na_site);\n";
   }
   return "";
 }

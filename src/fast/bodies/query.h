@@ -35,40 +35,19 @@ NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_RUN][NA_BATCH], P rpb, cons
   }
 }
 
-/// Offset of a computed query's row in a dense [B, O0, O1, O2, heads, channels] array.
-NATTEN_FN Offset output_offset(const NA_THREAD Tile& tile, Extent full, int batch, int head, int heads, int channels,
-                               int item) {
-  Offset row = batch;
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    row = row * output_length(full.v[a], tile.axes[a].axis.stride) + index_of<true>(tile, item, a);
-  }
-  return (row * heads + head) * channels;
-}
-
-/// Whether the item is a query of the full array, perhaps past the end of a shorter sample.
-NATTEN_FN bool is_output(const NA_THREAD Tile& tile, Extent full, int item) {
-  bool inside = true;
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    inside = inside && index_of<true>(tile, item, a) < output_length(full.v[a], tile.axes[a].axis.stride);
-  }
-  return inside;
-}
-
 template <class KeyP, class ValueP, class BiasP>
 struct Forward {
-  View<KeyP> key;
-  View<ValueP> value;
+  StreamA<KeyP> keys;
+  StreamB<ValueP> values;
   BiasP rpb;
-  NA_THREADGROUP NA_A_TYPE* keys;
-  NA_THREADGROUP NA_B_TYPE* values;
   float query[NA_RUN][NA_A_SLICES * NA_VECTOR];
   float out[NA_RUN][NA_B_SLICES * NA_VECTOR];
   float maximum[NA_RUN];
   float sum[NA_RUN];
 
   NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(keys, key, tile, chunk);
-    load_chunk<NA_B_CHANNELS, NA_B_SLICES, NA_B_PITCH>(values, value, tile, chunk);
+    keys.load(tile, chunk);
+    values.load(tile, chunk);
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
@@ -77,7 +56,7 @@ struct Forward {
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float weights[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys, batch, tile.lane);
+    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys.rows, batch, tile.lane);
     if (NA_HAS_RPB) add_bias<kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);
     bool grown = false;
     float highest[NA_RUN];
@@ -103,46 +82,40 @@ struct Forward {
         sum[r] += weights[r][j];
       }
     }
-    add_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(out, weights, values, batch, mask, tile.lane);
+    add_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(out, weights, values.rows, batch, mask, tile.lane);
   }
 };
 
 template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb,
                                  NA_DEVICE OutT* out, NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys,
-                                 NA_THREADGROUP NA_B_TYPE* values, Extent full, Extent lengths, int tile_index,
-                                 int batch, int head, int heads, int thread_index) {
-  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
+                                 NA_THREADGROUP NA_B_TYPE* values, Site site) {
+  const Tile tile = tile_of<true>(site);
   Forward<KeyP, ValueP, BiasP> body;
+  clear(body.out);
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     body.maximum[r] = -3.4e38f;  // finite, so that a batch without keys gives exp2(-inf)
     body.sum[r] = 0.0f;
-    NA_UNROLL for (int i = 0; i < NA_B_SLICES * NA_VECTOR; ++i) body.out[r][i] = 0.0f;
   }
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
-    const View<QueryP> queries = view(query, Indexed::query_tokens, tile, batch, head);
+    const View<QueryP> queries = view(query, Indexed::query_tokens, tile, site.head);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      load_slices<NA_A_CHANNELS, NA_A_SLICES>(
-          body.query[r], queries, offset_of(queries, items.position[r][0], items.position[r][1], items.position[r][2]),
-          tile.lane);
-      NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.query[r][i] *= NA_SCALE * NA_LOG2_E;
+      load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, items.position[r], tile.lane,
+                                              NA_SCALE * NA_LOG2_E);
     }
-    body.key = view(key, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-    body.value = view(value, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-    body.rpb = rpb + Offset(head) * NA_RPB_SIZE;
-    body.keys = keys;
-    body.values = values;
+    body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.values.from = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
+    body.keys.rows = keys;
+    body.values.rows = values;
     sweep(body, tile, items);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    if (!is_output(tile, full, r)) continue;
+    if (!is_stored<true>(tile, r)) continue;
     const bool inside = is_inside<true>(tile, r);
-    const float factor = inside ? 1.0f / body.sum[r] : 0.0f;
-    NA_UNROLL for (int i = 0; i < NA_B_SLICES * NA_VECTOR; ++i) {
-      body.out[r][i] = inside ? body.out[r][i] * factor : 0.0f;
-    }
-    const Offset row = output_offset(tile, full, batch, head, heads, 1, r);
+    finish(body.out[r], inside, 1.0f / body.sum[r]);
+    const Offset row = dense_row<true>(tile, r);
     store_slices<NA_B_CHANNELS, NA_B_SLICES>(out + row * NA_B_CHANNELS, body.out[r], tile.lane);
     if (tile.lane == 0) lse[row] = inside ? (body.maximum[r] + log2_of(body.sum[r])) * NA_LN_2 : 0.0f;
   }
@@ -151,18 +124,19 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
 /// Stores a query's gradient in the dense array of all tokens, and 0 in those that a query stride skips after it.
 template <int kChannels, int kSlices, class T>
 NATTEN_FN void store_query_gradient(NA_DEVICE T* to, const NA_THREAD float* from, const NA_THREAD Tile& tile,
-                                    Extent full, int batch, int head, int heads, int item) {
+                                    int item) {
   int token[3], end[3];
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     const int stride = tile.axes[a].axis.stride;
     token[a] = index_of<true>(tile, item, a) * stride;
-    end[a] = lesser(token[a] + stride, full.v[a]);
+    end[a] = lesser(token[a] + stride, tile.at.full.v[a]);
   }
   for (int t0 = token[0]; t0 < end[0]; ++t0) {
     for (int t1 = token[1]; t1 < end[1]; ++t1) {
       for (int t2 = token[2]; t2 < end[2]; ++t2) {
-        const Offset row = ((Offset(batch) * full.v[0] + t0) * full.v[1] + t1) * full.v[2] + t2;
-        NA_DEVICE T* const target = to + (row * heads + head) * kChannels;
+        const Offset row =
+            ((Offset(tile.at.batch) * tile.at.full.v[0] + t0) * tile.at.full.v[1] + t1) * tile.at.full.v[2] + t2;
+        NA_DEVICE T* const target = to + (row * tile.at.heads + tile.at.head) * kChannels;
         if (t0 == token[0] && t1 == token[1] && t2 == token[2]) {
           store_slices<kChannels, kSlices>(target, from, tile.lane);
         } else {
@@ -184,7 +158,7 @@ struct BiasGradient {
   NATTEN_FN void begin(const NA_THREAD Tile& tile) {
     row = (tile.coordinate[0] * NA_EXTENT_1 + tile.coordinate[1]) * NA_EXTENT_2 + tile.coordinate[2];
     next = NA_RUN_AXIS == 1 ? NA_EXTENT_2 : 1;
-    for (int i = tile.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
+    for (int i = tile.at.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
     barrier_with_device_memory();
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
@@ -208,7 +182,7 @@ struct BiasGradient {
     const int last_entry =
         lesser(rpb_index(tile.axes[2].axis, first_place, chunk.x + chunk.columns - 1), 2 * NA_KERNEL_SIZE_2 - 2);
     const int entries = last_entry - first_entry + 1;
-    for (int i = tile.thread_index; i < NA_EXTENT_0 * NA_EXTENT_1 * entries; i += NA_THREADS) {
+    for (int i = tile.at.thread_index; i < NA_EXTENT_0 * NA_EXTENT_1 * entries; i += NA_THREADS) {
       const int line = i / entries;  // a row of queries on axis 2; all others have another place on axis 0 or 1
       const int entry = first_entry + i % entries;
       const int m0 = tile.origin[0] + line / NA_EXTENT_1, m1 = tile.origin[1] + line % NA_EXTENT_1;
@@ -232,12 +206,10 @@ struct BiasGradient {
 /// Gradient of query: probabilities again from the saved lse, logit gradients p * (dout . value - delta).
 template <class KeyP, class ValueP, class BiasP>
 struct BackwardQuery {
-  View<KeyP> key;
-  View<ValueP> value;
+  StreamA<KeyP> keys;
+  StreamB<ValueP> values;
   BiasP rpb;
   BiasGradient bias_gradient;
-  NA_THREADGROUP NA_A_TYPE* keys;
-  NA_THREADGROUP NA_B_TYPE* values;
   float query[NA_RUN][NA_A_SLICES * NA_VECTOR];
   float dout[NA_RUN][NA_B_SLICES * NA_VECTOR];
   float dquery[NA_RUN][NA_A_SLICES * NA_VECTOR];
@@ -245,8 +217,8 @@ struct BackwardQuery {
   float delta[NA_RUN];
 
   NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(keys, key, tile, chunk);
-    load_chunk<NA_B_CHANNELS, NA_B_SLICES, NA_B_PITCH>(values, value, tile, chunk);
+    keys.load(tile, chunk);
+    values.load(tile, chunk);
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
     if (NA_HAS_RPB) bias_gradient.begin_row(tile, chunk);
@@ -266,8 +238,8 @@ struct BackwardQuery {
     NA_UNROLL_TWICE for (int j = 0; j < NA_BATCH; ++j) {
       const int slot = slot_of<kMasked>(batch, j);
       float k[NA_A_SLICES * NA_VECTOR], v[NA_B_SLICES * NA_VECTOR];
-      load_row<NA_A_SLICES>(k, keys + slot * NA_A_PITCH, tile.lane);
-      load_row<NA_B_SLICES>(v, values + slot * NA_B_PITCH, tile.lane);
+      load_row<NA_A_SLICES>(k, keys.rows + slot * NA_A_PITCH, tile.lane);
+      load_row<NA_B_SLICES>(v, values.rows + slot * NA_B_PITCH, tile.lane);
       float logits[NA_RUN], products[NA_RUN];
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
         logits[r] = sum_lanes(dot(query[r], k));
@@ -289,68 +261,55 @@ template <class QueryP, class KeyP, class ValueP, class OutP, class LseP, class 
 NATTEN_FN void attention_backward_query(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, Tensor<OutP> out,
                                         Tensor<LseP> lse, Tensor<DoutP> dout, Tensor<DlseP> dlse, BiasP rpb,
                                         NA_DEVICE T* dquery, NA_DEVICE float* drpb, NA_THREADGROUP NA_A_TYPE* keys,
-                                        NA_THREADGROUP NA_B_TYPE* values, NA_THREADGROUP float* staged, Extent full,
-                                        Extent lengths, int group, int tile_index, int batch, int head, int heads,
-                                        int thread_index) {
-  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
+                                        NA_THREADGROUP NA_B_TYPE* values, NA_THREADGROUP float* staged, Site site) {
+  const Tile tile = tile_of<true>(site);
   BackwardQuery<KeyP, ValueP, BiasP> body;
-  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.dquery[r][i] = 0.0f;
-  }
+  clear(body.dquery);
   if (NA_HAS_RPB) {
     body.bias_gradient.staged = staged;
-    body.bias_gradient.partial = drpb + (Offset(group) * heads + head) * NA_RPB_SIZE;
+    body.bias_gradient.partial = drpb + (Offset(site.group) * site.heads + site.head) * NA_RPB_SIZE;
     body.bias_gradient.begin(tile);
   }
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
-    const View<QueryP> queries = view(query, Indexed::query_tokens, tile, batch, head);
-    const View<OutP> outs = view(out, Indexed::queries, tile, batch, head);
-    const View<DoutP> douts = view(dout, Indexed::queries, tile, batch, head);
-    const View<LseP> lses = view(lse, Indexed::queries, tile, batch, head);
-    const View<DlseP> dlses = view(dlse, Indexed::queries, tile, batch, head);
+    const View<QueryP> queries = view(query, Indexed::query_tokens, tile, site.head);
+    const View<OutP> outs = view(out, Indexed::queries, tile, site.head);
+    const View<DoutP> douts = view(dout, Indexed::queries, tile, site.head);
+    const View<LseP> lses = view(lse, Indexed::queries, tile, site.head);
+    const View<DlseP> dlses = view(dlse, Indexed::queries, tile, site.head);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      const int p0 = items.position[r][0], p1 = items.position[r][1], p2 = items.position[r][2];
-      load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, offset_of(queries, p0, p1, p2), tile.lane);
-      NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.query[r][i] *= NA_SCALE * NA_LOG2_E;
-      load_slices<NA_B_CHANNELS, NA_B_SLICES>(body.dout[r], douts, offset_of(douts, p0, p1, p2), tile.lane);
+      const NA_THREAD int* const position = items.position[r];
       float forward[NA_B_SLICES * NA_VECTOR];
-      load_slices<NA_B_CHANNELS, NA_B_SLICES>(forward, outs, offset_of(outs, p0, p1, p2), tile.lane);
-      float delta = 0.0f;
-      NA_UNROLL for (int i = 0; i < NA_B_SLICES * NA_VECTOR; ++i) delta += forward[i] * body.dout[r][i];
-      body.delta[r] = sum_lanes(delta) - float(dlses.data[offset_of(dlses, p0, p1, p2)]);
-      body.lse[r] = NA_LOG2_E * float(lses.data[offset_of(lses, p0, p1, p2)]);
+      load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, position, tile.lane, NA_SCALE * NA_LOG2_E);
+      load_slices<NA_B_CHANNELS, NA_B_SLICES>(body.dout[r], douts, position, tile.lane, 1.0f);
+      load_slices<NA_B_CHANNELS, NA_B_SLICES>(forward, outs, position, tile.lane, 1.0f);
+      body.delta[r] = sum_lanes(dot(forward, body.dout[r])) - number_at(dlses, position);
+      body.lse[r] = NA_LOG2_E * number_at(lses, position);
     }
-    body.key = view(key, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-    body.value = view(value, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-    body.rpb = rpb + Offset(head) * NA_RPB_SIZE;
-    body.keys = keys;
-    body.values = values;
+    body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.values.from = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
+    body.keys.rows = keys;
+    body.values.rows = values;
     sweep(body, tile, items);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    if (!is_output(tile, full, r)) continue;
-    const bool inside = is_inside<true>(tile, r);
-    NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) {
-      body.dquery[r][i] = inside ? NA_SCALE * body.dquery[r][i] : 0.0f;
-    }
-    store_query_gradient<NA_A_CHANNELS, NA_A_SLICES>(dquery, body.dquery[r], tile, full, batch, head, heads, r);
+    if (!is_stored<true>(tile, r)) continue;
+    finish(body.dquery[r], is_inside<true>(tile, r), NA_SCALE);
+    store_query_gradient<NA_A_CHANNELS, NA_A_SLICES>(dquery, body.dquery[r], tile, r);
   }
 }
 
 /// Dot products of queries with keys, one per slot: qk, and the gradient of attn (dout with values).
 template <class KeyP, class BiasP, class T>
 struct Scores {
-  View<KeyP> key;
+  StreamA<KeyP> keys;
   BiasP rpb;
-  NA_THREADGROUP NA_A_TYPE* keys;
   NA_DEVICE T* scores;
   Offset row[NA_RUN];  ///< of `scores`; negative: not stored
   float query[NA_RUN][NA_A_SLICES * NA_VECTOR];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(keys, key, tile, chunk);
-  }
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) { keys.load(tile, chunk); }
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
 
@@ -358,7 +317,7 @@ struct Scores {
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float logits[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(logits, query, keys, batch, tile.lane);
+    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(logits, query, keys.rows, batch, tile.lane);
     if (NA_HAS_RPB) add_bias<kMasked>(logits, rpb, tile, items, batch, mask, 1.0f);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       const int slot =
@@ -375,32 +334,28 @@ struct Scores {
 /// `empty` is what slots without a key get; outputs past the end of a sample get 0.
 template <class QueryP, class KeyP, class BiasP, class T>
 NATTEN_FN void attention_scores(Tensor<QueryP> query, Indexed query_indexed, Tensor<KeyP> key, BiasP rpb,
-                                NA_DEVICE T* scores, NA_THREADGROUP NA_A_TYPE* keys, Extent full, Extent lengths,
-                                int tile_index, int batch, int head, int heads, int thread_index, float empty) {
-  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
+                                NA_DEVICE T* scores, NA_THREADGROUP NA_A_TYPE* keys, Site site, float empty) {
+  const Tile tile = tile_of<true>(site);
   Scores<KeyP, BiasP, T> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const bool inside = is_inside<true>(tile, r);
-    const Offset row = output_offset(tile, full, batch, head, heads, NA_SLOTS, r);
+    const Offset row = dense_row<true>(tile, r) * NA_SLOTS;
     body.row[r] = inside ? row : Offset(-1);
     const bool all_filled = inside && !NA_IS_CAUSAL_0 && !NA_IS_CAUSAL_1 && !NA_IS_CAUSAL_2;
-    if (is_output(tile, full, r) && !all_filled) {
+    if (is_stored<true>(tile, r) && !all_filled) {
       for (int i = tile.lane; i < NA_SLOTS; i += NA_LANES) scores[row + i] = from_float<T>(inside ? empty : 0.0f);
     }
   }
   if (tile.empty) return;
   barrier_with_device_memory();  // other lanes overwrite what these filled
   const Items items = items_of<true>(tile);
-  const View<QueryP> queries = view(query, query_indexed, tile, batch, head);
+  const View<QueryP> queries = view(query, query_indexed, tile, site.head);
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    load_slices<NA_A_CHANNELS, NA_A_SLICES>(
-        body.query[r], queries, offset_of(queries, items.position[r][0], items.position[r][1], items.position[r][2]),
-        tile.lane);
-    NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.query[r][i] *= NA_SCALE;
+    load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, items.position[r], tile.lane, NA_SCALE);
   }
-  body.key = view(key, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-  body.rpb = rpb + Offset(head) * NA_RPB_SIZE;
-  body.keys = keys;
+  body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+  body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
+  body.keys.rows = keys;
   body.scores = scores;
   sweep(body, tile, items);
 }
@@ -408,16 +363,13 @@ NATTEN_FN void attention_scores(Tensor<QueryP> query, Indexed query_indexed, Ten
 /// Sums of keys, weighted by one number per slot: av, and the gradient of query from that of logits.
 template <class KeyP, class WeightP>
 struct WeightedKeys {
-  View<KeyP> key;
+  StreamA<KeyP> keys;
   View<WeightP> weight;
   BiasGradient bias_gradient;
   Offset row[NA_RUN];
-  NA_THREADGROUP NA_A_TYPE* keys;
   float out[NA_RUN][NA_A_SLICES * NA_VECTOR];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(keys, key, tile, chunk);
-  }
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) { keys.load(tile, chunk); }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
     if (NA_HAS_RPB) bias_gradient.begin_row(tile, chunk);
   }
@@ -439,46 +391,39 @@ struct WeightedKeys {
         if (NA_HAS_RPB) bias_gradient.stage(weights[r][j], tile, batch, r, j);
       }
     }
-    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, keys, batch, mask, tile.lane);
+    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, keys.rows, batch, mask, tile.lane);
   }
 };
 
 template <bool kQueryGradient, class WeightP, class KeyP, class T>
 NATTEN_FN void attention_weighted_keys(Tensor<WeightP> weight, Tensor<KeyP> key, NA_DEVICE T* out,
                                        NA_DEVICE float* drpb, NA_THREADGROUP NA_A_TYPE* keys,
-                                       NA_THREADGROUP float* staged, Extent full, Extent lengths, int group,
-                                       int tile_index, int batch, int head, int heads, int thread_index) {
-  const Tile tile = locate_tile<true>(tile_index, thread_index, full, lengths);
+                                       NA_THREADGROUP float* staged, Site site) {
+  const Tile tile = tile_of<true>(site);
   WeightedKeys<KeyP, WeightP> body;
-  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) body.out[r][i] = 0.0f;
-  }
+  clear(body.out);
   if (NA_HAS_RPB) {
     body.bias_gradient.staged = staged;
-    body.bias_gradient.partial = drpb + (Offset(group) * heads + head) * NA_RPB_SIZE;
+    body.bias_gradient.partial = drpb + (Offset(site.group) * site.heads + site.head) * NA_RPB_SIZE;
     body.bias_gradient.begin(tile);
   }
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
-    body.weight = view(weight, Indexed::queries, tile, batch, head);
+    body.weight = view(weight, Indexed::queries, tile, site.head);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       body.row[r] = offset_of(body.weight, items.position[r][0], items.position[r][1], items.position[r][2]);
     }
-    body.key = view(key, Indexed::keys, tile, batch, head / NA_HEAD_GROUP);
-    body.keys = keys;
+    body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.keys.rows = keys;
     sweep(body, tile, items);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    if (!is_output(tile, full, r)) continue;
-    const bool inside = is_inside<true>(tile, r);
-    NA_UNROLL for (int i = 0; i < NA_A_SLICES * NA_VECTOR; ++i) {
-      body.out[r][i] = inside ? NA_SCALE * body.out[r][i] : 0.0f;
-    }
+    if (!is_stored<true>(tile, r)) continue;
+    finish(body.out[r], is_inside<true>(tile, r), NA_SCALE);
     if (kQueryGradient) {
-      store_query_gradient<NA_A_CHANNELS, NA_A_SLICES>(out, body.out[r], tile, full, batch, head, heads, r);
+      store_query_gradient<NA_A_CHANNELS, NA_A_SLICES>(out, body.out[r], tile, r);
     } else {
-      store_slices<NA_A_CHANNELS, NA_A_SLICES>(out + output_offset(tile, full, batch, head, heads, NA_A_CHANNELS, r),
-                                               body.out[r], tile.lane);
+      store_slices<NA_A_CHANNELS, NA_A_SLICES>(out + dense_row<true>(tile, r) * NA_A_CHANNELS, body.out[r], tile.lane);
     }
   }
 }

@@ -22,13 +22,6 @@ NATTEN_FN Tensor<P> tensor(P data, Offset s0, Offset s1, Offset s2, Offset s3, O
   return t;
 }
 
-template <class P>
-NATTEN_FN Tensor<P> dense_tensor(P data, Extent size, int heads, int channels) {
-  const Offset token = Offset(heads) * channels;
-  const Offset s2 = size.v[2] * token;
-  return tensor(data, size.v[0] * (size.v[1] * s2), size.v[1] * s2, s2, token, Offset(channels), Offset(1));
-}
-
 /// What positions of a dilation group index: tokens by place; tokens by query; computed queries by query.
 enum class Indexed { keys, query_tokens, queries };
 
@@ -42,9 +35,9 @@ struct View {
 };
 
 template <class P>
-NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile, int batch, int head) {
+NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile, int head) {
   View<P> v;
-  Offset first = batch * t.stride[0] + head * t.stride[4];
+  Offset first = tile.at.batch * t.stride[0] + head * t.stride[4];
   Offset multiples = 0;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     const AxisConstants c = tile.axes[a];
@@ -65,6 +58,11 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
 template <class P>
 NATTEN_FN Offset offset_of(View<P> v, int p0, int p1, int p2) {
   return p0 * v.step[0] + p1 * v.step[1] + p2 * v.step[2];
+}
+
+template <class P>
+NATTEN_FN float number_at(View<P> v, const NA_THREAD int* position) {
+  return float(v.data[offset_of(v, position[0], position[1], position[2])]);
 }
 
 /// Vector accesses exist only if they are legal for the number of channels, and the array is not one of the tiny ones
@@ -92,9 +90,10 @@ struct Access<false> {
   static NATTEN_FN void copy(NA_THREADGROUP S*, P) {}
 };
 
-/// This lane's channels of a position.
+/// This lane's channels of a position, times `factor`.
 template <int kChannels, int kSlices, class P>
-NATTEN_FN void load_slices(NA_THREAD float* to, View<P> v, Offset offset, int lane) {
+NATTEN_FN void load_slices(NA_THREAD float* to, View<P> v, const NA_THREAD int* position, int lane, float factor) {
+  const Offset offset = offset_of(v, position[0], position[1], position[2]);
   constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
   NA_UNROLL for (int i = 0; i < kSlices; ++i) {
     const int channel = (lane + i * NA_LANES) * NA_VECTOR;
@@ -105,6 +104,7 @@ NATTEN_FN void load_slices(NA_THREAD float* to, View<P> v, Offset offset, int la
         to[i * NA_VECTOR + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
       }
     }
+    NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) to[i * NA_VECTOR + e] *= factor;
   }
 }
 
@@ -152,14 +152,14 @@ NATTEN_FN void load_chunk(NA_THREADGROUP S* to, View<P> from, const NA_THREAD Ti
   constexpr int kCount = kSlices * NA_LANES;
   constexpr int kLanes = kCount < NA_THREADS ? kCount : NA_THREADS;
   constexpr int kAtOnce = NA_THREADS / kLanes;
-  int i = tile.thread_index / kLanes;
+  int i = tile.at.thread_index / kLanes;
   if (i >= kAtOnce) return;
   const bool vectors = kVectors && from.vectors;
   Row row = row_of(tile, chunk.row + i / chunk.columns);
   int column = i % chunk.columns;
   for (; i < chunk.rows * chunk.columns; i += kAtOnce) {
     const Offset offset = offset_of(from, row.p0, row.p1, chunk.x + column);
-    for (int v = tile.thread_index % kLanes; v < kCount; v += kLanes) {
+    for (int v = tile.at.thread_index % kLanes; v < kCount; v += kLanes) {
       const int channel = v * NA_VECTOR;
       NA_THREADGROUP S* const target = to + i * kPitch + channel;
       if (vectors && channel < kChannels) {
@@ -181,11 +181,31 @@ NATTEN_FN void load_chunk(NA_THREADGROUP S* to, View<P> from, const NA_THREAD Ti
   }
 }
 
+/// The arrays that stream past: A alone, or with B of which there may be another number and type of channels.
+template <class P>
+struct StreamA {
+  View<P> from;
+  NA_THREADGROUP NA_A_TYPE* rows;
+
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
+    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(rows, from, tile, chunk);
+  }
+};
+template <class P>
+struct StreamB {
+  View<P> from;
+  NA_THREADGROUP NA_B_TYPE* rows;
+
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
+    load_chunk<NA_B_CHANNELS, NA_B_SLICES, NA_B_PITCH>(rows, from, tile, chunk);
+  }
+};
+
 /// One number per position, for the streamed queries of the backward.
 template <class P>
 NATTEN_FN void load_chunk_scalars(NA_THREADGROUP float* to, View<P> from, const NA_THREAD Tile& tile, Chunk chunk,
                                   float factor) {
-  for (int i = tile.thread_index; i < chunk.rows * chunk.columns; i += NA_THREADS) {
+  for (int i = tile.at.thread_index; i < chunk.rows * chunk.columns; i += NA_THREADS) {
     const Row row = row_of(tile, chunk.row + i / chunk.columns);
     to[i] = factor * from.data[offset_of(from, row.p0, row.p1, chunk.x + i % chunk.columns)];
   }

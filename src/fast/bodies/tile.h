@@ -40,25 +40,40 @@ NATTEN_FN int run_on_axis(int a) {
   return a == NA_RUN_AXIS ? NA_RUN : 1;
 }
 
-/// Stationary positions are queries (kQueries) or keys.
+/// Where a threadgroup is. Heads are those of the stationary array.
+struct Site {
+  Extent full;     ///< lengths of the axes
+  Extent lengths;  ///< of the sample
+  int group, tile, batch, head, heads, thread_index;
+};
+
+/// `group` counts tiles, then batches. Stationary positions are queries (kQueries) or keys.
 template <bool kQueries>
-NATTEN_FN int tile_count(Extent lengths) {
-  int count = 1;
+NATTEN_FN Site locate(Extent full, int group, int head, int heads, int thread_index) {
+  int tiles = 1;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    const AxisConstants c = axis_constants(a, lengths.v[a]);
-    count *= kQueries ? tiles_on_axis(output_length(c.axis.length, c.axis.stride), c.classes, tile_extent(a))
+    const AxisConstants c = axis_constants(a, full.v[a]);
+    tiles *= kQueries ? tiles_on_axis(output_length(c.axis.length, c.axis.stride), c.classes, tile_extent(a))
                       : tiles_on_axis(c.axis.length, c.axis.dilation, tile_extent(a));
   }
-  return count;
+  Site site;
+  site.full = site.lengths = full;
+  site.group = group;
+  site.tile = group % tiles;
+  site.batch = group / tiles;
+  site.head = head;
+  site.heads = heads;
+  site.thread_index = thread_index;
+  return site;
 }
 
 struct Tile {
+  Site at;
   AxisConstants axes[3];  ///< lengths are the sample's own
   AxisGroup groups[3];
   int origin[3];         ///< first position
   Range<int> region[3];  ///< union of what the positions meet: keys, or queries
   bool empty;            ///< meets nothing: its outputs are 0
-  int thread_index;      ///< of the threadgroup
   int lane;              ///< which of the NA_LANES that share a position
   int coordinate[3];     ///< of the thread's first position in the tile
 };
@@ -79,18 +94,20 @@ NATTEN_FN Range<int> met_by(AxisConstants c, AxisGroup g, int position) {
 }
 
 template <bool kQueries>
-NATTEN_FN Tile locate_tile(int index, int thread_index, Extent full, Extent lengths) {
+NATTEN_FN Tile tile_of(Site site) {
   Tile tile;
-  tile.empty = !is_legal(full, lengths);
+  tile.at = site;
+  tile.empty = !is_legal(site.full, site.lengths);
+  int index = site.tile;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
-    AxisConstants c = axis_constants(a, full.v[a]);
+    AxisConstants c = axis_constants(a, site.full.v[a]);
     const int extent = tile_extent(a);
     const int classes = kQueries ? c.classes : c.axis.dilation;
     const int count = kQueries ? output_length(c.axis.length, c.axis.stride) : c.axis.length;
     const int tiles = ceil_div(ceil_div(count, classes), extent);
     const int on_axis = index % (classes * tiles);
     index /= classes * tiles;
-    if (!tile.empty) c.axis.length = lengths.v[a];
+    if (!tile.empty) c.axis.length = site.lengths.v[a];
     const AxisGroup group = kQueries ? group_of_queries(c, on_axis / tiles) : group_of_tokens(c, on_axis / tiles);
     const int positions = kQueries ? group.queries : group.places;
     tile.axes[a] = c;
@@ -107,9 +124,8 @@ NATTEN_FN Tile locate_tile(int index, int thread_index, Extent full, Extent leng
   NA_UNROLL for (int a = 0; a < 3; ++a) tile.empty = tile.empty || tile.region[a].end <= tile.region[a].start;
   // Neighbouring threads hold neighbouring positions, so that their rows of threadgroup memory are in distinct banks.
   const int per_simd = 32 / NA_LANES;
-  tile.thread_index = thread_index;
-  tile.lane = thread_index % 32 / per_simd;
-  int position = thread_index / 32 * per_simd + thread_index % per_simd;
+  tile.lane = site.thread_index % 32 / per_simd;
+  int position = site.thread_index / 32 * per_simd + site.thread_index % per_simd;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
     const int threads = tile_extent(a) / run_on_axis(a);
     tile.coordinate[a] = position % threads * run_on_axis(a);
@@ -163,6 +179,43 @@ NATTEN_FN int index_of(const NA_THREAD Tile& tile, int item, int a) {
   const int position = tile.origin[a] + coordinate_of(tile, item, a);
   const AxisGroup g = tile.groups[a];
   return kQueries ? g.first_query + position * tile.axes[a].classes : g.group + position * tile.axes[a].axis.dilation;
+}
+
+/// Row of the position in a dense array [B, axes, heads]: O0, O1, O2 of queries, L0, L1, L2 of keys.
+template <bool kQueries>
+NATTEN_FN Offset dense_row(const NA_THREAD Tile& tile, int item) {
+  Offset row = tile.at.batch;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    const int length = tile.at.full.v[a];
+    row =
+        row * (kQueries ? output_length(length, tile.axes[a].axis.stride) : length) + index_of<kQueries>(tile, item, a);
+  }
+  return row * tile.at.heads + tile.at.head;
+}
+
+/// Whether the position is in the array, perhaps past the end of a shorter sample: then its outputs are 0.
+template <bool kQueries>
+NATTEN_FN bool is_stored(const NA_THREAD Tile& tile, int item) {
+  bool stored = true;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    const int length = tile.at.full.v[a];
+    stored = stored &&
+             index_of<kQueries>(tile, item, a) < (kQueries ? output_length(length, tile.axes[a].axis.stride) : length);
+  }
+  return stored;
+}
+
+template <int kCount>
+NATTEN_FN void clear(NA_THREAD float (&x)[NA_RUN][kCount]) {
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    NA_UNROLL for (int i = 0; i < kCount; ++i) x[r][i] = 0.0f;
+  }
+}
+
+/// Results past the end of a sample become 0, whatever was computed for them.
+template <int kCount>
+NATTEN_FN void finish(NA_THREAD float (&x)[kCount], bool inside, float factor) {
+  NA_UNROLL for (int i = 0; i < kCount; ++i) x[i] = inside ? factor * x[i] : 0.0f;
 }
 
 /// Sum over the lanes that share a position; every lane gets the same bits.
