@@ -14,14 +14,14 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-python bench wheel lint tidy format docs example-cpp clean
+.PHONY: help demo test test-cpp test-python test-fast bench wheel lint tidy format docs example-cpp clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 # The installation with every extra also serves the demo: whoever runs `make test` first does not build twice.
 $(VENV)/.dev: $(SOURCES) scripts/setup
-	scripts/setup cpu,plots,demo,dev
+	scripts/setup cpu,plots,demo,dev,nvrtc
 	@touch $@ $(VENV)/.demo
 $(VENV)/.demo: $(SOURCES) scripts/setup
 	scripts/setup cpu,plots,demo
@@ -30,7 +30,7 @@ $(VENV)/.demo: $(SOURCES) scripts/setup
 demo: $(VENV)/.demo  ## train a digit classifier with neighborhood attention and write reports/digits.png
 	$(BIN)/python examples/digits/train.py --report reports/digits.png
 
-test: test-cpp test-python  ## build and run every test, C++ and Python
+test: test-cpp test-python test-fast  ## build and run every test: C++, Python, and the JIT tier without a GPU
 
 test-cpp: $(VENV)/.dev  ## the C++ tests (PRESET=asan, ubsan, tsan for the sanitizers)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset $(PRESET)
@@ -39,6 +39,14 @@ test-cpp: $(VENV)/.dev  ## the C++ tests (PRESET=asan, ubsan, tsan for the sanit
 
 test-python: $(VENV)/.dev  ## the Python tests
 	$(BIN)/python -m pytest -q tests/python
+
+# The dev preset puts an extension that has the emulator into the source tree, where PYTHONPATH finds it first.
+test-fast: $(VENV)/.dev  ## the JIT tier's kernels: emulated on the CPU, and compiled for NVIDIA (needs GCC and clang)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev -DNATTEN_BUILD_BENCHMARKS=OFF
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --preset dev -R emula -j $(JOBS)
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 $(BIN)/python -m pytest -q tests/python
+	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
 
 bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
 	$(BIN)/python benchmarks/dispatch_overhead.py
