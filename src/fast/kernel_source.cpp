@@ -32,6 +32,32 @@ const char* type_name(FloatType type, Platform platform) {
   return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
 }
 
+std::vector<const char*> bodies(KernelId kernel) {
+  using namespace text;
+  switch (kernel) {
+    case KernelId::delta:
+      return {groups, tile, tensor, delta};
+    case KernelId::rpb_sum:
+      return {groups, tile, rpb_sum};
+    case KernelId::forward:
+      return {groups, tile, tensor, sweep, pairs, forward};
+    case KernelId::backward_query:
+      return {groups, tile, tensor, sweep, pairs, query_gradient, backward_query};
+    case KernelId::backward_key_value:
+      return {groups, tile, tensor, sweep, pairs, token_gradient, backward_key_value};
+    case KernelId::qk:
+    case KernelId::av_backward_attn:
+      return {groups, tile, tensor, sweep, pairs, scores};
+    case KernelId::qk_backward_query:
+    case KernelId::av:
+      return {groups, tile, tensor, sweep, pairs, query_gradient, weighted_keys};
+    case KernelId::qk_backward_key:
+    case KernelId::av_backward_value:
+      return {groups, tile, tensor, sweep, pairs, token_gradient, weighted_queries};
+  }
+  return {};
+}
+
 /// Builds the pieces of one kernel.
 class Writer {
  public:
@@ -333,13 +359,7 @@ KernelSource Writer::source() {
   k_.name = name.str();
 
   k_.header = numbers + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  if (!has_tiles(kernel_)) {
-    k_.header += std::string(text::groups) + text::tile + text::tensor;
-    k_.header += kernel_ == KernelId::delta ? text::delta : text::rpb_sum;
-  } else {
-    k_.header += std::string(text::groups) + text::tile + text::tensor + text::sweep + text::query;
-    if (keys) k_.header += text::key;
-  }
+  for (const char* body : bodies(kernel_)) k_.header += body;
   k_.source = call();
   if (platform_ == Platform::cuda) {  // MLX has no place for launch bounds, but it does write the kernel's name
     const std::string generated = "custom_kernel_" + k_.name;
