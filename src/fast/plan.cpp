@@ -227,6 +227,8 @@ void override_from_environment(Plan& plan) {
       plan.lanes = number;
     } else if (name == "batch" && number >= 1 && number <= 32) {
       plan.batch = number;
+    } else if (name == "vector" && (number == 4 || number == 8)) {
+      plan.vector = number;
     } else if (name == "groups" && number >= 1) {
       plan.groups = number;
     } else if (name == "chunk" && number >= 1) {
@@ -300,6 +302,10 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
   choose_chunk(p, kernel, limit, plan);
   override_from_environment(plan);
+  if (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
+      plan.extent[plan.run_axis] % plan.run != 0 || plan.shared_bytes(kernel) > limit.shared_bytes) {
+    throw std::invalid_argument("NATTEN_FAST_TILE: no kernel has " + plan.describe());
+  }
   count_tiles(p, kernel, plan);
   return plan;
 }
