@@ -1,0 +1,211 @@
+"""Guardrails: each case must reach ratios that hold on a noisy machine too. They are stored in thresholds.json.
+
+Two floors per case and direction, on one thread: the speed relative to `pure`, and useful operations relative to the
+multiply-add peak, both from the same run, each as the median of the rounds' ratios. And where the last release was
+measured on the same SIMD target, a part of the ratios that it reached.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from natten_mlx import _ext
+from natten_mlx.bench import cases as table_of_cases
+from natten_mlx.bench import cost
+from natten_mlx.bench.calls import REFERENCE, Reference, choice
+from natten_mlx.bench.cases import FORWARD, Case
+from natten_mlx.bench.machine import Limits
+from natten_mlx.bench.measure import Plan
+from natten_mlx.bench.report import machine_line, markdown_table, why_not
+from natten_mlx.bench.table import OK, Progress, Report, Row, header, measure_direction
+
+SHORT = "too slow"
+UNGUARDED = "no threshold"
+RATIOS = ("vs_pure", "of_fma")
+# Beyond this many operations of the forward `pure` takes seconds: it is not timed, and checks one head only.
+PURE_FLOPS = 1.5e8
+
+
+def directions(case: Case, wanted: str) -> list[str]:
+    """Directions of a case that belong to `forward` or to `backward`."""
+    return [d for d in case.directions if (d == FORWARD) == (wanted == "forward")]
+
+
+def load(path: str | None = None) -> dict[str, Any]:
+    """Thresholds of a file, by default the package's.
+
+    Raises:
+        ValueError: no such file, or one that does not fit the table of cases.
+    """
+    try:
+        text = Path(path).read_text() if path else resources.files(__package__).joinpath("thresholds.json").read_text()
+        stored = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(stored, dict) or not {"cases_version", "floors", "release"} <= stored.keys():
+        raise ValueError(f"{path or 'thresholds.json'} holds no thresholds: expected cases_version, floors and release")
+    if stored["cases_version"] != table_of_cases.VERSION:
+        raise ValueError(
+            f"{path or 'thresholds.json'} is for version {stored['cases_version']} of the cases, "
+            f"this is version {table_of_cases.VERSION}"
+        )
+    return dict(stored)
+
+
+def _round_medians(row: Row, trim_head: int) -> list[float]:
+    return [statistics.median(r[trim_head:] if len(r) > trim_head else r) for r in row["raw"]]
+
+
+def ratios(row: Row, baseline: Row | None, trim_head: int) -> dict[str, float]:
+    """vs_pure and of_fma of a timed row: medians over rounds."""
+    own = _round_medians(row, trim_head)
+    result = {"of_fma": row["flops"] / statistics.median(own) / (1e9 * row["fma_gflops"])}
+    if baseline is not None and "raw" in baseline:
+        pure = _round_medians(baseline, trim_head)
+        result["vs_pure"] = statistics.median(p / o for p, o in zip(pure, own, strict=True))
+    return result
+
+
+def _shortfalls(row: Row, thresholds: dict[str, Any], target: str) -> list[str]:
+    """What the ratios of `row` do not reach. Fills in the floors."""
+    tier, case, direction = row["tier"], row["case"], row["direction"]
+    row["floors"] = thresholds["floors"].get(tier, {}).get(case, {}).get(direction, {})
+    short = [
+        f"{name} {row['ratios'][name]:.3g} < {floor:.3g}"
+        for name, floor in row["floors"].items()
+        if name in row["ratios"] and row["ratios"][name] < floor
+    ]
+    release = thresholds["release"]
+    if release.get("cpu_target") == target:
+        earlier = release.get("ratios", {}).get(tier, {}).get(case, {}).get(direction, {})
+        short += [
+            f"{name} {row['ratios'][name]:.3g} < {release['margin']:g} x {value:.3g} of release {release['version']}"
+            for name, value in earlier.items()
+            if name in row["ratios"] and row["ratios"][name] < release["margin"] * value
+        ]
+    return short
+
+
+def run(
+    chosen: Sequence[Case],
+    tiers: Sequence[str],
+    wanted: str,
+    plan: Plan,
+    thresholds: dict[str, Any],
+    threads: int = 1,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Measures `forward` or `backward` of the cases one after the other and judges them."""
+    _ext.set_cpu_threads(threads)
+    try:
+        limits = Limits(plan.cpu_clock)
+        rows: list[Row] = []
+        for case in chosen:
+            choices = {tier: choice(case, tier) for tier in (*tiers, REFERENCE)}
+            chosen_directions = directions(case, wanted)
+            expensive = _is_expensive(case)
+            expected = Reference(case, chosen_directions[-1], heads=1 if expensive else None)
+            for direction in chosen_directions:
+                progress(f"{case.name} {direction}")
+                timed = list(tiers) if expensive else None
+                measured = measure_direction(case, direction, choices, plan, limits, expected, timed)
+                rows += _judge(measured, plan, thresholds)
+        report = header("guardrail", plan, limits)
+    finally:
+        _ext.set_cpu_threads(0)
+    return {**report, "direction": wanted, "release": thresholds["release"].get("version"), "rows": rows}
+
+
+def _is_expensive(case: Case) -> bool:
+    return cost.flops(case.form, FORWARD, cost.size(case)) > PURE_FLOPS
+
+
+def _judge(measured: list[Row], plan: Plan, thresholds: dict[str, Any]) -> list[Row]:
+    """Rows of the tiers other than `pure`, with ratios, floors and a verdict."""
+    baseline = next(row for row in measured if row["tier"] == REFERENCE)
+    rows = [row for row in measured if row["tier"] != REFERENCE]
+    for row in rows:
+        if row["status"] != OK:
+            continue
+        row["ratios"] = ratios(row, baseline, plan.trim_head)
+        short = _shortfalls(row, thresholds, _ext.cpu_target())
+        if short:
+            row.update(status=SHORT, reason="; ".join(short))
+        elif not row["floors"]:
+            row.update(status=UNGUARDED, reason="the file of thresholds has none for it")
+    return rows
+
+
+def failures(report: Report) -> list[Row]:
+    """Rows that must make the command fail: wrong, too slow, unguarded, or declined by a tier that is available."""
+    return [
+        row
+        for row in report["rows"]
+        if row["status"] != OK and (row["status"] != "declined" or report["tiers"][row["tier"]]["available"])
+    ]
+
+
+COLUMNS = ("case", "direction", "tier", "of FMA peak", "floor", "x pure", "floor", "spread", "verdict")
+
+
+def cells(row: Row) -> list[str]:
+    """One row of the table."""
+    start = [row["case"], row["direction"], row["tier"]]
+    if "ratios" not in row:
+        return [*start, *["-"] * 5, why_not(row)]
+    found, floors = row["ratios"], row["floors"]
+
+    def pair(name: str) -> list[str]:
+        return [f"{ratio[name]:.3g}" if name in ratio else "-" for ratio in (found, floors)]
+
+    return [*start, *pair("of_fma"), *pair("vs_pure"), f"{100 * row['seconds']['spread']:.0f}%", row["status"]]
+
+
+def markdown(report: Report) -> str:
+    """The table, and what fell short."""
+    short = [f"- {row['case']} {row['direction']} on {row['tier']}: {row['reason']}\n" for row in failures(report)]
+    table = markdown_table(COLUMNS, [cells(row) for row in report["rows"]])
+    return f"{machine_line(report)}\n\n{table}\n" + ("".join(short) or "All within their thresholds.\n")
+
+
+def thresholds_of(reports: Sequence[Report], part: float, margin: float) -> dict[str, Any]:
+    """Thresholds made of one or more reports: floors are `part` of the lowest ratio, the release's are the medians."""
+    collected: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
+    for report in reports:
+        for row in report["rows"]:
+            place = collected.setdefault(row["tier"], {}).setdefault(row["case"], {}).setdefault(row["direction"], {})
+            for name, value in row.get("ratios", {}).items():
+                place.setdefault(name, []).append(value)
+
+    def reduced(function: Any) -> dict[str, Any]:
+        return {
+            tier: {
+                case: {
+                    direction: {name: float(f"{function(values):.2g}") for name, values in sorted(found.items())}
+                    for direction, found in by_direction.items()
+                }
+                for case, by_direction in by_case.items()
+            }
+            for tier, by_case in collected.items()
+            if any(found for by_direction in by_case.values() for found in by_direction.values())
+        }
+
+    machine = reports[0]["machine"]
+    return {
+        "cases_version": table_of_cases.VERSION,
+        "floors": reduced(lambda values: part * min(values)),
+        "release": {
+            "version": machine["versions"]["natten-mlx"],
+            "cpu_target": machine["cpu_target"],
+            "processor": machine["processor"],
+            "margin": margin,
+            "ratios": reduced(statistics.median),
+        },
+    }
