@@ -90,11 +90,12 @@ nb::dict to_dict(const Problem& p) {
 }
 
 Tier external_tier(nb::handle module) {
+  std::string missing;
   for (const char* name : kFunctions) {
-    if (!nb::hasattr(module, name) || !PyCallable_Check(nb::object(module.attr(name)).ptr())) {
-      throw std::invalid_argument("external tier: the module has no function '" + std::string(name) + "'");
-    }
+    if (nb::hasattr(module, name) && PyCallable_Check(nb::object(module.attr(name)).ptr())) continue;
+    missing += (missing.empty() ? "" : ", ") + std::string(name);
   }
+  if (!missing.empty()) throw std::invalid_argument("external tier: the module lacks the functions " + missing);
   Tier tier;
   tier.name = kCompiled;
   tier.is_fused = true;

@@ -40,7 +40,13 @@ def has_nanobind() -> bool:
 def _initialise() -> None:
     module = os.environ.get("NATTEN_MLX_NANOBIND_MODULE")
     if module:
-        _ext.load_external_tier(importlib.import_module(module))
+        context = f"NATTEN_MLX_NANOBIND_MODULE={module}: "
+        try:
+            _ext.load_external_tier(importlib.import_module(module))
+        except ImportError as error:
+            raise ImportError(context + str(error)) from error
+        except ValueError as error:
+            raise ValueError(context + str(error)) from error
     _ext.get_backend()  # an unknown NATTEN_BACKEND is an error now, not at the first call
 
 

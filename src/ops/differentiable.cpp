@@ -1,6 +1,7 @@
 #include "ops/differentiable.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "mlx/ops.h"
@@ -29,6 +30,39 @@ Arrays select(const Arrays& arrays, const std::vector<int>& argnums) {
   return selected;
 }
 
+std::function<Arrays(const Arrays&)> reference_of(const Operation& operation, mx::Stream s) {
+  return [operation, s](const Arrays& inputs) { return operation.reference(operation.problem, inputs, s); };
+}
+
+Arrays cotangents_of(const Operation& operation, const Arrays& inputs, const Arrays& cotangents,
+                     const std::vector<int>& argnums, const Arrays& outputs, mx::Stream s) {
+  if (operation.vjp) return operation.vjp(operation.problem, inputs, cotangents, argnums, outputs, s);
+  return gradients(reference_of(operation, s), inputs, argnums, cotangents);
+}
+
+Arrays tangents_of(const std::function<Arrays(const Arrays&)>& function, const Arrays& inputs, const Arrays& tangents,
+                   const std::vector<int>& argnums) {
+  return mx::jvp(of_arguments(function, inputs, argnums), select(inputs, argnums), tangents).second;
+}
+
+// Whether `a` is `input`, perhaps behind a change of layout.
+bool is_layout_of(mx::array a, const mx::array& input) {
+  while (a.id() != input.id()) {
+    if (!a.has_primitive() || a.inputs().size() != 1) return false;
+    a = mx::array(a.inputs()[0]);
+  }
+  return true;
+}
+
+// Whether `outputs` are those of one primitive whose inputs are `inputs`.
+bool is_one_primitive(const Arrays& outputs, const Arrays& inputs) {
+  const mx::array& first = outputs.front();
+  return first.has_primitive() &&
+         std::equal(first.inputs().begin(), first.inputs().end(), inputs.begin(), inputs.end(), is_layout_of) &&
+         std::all_of(outputs.begin(), outputs.end(),
+                     [&](const mx::array& a) { return a.has_primitive() && a.primitive_id() == first.primitive_id(); });
+}
+
 // Decorates the primitive of a tier. Evaluation is the inner primitive's.
 class Differentiable : public mx::Primitive {
  public:
@@ -47,14 +81,11 @@ class Differentiable : public mx::Primitive {
 
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays& outputs) override {
-    if (operation_.vjp) {
-      return operation_.vjp(operation_.problem, primals, cotangents, argnums, outputs, stream());
-    }
-    return gradients(reference(), primals, argnums, cotangents);
+    return cotangents_of(operation_, primals, results(cotangents), argnums, results(outputs), stream());
   }
 
   Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
-    return mx::jvp(of_arguments(reference(), primals, argnums), select(primals, argnums), tangents).second;
+    return tangents_of(reference_of(operation_, stream()), primals, tangents, argnums);
   }
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
@@ -79,10 +110,9 @@ class Differentiable : public mx::Primitive {
   }
 
  private:
-  std::function<Arrays(const Arrays&)> reference() {
-    return [operation = operation_, s = stream()](const Arrays& inputs) {
-      return operation.reference(operation.problem, inputs, s);
-    };
+  // Without the scratch that a tier's primitive hands on between its kernels.
+  Arrays results(const Arrays& outputs) const {
+    return {outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(operation_.outputs.size())};
   }
 
   std::shared_ptr<mx::Primitive> inner_;
@@ -90,6 +120,25 @@ class Differentiable : public mx::Primitive {
   std::vector<mx::Shape> input_shapes_;
   std::vector<mx::Shape> output_shapes_;
 };
+
+// What a tier composes of MLX operations (an external module in Python does) has no primitive to decorate. Its parts
+// have a vmap, without which custom_function would not do. MLX refuses to compile it shapeless.
+Arrays composed(const Operation& operation, const Arrays& inputs, mx::Stream s) {
+  std::vector<int> every(inputs.size());
+  std::iota(every.begin(), every.end(), 0);
+  return mx::custom_function(
+      [operation, s](const Arrays& a) { return operation.run(operation.problem, a, s); },
+      [operation, every, s](const Arrays& primals, const Arrays& cotangents, const Arrays& outputs) {
+        return cotangents_of(operation, primals, cotangents, every, outputs, s);
+      },
+      [operation, s](const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
+        return tangents_of(reference_of(operation, s), primals, tangents, argnums);
+      },
+      [operation, count = inputs.size(), s](const Arrays& a, const std::vector<int>& axes) {
+        // After the inputs come what `run` made of them, which is not mapped but computed anew.
+        return map_folded(operation, {a.begin(), a.begin() + count}, {axes.begin(), axes.begin() + count}, s);
+      })(inputs);
+}
 
 }  // namespace
 
@@ -100,26 +149,21 @@ Arrays gradients(const std::function<Arrays(const Arrays&)>& function, const Arr
 
 Arrays differentiable(const Operation& operation, const Arrays& inputs, mx::Stream s) {
   const Arrays inner = operation.run(operation.problem, inputs, s);
+  if (!is_one_primitive(inner, inputs)) return composed(operation, inputs, s);
   const mx::array& first = inner.front();
-  const bool is_one_primitive = first.has_primitive() && first.inputs().size() == inputs.size() &&
-                                std::all_of(inner.begin(), inner.end(), [&](const mx::array& a) {
-                                  return a.has_primitive() && a.primitive_id() == first.primitive_id();
-                                });
-  if (!is_one_primitive) {
-    throw std::runtime_error("[natten] " + operation.name +
-                             ": a tier must return the outputs of one primitive whose inputs are the arrays it got");
-  }
   std::vector<mx::Shape> input_shapes, shapes;
   std::vector<mx::Dtype> dtypes;
   for (const mx::array& a : first.inputs()) input_shapes.push_back(a.shape());
-  for (const mx::array& a : inner) {
+  for (const mx::array& a : first.outputs()) {  // `inner`, then scratch, which must live as long as the results
     shapes.push_back(a.shape());
     dtypes.push_back(a.dtype());
   }
-  return mx::array::make_arrays(
+  Arrays outputs = mx::array::make_arrays(
       shapes, dtypes,
       std::make_shared<Differentiable>(s, first.primitive_ptr(), operation, std::move(input_shapes), shapes),
       first.inputs());
+  outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(inner.size()), outputs.end());
+  return outputs;
 }
 
 }  // namespace natten

@@ -31,7 +31,7 @@ struct Operation {
   std::vector<Role> outputs;
 
   /// The tier's nodes: outputs of one primitive, whose inputs are the given arrays, each perhaps behind a change of
-  /// layout.
+  /// layout; or a composition of MLX operations, which know vmap.
   std::function<Arrays(const Problem&, const Arrays& inputs, mx::Stream)> run;
   /// The same result from operations that MLX differentiates: serves jvp, and vjp where `vjp` is not set.
   std::function<Arrays(const Problem&, const Arrays& inputs, mx::Stream)> reference;

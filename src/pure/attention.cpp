@@ -57,6 +57,15 @@ mx::array bias_rows(const mx::array& rpb, mx::Stream s) {
   return mx::flatten(rpb, 1, kAxes, s);
 }
 
+// Lengths are the last array of a block: they may be traced, and so be different ones in each run of it.
+Arrays with_lengths(Arrays shared, const Padding& padding) {
+  if (padding.lengths()) shared.push_back(*padding.lengths());
+  return shared;
+}
+Windows windows_of(const Problem& p, const Arrays& arrays, mx::Stream s) {
+  return make_windows(p, p.has_lengths ? std::optional(arrays.back()) : std::nullopt, s);
+}
+
 // q [B, Q, Hq, D], keys by row -> [B, Q, Hkv, G, slots]; query heads are grouped, so that grouped K is never repeated.
 mx::array window_logits(const Problem& p, const mx::array& q, const mx::array& key_rows,
                         const std::optional<mx::array>& bias, const BlockWindows& windows, mx::Dtype type,
@@ -109,11 +118,10 @@ constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInputs& inputs, mx::Stream s) {
   const mx::Dtype type = sum_type({inputs.query, inputs.key, inputs.value});
   const Padding padding(p, inputs.lengths, s);
-  const Windows tables = make_windows(p, padding.lengths(), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
@@ -122,7 +130,7 @@ std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInput
   Arrays shared{token_rows(tokens(inputs.key), type, s), token_rows(tokens(inputs.value), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*inputs.rpb, s));
   const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p, type),
-                                   {computed_queries(p, tokens(inputs.query), s)}, shared, s);
+                                   {computed_queries(p, tokens(inputs.query), s)}, with_lengths(shared, padding), s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
   return {padding.zero_queries(mx::astype(out, inputs.query.dtype(), s)), padding.zero_queries(lse)};
@@ -132,19 +140,18 @@ mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, con
              const std::optional<mx::array>& lengths, mx::Stream s) {
   const mx::Dtype type = sum_type({query, key});
   const Padding padding(p, lengths, s);
-  const Windows tables = make_windows(p, padding.lengths(), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[2]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
   Arrays shared{token_rows(tokens(key), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*rpb, s));
-  const mx::array logits =
-      in_blocks(block, p.queries(), bytes_per_query(p, type), {computed_queries(p, tokens(query), s)}, shared, s)[0];
+  const mx::array logits = in_blocks(block, p.queries(), bytes_per_query(p, type),
+                                     {computed_queries(p, tokens(query), s)}, with_lengths(shared, padding), s)[0];
   return padding.zero_queries(
       mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s));
 }
@@ -153,16 +160,16 @@ mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, co
              mx::Stream s) {
   const mx::Dtype type = sum_type({attn, value});
   const Padding padding(p, lengths, s);
-  const Windows tables = make_windows(p, padding.lengths(), s);
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, tables, first, last, s);
+    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
     const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
     return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, s)};
   };
   const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
-  const mx::array out = in_blocks(block, p.queries(), bytes_per_query(p, type), {mx::flatten(weights, 1, kAxes, s)},
-                                  {token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, s)[0];
+  const mx::array out =
+      in_blocks(block, p.queries(), bytes_per_query(p, type), {mx::flatten(weights, 1, kAxes, s)},
+                with_lengths({token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, padding), s)[0];
   return padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s));
 }
 

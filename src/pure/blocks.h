@@ -19,7 +19,8 @@ using BlockFunction =
 
 /// Results of all queries, joined on axis 1. `per_query` arrays have `queries` entries on axis 1; `shared` ones are
 /// seen whole by every block. `bytes_per_query` estimates the temporary memory of one query. With more than one block,
-/// a block starts when the one before is done, and backward recomputes its intermediates.
+/// a block starts when the one before is done, and backward recomputes its intermediates. What may be traced (lengths
+/// too) must come through `arrays`: transformations do not see what `function` captures.
 std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t queries, std::int64_t bytes_per_query,
                                  const std::vector<mx::array>& per_query, const std::vector<mx::array>& shared,
                                  mx::Stream s);

@@ -49,9 +49,9 @@ class Pin : public mx::Primitive {
 
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
                                                            const std::vector<int>& axes) override {
-    const auto split = inputs.begin() + shapes_.size();
-    return {pin({inputs.begin(), split}, {split, inputs.end()}, stream()),
-            {axes.begin(), axes.begin() + shapes_.size()}};
+    const std::vector<mx::array> mapped = mapped_first(inputs, axes, stream());
+    const auto split = mapped.begin() + shapes_.size();
+    return {pin({mapped.begin(), split}, {split, mapped.end()}, stream()), std::vector<int>(shapes_.size(), 0)};
   }
 
   bool is_equivalent(const Primitive& other) const override {
@@ -91,6 +91,20 @@ std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vect
   std::vector<mx::array> inputs = values;
   inputs.insert(inputs.end(), after.begin(), after.end());
   return mx::array::make_arrays(shapes, dtypes, std::make_shared<Pin>(s, shapes), inputs);
+}
+
+std::vector<mx::array> mapped_first(const std::vector<mx::array>& inputs, const std::vector<int>& axes, mx::Stream s) {
+  int count = 1;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (axes[i] >= 0) count = inputs[i].shape(axes[i]);
+  }
+  std::vector<mx::array> result;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    mx::Shape shape = inputs[i].shape();
+    shape.insert(shape.begin(), count);
+    result.push_back(axes[i] >= 0 ? mx::moveaxis(inputs[i], axes[i], 0, s) : mx::broadcast_to(inputs[i], shape, s));
+  }
+  return result;
 }
 
 }  // namespace natten

@@ -17,4 +17,9 @@ namespace mx = mlx::core;
 ///   index tables in the trace belong to the shapes that were traced.
 std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vector<mx::array>& after, mx::Stream s);
 
+/// For vmap rules of nodes with several outputs: `inputs` with the mapped axis first, those that are not mapped
+/// (axis -1) repeated along it. A node whose outputs are mapped in part would not do: some of MLX's primitives fail on
+/// an input that is not mapped.
+std::vector<mx::array> mapped_first(const std::vector<mx::array>& inputs, const std::vector<int>& axes, mx::Stream s);
+
 }  // namespace natten

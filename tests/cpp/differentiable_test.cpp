@@ -163,10 +163,51 @@ TEST_F(Differentiable, NotEquivalentWhenTheProblemDiffers) {
   expect_close(results[1], run(query(), bias(), 3.0f));
 }
 
-TEST_F(Differentiable, RejectsATierThatReturnsSomethingElse) {
+// A tier without a primitive of its own: MLX operations, here with a vjp that doubles the true gradient of query, to
+// see that it is the one asked.
+Operation composed_affine() {
   Operation op = affine(2.0f);
-  op.run = [](const Problem&, const Arrays& a, mx::Stream) -> Arrays { return {mx::square(a[0])}; };
-  EXPECT_THROW(differentiable(op, {query(), bias()}, mx::default_stream(mx::Device::cpu)), std::runtime_error);
+  op.run = op.reference;
+  op.vjp = [](const Problem& p, const Arrays& inputs, const Arrays& cotangents, const std::vector<int>& argnums,
+              const Arrays&, mx::Stream s) {
+    Arrays all{mx::multiply(cotangents[0], mx::array(2.0f * static_cast<float>(p.scale)), s),
+               mx::reshape(mx::sum(cotangents[0], std::vector<int>{0, 1, 2, 3, 5}, false, s), inputs[1].shape(), s)};
+    Arrays wanted;
+    for (int arg : argnums) wanted.push_back(all[arg]);
+    return wanted;
+  };
+  return op;
+}
+Arrays run_composed(const Arrays& inputs) {
+  return differentiable(composed_affine(), inputs, mx::default_stream(mx::Device::cpu));
+}
+
+TEST_F(Differentiable, ATierMayComposeOperations) {
+  const mx::Stream s = mx::default_stream(mx::Device::cpu);
+  const mx::array q = query(), b = bias(), ones = mx::ones(kShape);
+  expect_close(run_composed({q, b})[0], reference(q, b, 2.0f, s));
+
+  const auto pulled = [](const Arrays& a) { return mx::vjp(run_composed, {a[0], a[1]}, {a[2]}).second; };
+  const Arrays gradients = pulled({q, b, ones});
+  expect_close(gradients[0], mx::full(kShape, 4.0f));
+  expect_close(gradients[1], mx::full({2, 1, 1, 1}, 48.0f));
+
+  const auto pushed = mx::jvp(run_composed, {q, b}, {ones, mx::zeros_like(b)}).second;
+  expect_close(pushed[0], mx::full(kShape, 2.0f));
+
+  const mx::array stacked = mx::stack({q, mx::negative(q)});
+  const auto map = [](const auto& function) { return mx::vmap(function, {0, -1, -1}); };
+  const Arrays mapped = map([](const Arrays& a) { return run_composed({a[0], a[1]}); })({stacked, b, ones});
+  expect_close(mx::take(mapped[0], 1, 0), reference(mx::negative(q), b, 2.0f, s));
+  const Arrays mapped_gradients = map(pulled)({stacked, b, ones});
+  expect_close(mx::take(mapped_gradients[0], 1, 0), mx::full(kShape, 4.0f));
+  expect_close(mx::take(mapped_gradients[1], 1, 0), mx::full({2, 1, 1, 1}, 48.0f));
+}
+
+TEST_F(Differentiable, ACompositionIsNotCompiledShapeless) {
+  EXPECT_ANY_THROW(mx::eval(mx::compile(run_composed, true)({query(), bias()})));
+  expect_close(mx::compile(run_composed)({query(), bias()})[0],
+               reference(query(), bias(), 2.0f, mx::default_stream(mx::Device::cpu)));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
 from oracle import Axis, Call, Geometry
 
 PER_AXIS = ("kernel_size", "stride", "dilation", "is_causal", "gna_stride")
@@ -64,8 +65,12 @@ class Case:
 
     def geometry(self) -> Geometry:
         axes = tuple(
-            Axis(length, *(getattr(self, name)[i] for name in ("kernel_size", "stride", "dilation")), self.gna_stride[i],
-                 self.is_causal[i])
+            Axis(
+                length,
+                *(getattr(self, name)[i] for name in ("kernel_size", "stride", "dilation")),
+                self.gna_stride[i],
+                self.is_causal[i],
+            )
             for i, length in enumerate(self.spatial)
         )
         return Geometry(axes, self.batch, self.lengths)
@@ -104,7 +109,10 @@ class Case:
 
         text = f"{self.rank}d-{per_axis(self.spatial)}-k{per_axis(self.kernel_size)}"
         for letter, values, default in (
-            ("s", self.stride, 1), ("d", self.dilation, 1), ("c", self.is_causal, 0), ("u", self.gna_stride, 1)
+            ("s", self.stride, 1),
+            ("d", self.dilation, 1),
+            ("c", self.is_causal, 0),
+            ("u", self.gna_stride, 1),
         ):
             if any(value != default for value in values):
                 text += f"-{letter}{per_axis(values)}"
@@ -163,6 +171,8 @@ TABLE: tuple[Case, ...] = (
     Case((64,), (31,), dim=33, heads=2),
     Case((19,), (5,), dim=257),  # above any fixed thread array
     Case((16, 17), (7, 7), dim=20, heads=2),
+    Case((24, 25), (9, 9), dim=32, rpb=True, is_causal=(True, False)),  # several blocks of the pure tier
+    Case((400,), (64,), dim=32, batch=2, lengths=((390,), (64,)), rpb=True),
 )
 
 HALF_TABLE: tuple[Case, ...] = tuple(
@@ -187,11 +197,20 @@ def axes(draw: st.DrawFn, longest: int) -> dict[str, Any]:
     kernel = draw(st.one_of(st.integers(1, length), st.integers(1, min(length, 5))))
     dilation = draw(st.integers(1, length // kernel))
     stride, share = draw(
-        st.one_of(st.just((1, 1)), st.tuples(st.integers(1, kernel), st.just(1)),
-                  st.tuples(st.just(1), st.integers(1, kernel)))
+        st.one_of(
+            st.just((1, 1)),
+            st.tuples(st.integers(1, kernel), st.just(1)),
+            st.tuples(st.just(1), st.integers(1, kernel)),
+        )
     )
-    return dict(spatial=length, kernel_size=kernel, dilation=dilation, stride=stride, gna_stride=share,
-                is_causal=draw(st.booleans()))
+    return {
+        "spatial": length,
+        "kernel_size": kernel,
+        "dilation": dilation,
+        "stride": stride,
+        "gna_stride": share,
+        "is_causal": draw(st.booleans()),
+    }
 
 
 @st.composite

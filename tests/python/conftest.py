@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 os.environ["NATTEN_STRICT"] = "1"  # before the library is imported; subprocess tests choose for themselves
 
-import mlx.core as mx  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "natten",

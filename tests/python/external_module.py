@@ -13,8 +13,9 @@ The contract, checked when the library loads the module. Each function but `supp
     av_backward_attn(problem, attn, value, lengths, dout) -> dattn
     av_backward_value(problem, attn, value, lengths, dout) -> dv
 
-`problem` is a dict; arrays are canonical, with three spatial axes; rpb and lengths may be None. This one is MLX
-operations on a dense mask, differentiated by MLX.
+`problem` is a dict; arrays are canonical, with three spatial axes; rpb and lengths may be None. What the functions
+return is either the outputs of one primitive or, as here, a composition of MLX operations that MLX can vmap: products
+with masks and one-hot tables, differentiated by MLX.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from oracle import Axis, dense_tables
 
 Problem = dict[str, Any]
@@ -48,8 +50,14 @@ def supports(problem: Problem) -> str | None:
 
 
 def _tables(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """mask, slot and bias index, each [queries, keys]"""
     names = ("length", "kernel_size", "stride", "dilation", "gna_stride", "is_causal")
     return dense_tables(tuple(Axis(*axis) for axis in zip(*(problem[name] for name in names), strict=True)))
+
+
+def _one_hot(index: np.ndarray, mask: np.ndarray, count: int) -> mx.array:
+    """[queries, keys, count], zero where there is no key"""
+    return mx.array(((index[..., None] == np.arange(count)) & mask[..., None]).astype(np.float32))
 
 
 def _grid(problem: Problem) -> tuple[int, ...]:
@@ -67,20 +75,20 @@ def _per_query_head(problem: Problem, x: mx.array) -> mx.array:
 
 
 def _dense_logits(problem: Problem, query: mx.array, key: mx.array, rpb: mx.array | None) -> mx.array:
+    """[B, H, queries, keys], not masked"""
     mask, _, bias_index = _tables(problem)
     s0, s1, s2 = problem["stride"]
-    logits = problem["scale"] * (
-        _flat(query[:, ::s0, ::s1, ::s2]) @ _per_query_head(problem, key).swapaxes(-1, -2)
-    )
+    logits = problem["scale"] * (_flat(query[:, ::s0, ::s1, ::s2]) @ _per_query_head(problem, key).swapaxes(-1, -2))
     if rpb is not None:
-        logits = logits + rpb.reshape(problem["heads"], -1)[:, mx.array(bias_index)]
-    return mx.where(mx.array(mask), logits, -mx.inf)
+        bias = rpb.reshape(problem["heads"], -1)
+        logits = logits + mx.einsum("he,qke->hqk", bias, _one_hot(bias_index, mask, bias.shape[1]))
+    return logits
 
 
 def _forward(
     problem: Problem, query: mx.array, key: mx.array, value: mx.array, rpb: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    logits = _dense_logits(problem, query, key, rpb)
+    logits = mx.where(mx.array(_tables(problem)[0]), _dense_logits(problem, query, key, rpb), -mx.inf)
     out = mx.softmax(logits, axis=-1) @ _per_query_head(problem, value)
     grid = _grid(problem)
     return out.swapaxes(1, 2).reshape(*grid, -1), mx.logsumexp(logits, axis=-1).swapaxes(1, 2).reshape(grid)
@@ -96,9 +104,7 @@ def forward(problem, query, key, value, rpb, lengths):
 def backward_query(problem, query, key, value, rpb, lengths, out, lse, dout, dlse):
     CALLS.append(("backward_query", problem))
     inputs = [query] if rpb is None else [query, rpb]
-    return mx.vjp(
-        lambda q, bias=None: _forward(problem, q, key, value, bias), inputs, [dout, dlse]
-    )[1]
+    return mx.vjp(lambda q, bias=None: _forward(problem, q, key, value, bias), inputs, [dout, dlse])[1]
 
 
 def backward_key_value(problem, query, key, value, rpb, lengths, out, lse, dout, dlse):
@@ -106,22 +112,16 @@ def backward_key_value(problem, query, key, value, rpb, lengths, out, lse, dout,
     return mx.vjp(lambda k, v: _forward(problem, query, k, v, rpb), [key, value], [dout, dlse])[1]
 
 
-def _key_of_slot(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Key of each slot and whether there is one, [queries, slots]."""
+def _slots(problem: Problem) -> mx.array:
+    """[queries, keys, slots]: which key stands in which slot"""
     mask, slot, _ = _tables(problem)
-    volume = prod(problem["kernel_size"])
-    keys, filled = np.zeros((len(mask), volume), np.int64), np.zeros((len(mask), volume), bool)
-    rows, columns = np.nonzero(mask)
-    keys[rows, slot[rows, columns]] = columns
-    filled[rows, slot[rows, columns]] = True
-    return keys, filled
+    return _one_hot(slot, mask, prod(problem["kernel_size"]))
 
 
 def _qk(problem: Problem, query: mx.array, key: mx.array, rpb: mx.array | None) -> mx.array:
-    keys, filled = _key_of_slot(problem)
-    dense = _dense_logits(problem, query, key, rpb)
-    index = mx.broadcast_to(mx.array(keys), (*dense.shape[:2], *keys.shape))
-    logits = mx.where(mx.array(filled), mx.take_along_axis(dense, index, axis=-1), -mx.inf)
+    slots = _slots(problem)
+    logits = mx.einsum("bhqk,qks->bhqs", _dense_logits(problem, query, key, rpb), slots)
+    logits = mx.where(slots.any(axis=1), logits, -mx.inf)
     return logits.swapaxes(1, 2).reshape(*_grid(problem), -1)
 
 
@@ -142,10 +142,10 @@ def qk_backward_key(problem, query, key, rpb, lengths, dlogits):
 
 
 def _av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
-    keys, filled = _key_of_slot(problem)
-    weights = mx.where(mx.array(filled), _flat(attn), 0.0)
-    values = _per_query_head(problem, value)[:, :, mx.array(keys)]  # [B, H, queries, slots, C]
-    return (weights[..., None] * values).sum(axis=-2).swapaxes(1, 2).reshape(*_grid(problem), -1)
+    slots = _slots(problem)
+    weights = mx.where(slots.any(axis=1), _flat(attn), 0.0)
+    out = mx.einsum("bhqs,qks->bhqk", weights, slots) @ _per_query_head(problem, value)
+    return out.swapaxes(1, 2).reshape(*_grid(problem), -1)
 
 
 def av(problem, attn, value, lengths):

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import natten_mlx
 import numpy as np
+
+import natten_mlx
 from cases import Case
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -41,11 +42,13 @@ def backend(name: str) -> Iterator[None]:
 
 
 def to_mlx(x: np.ndarray, dtype: str = "float32") -> mx.array:
-    return mx.array(np.asarray(x, np.float64), dtype=mx.float64).astype(DTYPES[dtype])
+    return mx.array(np.asarray(x, np.float64), dtype=mx.float64).astype(
+        DTYPES[dtype], stream=mx.cpu
+    )  # no GPU has float64
 
 
 def to_numpy(x: mx.array) -> np.ndarray:
-    return np.array(x.astype(mx.float64))
+    return np.array(x.astype(mx.float64, stream=mx.cpu))
 
 
 def rounded(arrays: Arrays, dtype: str) -> Arrays:

@@ -53,7 +53,7 @@ class Axis:
         return range(0, self.length, self.stride)
 
     def is_legal(self) -> bool:
-        return 1 <= self.kernel_size and self.kernel_size * self.dilation <= self.length
+        return self.kernel_size >= 1 and self.kernel_size * self.dilation <= self.length
 
 
 @cache
@@ -197,7 +197,7 @@ class Call:
         probs = weights / total[..., None]
         out = probs @ v
         lse = np.where(live[:, None], top + np.log(total), 0.0)
-        self._saved = dict(q=q, k=k, v=v, probs=probs, out=out, live=live, scale=np.float64(scale))
+        self._saved = {"q": q, "k": k, "v": v, "probs": probs, "out": out, "live": live, "scale": np.float64(scale)}
         return self._grid(out, self.geometry.output), self._grid(lse[..., None], self.geometry.output)[..., 0]
 
     def backward(self, dout: Array, dlse: Array | None = None) -> dict[str, Array]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+
 from cases import HALF_TABLE, TABLE, Case, calls
 from harness import (
     FORWARD_TOLERANCE,
@@ -22,7 +24,6 @@ from harness import (
     to_numpy,
     vjp,
 )
-from hypothesis import given
 
 
 def check_attention(case: Case) -> None:
@@ -206,7 +207,9 @@ def test_one_gradient_alone(tier: str, index: int) -> None:
     alone = mx.grad(loss, argnums=index)(*inputs)
     every = mx.grad(loss, argnums=list(range(4)))(*inputs)
     assert_near(alone, to_numpy(every[index]), 1e-6, names[index])
-    assert_near(alone, case.call(rounded(arrays, "float32")).backward(arrays["dout"], arrays["dlse"])[names[index]], 1e-4)
+    assert_near(
+        alone, case.call(rounded(arrays, "float32")).backward(arrays["dout"], arrays["dlse"])[names[index]], 1e-4
+    )
 
 
 def test_out_without_lse_and_lse_alone(tier: str) -> None:
@@ -227,8 +230,11 @@ def test_out_without_lse_and_lse_alone(tier: str) -> None:
     assert np.all(to_numpy(grads[2]) == 0)  # lse does not depend on value
 
 
-@pytest.mark.parametrize("dtypes", [("float16", "float32", "bfloat16"), ("float32", "bfloat16", "float16"),
-                                    ("bfloat16", "bfloat16", "float32")], ids="-".join)
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float16", "float32", "bfloat16"), ("float32", "bfloat16", "float16"), ("bfloat16", "bfloat16", "float32")],
+    ids="-".join,
+)
 def test_mixed_dtypes(tier: str, dtypes: tuple[str, str, str]) -> None:
     """Sums in float32; the result in query's dtype; each gradient in its input's."""
     case = Case((7, 6), (3, 3), heads=2, dim=8, rpb=True)

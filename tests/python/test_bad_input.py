@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import prod
 
 import mlx.core as mx
-import natten_mlx
 import numpy as np
 import pytest
+
+import natten_mlx
 from cases import Case
 from harness import assert_near, attention, options, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
 
@@ -66,8 +67,9 @@ def test_numpy_integers(integer: type) -> None:
     case = Case((9, 8), (3, 4), dilation=(2, 1), stride=(2, 3))
     arrays = rounded(case.arrays(), "float32")
     inputs = [to_mlx(arrays[name]) for name in ("query", "key", "value")]
-    out = natten_mlx.na2d(*inputs, *(tuple(integer(x) for x in xs)
-                                     for xs in (case.kernel_size, case.stride, case.dilation)))
+    out = natten_mlx.na2d(
+        *inputs, *(tuple(integer(x) for x in xs) for xs in (case.kernel_size, case.stride, case.dilation))
+    )
     assert_near(out, case.call(arrays).forward()[0], 1e-5)
 
 
@@ -208,7 +210,7 @@ def test_poison_in_the_split_form(tier: str, case: Case, poison: float) -> None:
 
 def test_nan_everywhere_does_not_crash(tier: str) -> None:
     case = Case((9, 8), (3, 4), heads=2, rpb=True, extra=2)
-    names, call = attention(case)
+    _, call = attention(case)
     inputs = [mx.full(shape, float("nan")) for shape in case.shapes().values()]
     results = [*call(*inputs), *vjp(call, inputs, [mx.ones((1, 9, 8, 2, 4)), mx.ones((1, 9, 8, 2))])]
     assert all(np.isnan(to_numpy(x)).all() for x in results[:2])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import natten_mlx
 import numpy as np
-import oracle
 import pytest
+
+import natten_mlx
+import oracle
 from cases import Case
 from harness import assert_near, attention, rounded, to_mlx, to_numpy, vjp
 

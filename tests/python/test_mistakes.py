@@ -9,12 +9,13 @@ import textwrap
 from pathlib import Path
 
 import mlx.core as mx
-import natten_mlx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+
+import natten_mlx
 from cases import Case
 from harness import assert_half_near, assert_near, attention, naive_attention, rounded, split_qk, to_mlx, to_numpy, vjp
-from mlx.utils import tree_flatten
 
 
 def check(case: Case, backward: bool = True) -> None:
@@ -51,8 +52,11 @@ def test_02_backward_of_a_non_square_kernel(tier: str, kernel: tuple[int, int]) 
     check(Case((5, 9, 8), (3, *kernel)))
 
 
-@pytest.mark.parametrize("case", [Case((150,), (127,), dim=4), Case((24, 23), (21, 19), dim=2),
-                                  Case((200,), (100,), gna_stride=(50,), dim=2)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case((150,), (127,), dim=4), Case((24, 23), (21, 19), dim=2), Case((200,), (100,), gna_stride=(50,), dim=2)],
+    ids=str,
+)
 def test_03_every_contributor_of_a_large_kernel_is_in_the_gradient(tier: str, case: Case) -> None:
     """A key in the middle is attended by K queries per axis, at a border by more."""
     check(case)
@@ -116,7 +120,7 @@ def test_07_additional_keys_with_stride(tier: str) -> None:
 
 def test_07_module_with_lengths_keeps_causal_stride_and_dropout(tier: str) -> None:
     mx.random.seed(0)
-    options = dict(kernel_size=3, stride=2, is_causal=True)
+    options = {"kernel_size": 3, "stride": 2, "is_causal": True}
     module = natten_mlx.NeighborhoodAttention1D(8, 2, **options, attn_drop=0.5)
     x, full = mx.random.normal((2, 9, 8)), mx.array([9, 9])
     module.eval()
@@ -193,8 +197,10 @@ def available_gib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
 
 
-@pytest.mark.skipif(os.environ.get("NATTEN_TEST_LARGE") != "1" or available_gib() < 14,
-                    reason="needs NATTEN_TEST_LARGE=1 and 14 GiB of free memory")
+@pytest.mark.skipif(
+    os.environ.get("NATTEN_TEST_LARGE") != "1" or available_gib() < 14,
+    reason="needs NATTEN_TEST_LARGE=1 and 14 GiB of free memory",
+)
 def test_10_strides_past_32_bits(tier: str) -> None:
     """Two samples more than 2^31 elements apart in one buffer."""
     distance, tokens, dim = 2**31 + 64, 12, 4
@@ -208,8 +214,10 @@ def test_10_strides_past_32_bits(tier: str) -> None:
     assert mx.array_equal(natten_mlx.na1d(view, view, view, 5), natten_mlx.na1d(dense, dense, dense, 5))
 
 
-@pytest.mark.skipif(os.environ.get("NATTEN_TEST_LARGE") != "1" or available_gib() < 14,
-                    reason="needs NATTEN_TEST_LARGE=1 and 14 GiB of free memory")
+@pytest.mark.skipif(
+    os.environ.get("NATTEN_TEST_LARGE") != "1" or available_gib() < 14,
+    reason="needs NATTEN_TEST_LARGE=1 and 14 GiB of free memory",
+)
 def test_10_more_than_two_to_the_31_elements(tier: str) -> None:
     """The output has 2^31 + 2^16 elements; the inputs are broadcast."""
     if tier == "pure":

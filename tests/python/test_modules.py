@@ -8,12 +8,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import natten_mlx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+
+import natten_mlx
 from cases import Case
 from harness import assert_near, to_numpy
-from mlx.utils import tree_flatten
 from oracle import Array
 
 RANKS = pytest.mark.parametrize("rank", [1, 2, 3])
@@ -33,13 +34,21 @@ def parameters(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def test_parameter_names_and_shapes(rank: int) -> None:
     kernel = KERNEL[rank]
     assert parameters(make(rank, 12, 3, kernel)) == {
-        "qkv.weight": (36, 12), "qkv.bias": (36,), "proj.weight": (12, 12), "proj.bias": (12,)
+        "qkv.weight": (36, 12),
+        "qkv.bias": (36,),
+        "proj.weight": (12, 12),
+        "proj.bias": (12,),
     }
     assert "qkv.bias" not in parameters(make(rank, 12, 3, kernel, qkv_bias=False))
     grouped = make(rank, 12, 4, kernel, num_kv_heads=2, rel_pos_bias=True)
     assert parameters(grouped) == {
-        "q_proj.weight": (12, 12), "q_proj.bias": (12,), "kv_proj.weight": (12, 12), "kv_proj.bias": (12,),
-        "proj.weight": (12, 12), "proj.bias": (12,), "rpb": (4, *(2 * k - 1 for k in kernel)),
+        "q_proj.weight": (12, 12),
+        "q_proj.bias": (12,),
+        "kv_proj.weight": (12, 12),
+        "kv_proj.bias": (12,),
+        "proj.weight": (12, 12),
+        "proj.bias": (12,),
+        "rpb": (4, *(2 * k - 1 for k in kernel)),
     }
     assert parameters(make(rank, 16, 4, kernel, num_kv_heads=1))["kv_proj.weight"] == (8, 16)
     # as many key heads as query heads are not grouped heads
@@ -100,9 +109,17 @@ def case_of(rank: int, options: dict[str, Any], batch: int = 2) -> Case:
     kernel = options.get("kernel_size", KERNEL[rank])
     kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
     return Case(
-        SPATIAL[rank], kernel, stride=(options.get("stride", 1),) * rank, dilation=(options.get("dilation", 1),) * rank,
-        is_causal=(options.get("is_causal", False),) * rank, gna_stride=(options.get("gna_stride", 1),) * rank,
-        batch=batch, heads=4, kv_heads=options.get("num_kv_heads", 4), dim=3, scale=options.get("qk_scale"),
+        SPATIAL[rank],
+        kernel,
+        stride=(options.get("stride", 1),) * rank,
+        dilation=(options.get("dilation", 1),) * rank,
+        is_causal=(options.get("is_causal", False),) * rank,
+        gna_stride=(options.get("gna_stride", 1),) * rank,
+        batch=batch,
+        heads=4,
+        kv_heads=options.get("num_kv_heads", 4),
+        dim=3,
+        scale=options.get("qk_scale"),
         rpb=options.get("rel_pos_bias", False),
     )
 
@@ -214,7 +231,7 @@ def test_a_few_training_steps(tier: str, rank: int, grouped: bool) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_save_and_load(tmp_path: Path, grouped: bool, suffix: str) -> None:
-    options = dict(num_kv_heads=2 if grouped else None, rel_pos_bias=True)
+    options = {"num_kv_heads": 2 if grouped else None, "rel_pos_bias": True}
     mx.random.seed(4)
     module, other = make(2, 16, 4, (3, 4), **options), make(2, 16, 4, (3, 4), **options)
     x = mx.random.normal((1, 6, 7, 16))

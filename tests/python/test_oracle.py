@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 from cases import Case
 from oracle import Axis
 

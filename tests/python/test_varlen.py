@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import mlx.core as mx
-import natten_mlx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import natten_mlx
 from cases import Case, calls
 from harness import (
     assert_near,
@@ -22,8 +25,6 @@ from harness import (
     to_numpy,
     vjp,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 OPTIONS = [
     Case((9,), (3,), batch=3, lengths=((3,), (9,), (6,))),
@@ -225,7 +226,9 @@ def test_lengths_in_a_compiled_training_step(tier: str) -> None:
 
     @mx.compile
     def gradient(lengths: mx.array, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        loss = lambda q: (natten_mlx.na1d(q, k, v, 3, lengths=lengths) * to_mlx(arrays["dout"])).sum()  # noqa: E731
+        def loss(q: mx.array) -> mx.array:
+            return (natten_mlx.na1d(q, k, v, 3, lengths=lengths) * to_mlx(arrays["dout"])).sum()
+
         return mx.grad(loss)(q)
 
     for lengths in ((9, 3), (4, 8), (9, 9)):
@@ -249,5 +252,11 @@ def test_half_types(tier: str) -> None:
 
 def test_options_name_lengths_once() -> None:
     assert set(options(OPTIONS[0], "scale")) == {
-        "kernel_size", "stride", "dilation", "is_causal", "gna_stride", "scale", "lengths"
+        "kernel_size",
+        "stride",
+        "dilation",
+        "is_causal",
+        "gna_stride",
+        "scale",
+        "lengths",
     }
