@@ -32,6 +32,13 @@ const char* type_name(FloatType type, Platform platform) {
   return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
 }
 
+/// FNV-1a.
+std::uint64_t hash_of(const std::string& text) {
+  std::uint64_t hash = 1469598103934665603u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  return hash;
+}
+
 std::vector<const char*> bodies(KernelId kernel) {
   using namespace text;
   switch (kernel) {
@@ -349,18 +356,15 @@ std::string Writer::call() const {
 KernelSource Writer::source() {
   arrays();
   const bool keys = holds_keys(kernel_);
-  const std::string numbers = constants();
-  std::uint64_t hash = 1469598103934665603u;  // FNV-1a
-  for (const char c : numbers) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  k_.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
+  for (const char* body : bodies(kernel_)) k_.header += body;
+  k_.source = call();
+  // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text.
   std::ostringstream name;
   name << "natten_" << kernel_name(kernel_) << '_';
   for (const ArraySpec& array : k_.inputs) name << short_name(array.type);
-  name << '_' << std::hex << hash;
+  name << '_' << std::hex << hash_of(k_.header + k_.source);
   k_.name = name.str();
-
-  k_.header = numbers + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  for (const char* body : bodies(kernel_)) k_.header += body;
-  k_.source = call();
   if (platform_ == Platform::cuda) {  // MLX has no place for launch bounds, but it does write the kernel's name
     const std::string generated = "custom_kernel_" + k_.name;
     k_.header += "#define " + generated + " __launch_bounds__(" + std::to_string(plan_.threads) + ", " +

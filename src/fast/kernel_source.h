@@ -42,7 +42,7 @@ struct ArraySpec {
 /// stands in `source`; then the outputs. Inputs may have any strides (ensure_row_contiguous = false) except `rpb` and
 /// `lengths`, which are dense; outputs are dense. The kernel writes every element of its outputs.
 /// There are no template arguments: the constants of an instance are macros at the top of `header`, and `name` is
-/// unique for header and input types.
+/// unique for header, source and input types.
 struct KernelSource {
   std::string name;
   std::vector<ArraySpec> inputs;
