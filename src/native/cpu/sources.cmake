@@ -3,7 +3,6 @@ set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
   ${NATTEN_CPU_DIR}/backward.cpp
-  ${NATTEN_CPU_DIR}/backward_pass.cpp
   ${NATTEN_CPU_DIR}/backward_plan.cpp
   ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
@@ -19,8 +18,10 @@ add_library(
   ${NATTEN_CPU_DIR}/row_ops.cpp
   ${NATTEN_CPU_DIR}/scratch.cpp
   ${NATTEN_CPU_DIR}/split.cpp
+  ${NATTEN_CPU_DIR}/split_tiled.cpp
   ${NATTEN_CPU_DIR}/target.cpp
-  ${NATTEN_CPU_DIR}/thread_pool.cpp)
+  ${NATTEN_CPU_DIR}/thread_pool.cpp
+  ${NATTEN_CPU_DIR}/tile_tasks.cpp)
 
 if(NOT TARGET hwy::hwy)
   find_package(hwy QUIET CONFIG)

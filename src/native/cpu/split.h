@@ -1,0 +1,27 @@
+// The tiled kernels of the split form. The six functions are three: products of a query with the keys of its window,
+// sums of a window's keys weighted by slot, and the transpose of that sum.
+#pragma once
+
+#include "native/cpu/tile_tasks.h"
+
+namespace natten::cpu::split {
+
+/// `keys` and `queries` have `dim` channels, `slots` one element per slot and query. Each kernel writes one of them.
+struct Call {
+  Tensor keys;
+  Tensor queries;
+  bool over_tokens;  ///< `queries` has a row per token, not per output position
+  Tensor slots;
+  std::int64_t dim;
+  float factor = 1.0f;
+  float empty = 0.0f;          ///< products: the value of empty slots
+  const float* rpb = nullptr;  ///< products: added to the slots
+  float* drpb = nullptr;       ///< sums: becomes the sum of the slots
+};
+
+// For problems that supports_tiles() accepts.
+void products(const AttentionInputs& inputs, const Call& call);  ///< writes slots
+void sums(const AttentionInputs& inputs, const Call& call);      ///< writes queries
+void key_sums(const AttentionInputs& inputs, const Call& call);  ///< writes keys
+
+}  // namespace natten::cpu::split

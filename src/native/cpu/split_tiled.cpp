@@ -1,0 +1,220 @@
+#include <limits>
+
+#include "native/cpu/split.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/split_tiled.cpp"
+#include "hwy/foreach_target.h"
+// Highway asks that these come after foreach_target.h.
+#include "hwy/highway.h"
+#include "native/cpu/dispatch.h"
+#include "native/cpu/tile_sweep-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace {
+
+/// What the three sweeps of the split form share: slots in memory, [query][slot].
+class SplitSweep : public TileSweep {
+ protected:
+  SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, backward::Wanted wanted)
+      : TileSweep(inputs.problem, task, wanted), inputs_(inputs), call_(call) {
+    widest_ = call.dim;
+  }
+
+  TensorRows slot_rows(const QueryRow& row, std::int64_t query, int slot) const {
+    TensorRows rows = query_rows(call_.slots, false, row.q0, row.q1, query, row.head);
+    rows.data += (row.slot + slot) * element_size(rows.type);
+    return rows;
+  }
+
+  /// scores[row][slot][lane], zeros in empty slots whatever stands in memory.
+  void load_scores(const Tile& tile, const QueryRow* rows, int count, int slot, int slots, float* scores) const {
+    const TileTag d;
+    const std::int64_t pitch = round_to(slots, kLanes);
+    for (int r = 0; r < count; ++r, scores += score_size_) {
+      load_tile(slot_rows(rows[r], tile.query, slot), tile, slots, buffer_, pitch);
+      transpose_in(buffer_, pitch, round_to(slots, 4), 1.0f, scores, kLanes);
+      for (int s = 0; s < slots && tile.is_masked; ++s) {
+        hn::Store(hn::IfThenZeroElse(empty_lanes(tile, slot + s), hn::Load(d, scores + s * kLanes)), d,
+                  scores + s * kLanes);
+      }
+    }
+  }
+
+  void point_to(float** pointers, const QueryRow* rows, int count, std::int64_t tile_start) const {
+    for (int r = 0; r < count; ++r) pointers[r] = rows[r].tiles + tile_start;
+  }
+
+  const AttentionInputs& inputs_;
+  const split::Call& call_;
+};
+
+/// slots = factor * x . row of the key in the slot, plus the position bias.
+class ProductsSweep final : public SplitSweep {
+ public:
+  ProductsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
+      : SplitSweep(inputs, call, task, {true, false}) {
+    keys_[0] = {&call.keys, call.dim};
+    tile_size_ = round_to(call.dim, 4) * kLanes;
+  }
+
+ private:
+  void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
+    const std::int64_t pitch = round_to(call_.dim, kLanes);
+    load_tile(query_rows(call_.queries, call_.over_tokens, q0, q1, tile.query, head), tile, call_.dim, buffer_, pitch);
+    transpose_in(buffer_, pitch, round_to(call_.dim, 4), call_.factor, to, kLanes);
+  }
+  void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, const float*) override {}
+
+  void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
+                std::int64_t block_row, bool) override {
+    const TileTag d;
+    point_to(pointers_[0], rows, count, tile_start);
+    call_tiles(kMultiply, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
+               scores_[0]);
+    const std::int64_t pitch = round_to(slots, kLanes);
+    const auto empty_value = hn::Set(d, call_.empty);
+    const Span owned = owned_of(tile);
+    for (int r = 0; r < count && size_of(owned) > 0; ++r) {
+      float* scores = scores_[0] + r * score_size_;
+      const float* bias = bias_of(call_.rpb, rows[r]);
+      for (int s = 0; s < slots && (bias != nullptr || tile.is_masked); ++s) {
+        auto score = hn::Load(d, scores + s * kLanes);
+        if (bias != nullptr) score = hn::Add(score, bias_lanes(tile, bias + slot + s));
+        if (tile.is_masked) score = hn::IfThenElse(empty_lanes(tile, slot + s), empty_value, score);
+        hn::Store(score, d, scores + s * kLanes);
+      }
+      transpose_out(scores, round_to(slots, 4), 1.0f, buffer_, pitch);
+      store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), slots,
+                 slot_rows(rows[r], owned.start, slot));
+    }
+  }
+};
+
+/// sum = factor * sum over slots of score * row of the key; the bias' gradient sums the scores.
+class SumsSweep final : public SplitSweep {
+ public:
+  SumsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
+      : SplitSweep(inputs, call, task, {true, false}) {
+    keys_[0] = {&call.keys, call.dim};
+    tile_size_ = round_to(call.dim, 4) * kLanes;
+  }
+
+ private:
+  void pack_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, float* to) override {
+    std::fill_n(to, tile_size_, 0.0f);
+  }
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
+    store_transposed(from, call_.dim, call_.factor, tile, call_.queries, call_.over_tokens, q0, q1, head);
+  }
+
+  void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
+                std::int64_t block_row, bool) override {
+    load_scores(tile, rows, count, slot, slots, scores_[0]);
+    for (int r = 0; r < count; ++r) add_bias_gradient(tile, rows[r], slot, slots, scores_[0] + r * score_size_);
+    point_to(pointers_[0], rows, count, tile_start);
+    call_tiles(kAddKeys, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
+               scores_[0]);
+  }
+};
+
+/// The transpose of the above: at a key, factor * sum over the queries that attend it of score * query.
+class KeySumsSweep final : public SplitSweep {
+ public:
+  KeySumsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
+      : SplitSweep(inputs, call, task, {false, true}), pitch_(round_to(call.dim, kLanes)) {
+    dkeys_[0] = {&call.keys, call.dim};
+    tile_size_ = pitch_ * kLanes;
+  }
+
+ private:
+  void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
+    const TileTag d;
+    load_tile(query_rows(call_.queries, call_.over_tokens, q0, q1, tile.query, head), tile, call_.dim, to, pitch_);
+    const auto factor = hn::Set(d, call_.factor);
+    for (std::int64_t c = 0; c < tile_size_; c += kLanes) hn::Store(hn::Mul(factor, hn::Load(d, to + c)), d, to + c);
+  }
+  void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, const float*) override {}
+
+  void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
+                std::int64_t block_row, bool owned_key) override {
+    if (!owned_key) return;
+    load_scores(tile, rows, count, slot, slots, scores_[0]);
+    point_to(pointers_[0], rows, count, tile_start);
+    call_keys(tile, scores_[0], pointers_[0], count, slots, summed_keys(0, tile, block_row) + slot * pitch_, pitch_);
+  }
+
+  const std::int64_t pitch_;
+};
+
+void run_products(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
+  ProductsSweep(inputs, call, task).run();
+}
+void run_sums(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
+  SumsSweep(inputs, call, task).run();
+}
+void run_key_sums(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
+  KeySumsSweep(inputs, call, task).run();
+}
+
+}  // namespace
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace natten::cpu {
+
+HWY_EXPORT(run_products);
+HWY_EXPORT(run_sums);
+HWY_EXPORT(run_key_sums);
+
+namespace split {
+namespace {
+
+double flops_of(const Problem& p, const Call& call) {
+  return 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) * static_cast<double>(p.kernel_volume() * call.dim);
+}
+
+}  // namespace
+
+void products(const AttentionInputs& inputs, const Call& call) {
+  const Problem& p = inputs.problem;
+  const bool has_empty_slots = p.axes[0].is_causal || p.axes[1].is_causal || p.axes[2].is_causal;
+  const Grid outputs = output_grid(p);
+  if (has_empty_slots) backward::fill(call.slots, outputs, p.heads, p.kernel_volume(), call.empty);
+  if (inputs.lengths != nullptr) {
+    backward::fill(call.slots, outputs, p.heads, p.kernel_volume(), 0.0f, [&](std::int64_t batch, const Place& output) {
+      const Sample sample = sample_of(p, inputs.lengths, batch);
+      bool inside = sample.is_legal;
+      for (int a = 0; a < kAxes; ++a) inside &= output[a] * p.axes[a].stride < sample.axes[a].length;
+      return !inside;
+    });
+  }
+  backward::run_tasks(inputs, flops_of(p, call), nullptr, [&](const backward::Task& task) {
+    NATTEN_DISPATCH(run_products)(inputs, call, task);
+  });
+}
+
+void sums(const AttentionInputs& inputs, const Call& call) {
+  const Problem& p = inputs.problem;
+  const bool is_strided = p.axes[0].stride * p.axes[1].stride * p.axes[2].stride > 1;
+  if ((call.over_tokens && is_strided) || inputs.lengths != nullptr) {
+    backward::fill(call.queries, call.over_tokens ? token_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
+  }
+  backward::run_tasks(inputs, flops_of(p, call), call.drpb, [&](const backward::Task& task) {
+    NATTEN_DISPATCH(run_sums)(inputs, call, task);
+  });
+}
+
+void key_sums(const AttentionInputs& inputs, const Call& call) {
+  const Problem& p = inputs.problem;
+  if (inputs.lengths != nullptr) backward::fill(call.keys, token_grid(p), p.kv_heads, call.dim, 0.0f);
+  backward::run_tasks(inputs, flops_of(p, call), nullptr, [&](const backward::Task& task) {
+    NATTEN_DISPATCH(run_key_sums)(inputs, call, task);
+  });
+}
+
+}  // namespace split
+}  // namespace natten::cpu
+#endif  // HWY_ONCE
