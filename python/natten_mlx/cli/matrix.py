@@ -44,15 +44,9 @@ def table(matrix: dict[str, Any]) -> Any:
 
     rows = list(matrix.values())
     add("available here", *("[green]yes[/]" if row["available"] else f"[yellow]no[/]: {row['reason']}" for row in rows))
-    for field in ("forward", "backward", "fusion", "varlen"):
-        add(field, *(_coverage(row[field]) for row in rows))
+    for field in ("forward", "backward", "varlen"):
+        add(field, *(", ".join(name for name, covered in row[field].items() if covered) or "-" for row in rows))
+    add("fusion", *("yes" if row["fusion"] else "no" for row in rows))
     for field in ("devices", "dtypes"):
         add(field, *(", ".join(row[field]) for row in rows))
     return result
-
-
-def _coverage(value: Any) -> str:
-    """`{"na1d": True, ...}` as the names that are true."""
-    if isinstance(value, dict):
-        return ", ".join(name for name, covered in value.items() if covered) or "-"
-    return str(value)
