@@ -93,7 +93,7 @@ std::vector<KernelOf> kernels_of(const Problem& problem) {
   av.op = Op::av;
   av.head_dim = 0;
   av.has_rpb = false;
-  return {
+  std::vector<KernelOf> kernels = {
       {KernelId::forward, attention},
       {KernelId::delta, attention},
       {KernelId::backward_query, attention},
@@ -105,6 +105,8 @@ std::vector<KernelOf> kernels_of(const Problem& problem) {
       {KernelId::av_backward_attn, av},
       {KernelId::av_backward_value, av},
   };
+  if (problem.has_rpb) kernels.push_back({KernelId::rpb_sum, attention});
+  return kernels;
 }
 
 std::vector<Case> cases() {

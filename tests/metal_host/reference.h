@@ -17,6 +17,7 @@ struct Arrays {
   Values attn;                        ///< Op::av
   Values out, lse, delta;             ///< as given to the backward
   Values dout, dlse, dlogits;         ///< cotangents
+  Values partials;                    ///< of the gradient of rpb, [parts, like rpb]
   std::vector<std::int32_t> lengths;  ///< [B, 3]
 };
 

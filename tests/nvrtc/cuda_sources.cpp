@@ -1,0 +1,24 @@
+// Writes the CUDA source of every kernel of the case table, as MLX would hand it to NVRTC, into the given folder.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "cases.h"
+#include "kernel_text.h"
+
+int main(int argc, char** argv) {
+  using namespace natten;
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+    return 2;
+  }
+  const std::filesystem::path folder = argv[1];
+  std::filesystem::create_directories(folder);
+  for (const metal_host::Case& test : metal_host::cases()) {
+    for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {
+      const auto source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::cuda);
+      const std::string name = test.name + "_" + fast::kernel_name(kernel.id);
+      std::ofstream(folder / (name + ".cu")) << metal_host::cuda_text(source).text;
+    }
+  }
+}

@@ -1,0 +1,80 @@
+"""Compiles every CUDA kernel that the tests use, for every GPU generation that is supported. Exits with 1 on an error.
+
+    python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
+
+Runs without a GPU and without the CUDA toolkit. What compiled once is remembered, by the hash of its text, in
+$XDG_CACHE_HOME/natten-mlx/nvrtc (NATTEN_NVRTC_CACHE replaces that folder).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nvrtc
+
+ARCHITECTURES = ("sm_80", "sm_90a")  # Ampere and Hopper
+
+BROKEN = {
+    "an unknown name": "__global__ void k(float* y) { y[0] = unknown; }",
+    "too much shared memory": "__global__ void k(float* y) { __shared__ float x[20000]; x[threadIdx.x] = 1; y[0] = *x; }",
+    "a wrong instruction": '__global__ void k(float* y) { asm("ex3.approx.f32 %0, %0;" : "+f"(y[0])); }',
+}
+
+
+def cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("NATTEN_NVRTC_CACHE") or Path(home) / "natten-mlx" / "nvrtc")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check(job: tuple[str, str, str]) -> str:
+    """Compiles one (name, text, architecture). Returns the compiler's messages, empty when it succeeded."""
+    name, text, architecture = job
+    seen = cache_folder() / hashlib.sha256(f"{nvrtc.version()}\n{architecture}\n{text}".encode()).hexdigest()
+    if seen.exists():
+        return ""
+    result = nvrtc.compile_cuda(text, architecture, f"{name}.cu")
+    if not result.ok:
+        return f"{name} for {architecture}:\n{result.log or 'no code, and no message'}"
+    seen.touch()
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", help="writes the sources into the folder that is its argument")
+    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--only", default="*", help="names of kernels, for example '2d_*_forward'")
+    arguments = parser.parse_args()
+
+    for what, text in BROKEN.items():
+        for architecture in ARCHITECTURES:
+            if nvrtc.compile_cuda(text, architecture).ok:
+                print(f"The gate is open: it let {what} pass for {architecture}.", file=sys.stderr)
+                return 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([arguments.program, folder], check=True)
+        sources = {
+            path.stem: path.read_text(encoding="ascii") for path in sorted(Path(folder).glob(f"{arguments.only}.cu"))
+        }
+    unique = {text: name for name, text in reversed(sources.items())}
+    jobs = [(name, text, architecture) for architecture in ARCHITECTURES for text, name in unique.items()]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        complaints = [complaint for complaint in pool.map(check, jobs, chunksize=4) if complaint]
+    print(f"NVRTC {nvrtc.version()}: {len(unique)} kernels for {', '.join(ARCHITECTURES)}, {len(complaints)} rejected.")
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints or not jobs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
