@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("doctor", "matrix", "explain", "show", "bench")
+COMMANDS = ("doctor", "matrix", "explain", "show", "bench", "profile")
 
 
 class InputError(ValueError):

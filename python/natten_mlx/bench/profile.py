@@ -1,0 +1,177 @@
+"""One call taken apart: what runs it, what it must cost, what it does cost, and what would make it faster."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+import natten_mlx
+from natten_mlx import _ext
+from natten_mlx.bench import cost
+from natten_mlx.bench.calls import Call, differentiated, function, inputs, normal
+from natten_mlx.bench.cases import FORWARD, GRAD_QUERY, STEP, Case
+from natten_mlx.bench.machine import Limits
+from natten_mlx.bench.measure import once
+
+DOMINATED = 0.5
+"""A part of the time from which a hint is given."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a call, in seconds (median), with what the machine's limits would allow."""
+
+    name: str
+    seconds: float
+    bound: cost.Roofline | None = None
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that `natten-mlx profile` prints."""
+
+    case: Case
+    explanation: natten_mlx.support_matrix.Explanation
+    fma_rate: float
+    copy_rate: float
+    waste: float
+    """Part of the window's slots that hold no key (causal windows near the start)."""
+    border: float
+    """Part of the queries whose window is shifted or cut by a border."""
+    stages: list[Stage]
+    hints: list[str] = field(default_factory=list)
+
+
+def _median(call: Callable[[], object], seconds: float) -> float:
+    """Of as many runs as fit into `seconds`, three at least."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 200):
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def _evaluated(call: Call) -> Callable[[], object]:
+    return lambda: once(call)
+
+
+def _calls(case: Case, arrays: list[mx.array]) -> dict[str, Call]:
+    """A call for each direction."""
+    run = function(case)
+    out = run(*arrays)
+    cotangent = normal(out.shape, len(arrays), case.dtype)
+    mx.eval(arrays, cotangent)
+    return {direction: differentiated(run, arrays, direction, cotangent) for direction in case.directions}
+
+
+def _smallest(case: Case) -> Case:
+    """The same call on the least input: all that is left is its fixed cost."""
+    dilation = case.dilation if isinstance(case.dilation, tuple) else (case.dilation,) * case.rank
+    spatial = tuple(k * d for k, d in zip((1,) * case.rank, dilation, strict=True))
+    return Case("smallest", (1, *spatial, 1, 1), 1, dilation=case.dilation, dtype=case.dtype, form=case.form)
+
+
+def _borders(case: Case) -> float:
+    """Part of the queries whose window, on some axis, a border shifts or cuts."""
+    interior = 1.0
+    for length, kernel, dilation in zip(case.shape[1:-2], case.kernel, _spread(case), strict=True):
+        interior *= max(0, length - (kernel - 1) * dilation) / length
+    return 1.0 - interior
+
+
+def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = None, seconds: float = 0.5) -> Profile:
+    """Measures the case on the chosen tier. `seconds` are spent on each stage, about."""
+    arrays = inputs(case, kv_heads, value_dim)
+    names = {"fused": "attention", "split": "qk", "qk": "qk"}
+    query, key, value = arrays
+    explanation = natten_mlx.explain(query, key, value, op=names[case.form], **case.neighborhood())  # validates, too
+    size = cost.size(case, kv_heads, value_dim)
+    limits = Limits()
+
+    smallest = _calls(_smallest(case), inputs(_smallest(case)))
+    fixed = {direction: _median(_evaluated(call), seconds / 5) for direction, call in smallest.items()}
+    calls = _calls(case, arrays)
+    whole: dict[str, float] = {}
+    for direction, call in calls.items():
+        once(call)
+        limits.sample_fma()
+        whole[direction] = _median(_evaluated(call), seconds)
+    limits.sample_copy()
+    fma, copy = statistics.median(limits.fma_rates), statistics.median(limits.copy_rates)
+
+    graph = _median(calls[FORWARD], seconds / 5)
+    stages = [Stage("graph: validation, choice of tier, nodes", graph)]
+    labels = {FORWARD: "forward", GRAD_QUERY: "forward and dquery", STEP: "forward and every gradient"}
+    for direction, measured in whole.items():
+        operations = cost.flops(case.form, direction, size)
+        moved = cost.compulsory_bytes(case.form, direction, size)
+        bound = cost.roofline(operations, moved, fma, copy, fixed[direction])
+        stages.append(Stage(labels.get(direction, direction), measured, bound, operations, moved))
+    stages += _split_stages(case, arrays, seconds)
+
+    slots = math.prod(case.kernel) * size.queries
+    result = Profile(case, explanation, fma, copy, 1.0 - size.pairs / slots, _borders(case), stages)
+    result.hints.extend(_hints(result, size))
+    return result
+
+
+def _split_stages(case: Case, arrays: list[mx.array], seconds: float) -> list[Stage]:
+    """The split form tells its parts."""
+    if case.form != "split":
+        return []
+    options = case.neighborhood()
+    qk, av = (getattr(natten_mlx, f"{case.function}_{name}") for name in ("qk", "av"))
+    logits = qk(*arrays[:2], **options)
+    weights = mx.softmax(logits, axis=-1, precise=True)
+    mx.eval(logits, weights)
+    parts: dict[str, Call] = {
+        "  of the forward: qk": lambda: [qk(*arrays[:2], **options)],
+        "  of the forward: softmax": lambda: [mx.softmax(logits, axis=-1, precise=True)],
+        "  of the forward: av": lambda: [av(weights, arrays[2], **options)],
+    }
+    return [Stage(name, _median(_evaluated(call), seconds / 3)) for name, call in parts.items()]
+
+
+def _hints(found: Profile, size: cost.Size) -> list[str]:
+    """What would make this call faster, most weighty first."""
+    case, tier = found.case, found.explanation.tier
+    hints = [f"{name} declined: {reason}" for name, reason in found.explanation.declined.items()]
+    forward = next(stage for stage in found.stages if stage.name == "forward")
+    if tier == "pure":
+        hints.append("the tier pure is plain MLX operations; a compiled tier is many times faster where it can run")
+    if forward.bound is not None and forward.bound.dispatch > DOMINATED * forward.seconds:
+        hints.append("the fixed cost of a call dominates: put more samples or heads into one call")
+    if mx.default_device().type == mx.DeviceType.cpu:
+        lanes = _ext.float_lanes()
+        for name, dim in (("head dim", size.head_dim), ("value dim", size.value_dim)):
+            if dim % lanes:
+                hints.append(f"{name} {dim} is no multiple of the {lanes} vector lanes: pad it, or choose another")
+        if case.dtype == "float64":
+            hints.append("float64 runs on the tier pure only")
+    if case.form == "split":
+        hints.append("the split form writes and reads its logits and weights: the fused call does not")
+    if found.waste > 0.1:
+        hints.append(
+            f"{100 * found.waste:.0f}% of the window's slots hold no key, because of causal axes near the start"
+        )
+    if found.border > DOMINATED:
+        hints.append(f"{100 * found.border:.0f}% of the queries are near a border: the kernel is large here")
+    covers = all(k * d == n for k, d, n in zip(case.kernel, _spread(case), case.shape[1:-2], strict=True))
+    if covers and not case.is_causal and all(d == 1 for d in _spread(case)):
+        hints.append("the window covers the whole input: this is dense attention")
+    if forward.bound is not None and forward.bound.bound == "memory" and case.dtype == "float32":
+        hints.append("bound by memory: float16 or bfloat16 inputs halve the bytes")
+    return hints or ["nothing stands out"]
+
+
+def _spread(case: Case) -> tuple[int, ...]:
+    return case.dilation if isinstance(case.dilation, tuple) else (case.dilation,) * case.rank
