@@ -2,8 +2,6 @@
 
 #include <nanobind/stl/string.h>
 
-#include <nanobind/stl/string.h>
-
 #include <limits>
 #include <string>
 #include <vector>

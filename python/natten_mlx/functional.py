@@ -67,8 +67,23 @@ def na1d(
         ValueError: shapes, dtypes or parameters that do not fit, with "[na1d]" in front.
     """
     out, lse = _ext.attention(
-        "na1d", 1, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        additional_keys, additional_values, gna_stride, rpb, lengths, "lengths", stream,
+        "na1d",
+        1,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        additional_keys,
+        additional_values,
+        gna_stride,
+        rpb,
+        lengths,
+        "lengths",
+        stream,
     )
     return (out, lse) if return_lse else out
 
@@ -126,9 +141,7 @@ def na1d_av(
     Raises:
         ValueError: arguments that do not fit, with "[na1d_av]" in front.
     """
-    return _ext.av(
-        "na1d_av", 1, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream
-    )
+    return _ext.av("na1d_av", 1, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
 
 
 def na1d_varlen(
@@ -150,8 +163,8 @@ def na1d_varlen(
 
     Args:
         query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na1d.
-        seq_lens: [B] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample is
-            computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
+        seq_lens: [B] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
+            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
             nothing.
 
     Returns:
@@ -162,8 +175,23 @@ def na1d_varlen(
             mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
     """
     out, lse = _ext.attention(
-        "na1d_varlen", 1, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        None, None, gna_stride, None, seq_lens, "seq_lens", stream,
+        "na1d_varlen",
+        1,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        None,
+        None,
+        gna_stride,
+        None,
+        seq_lens,
+        "seq_lens",
+        stream,
     )
     return (out, lse) if return_lse else out
 
@@ -212,8 +240,23 @@ def na2d(
         ValueError: shapes, dtypes or parameters that do not fit, with "[na2d]" in front.
     """
     out, lse = _ext.attention(
-        "na2d", 2, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        additional_keys, additional_values, gna_stride, rpb, lengths, "lengths", stream,
+        "na2d",
+        2,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        additional_keys,
+        additional_values,
+        gna_stride,
+        rpb,
+        lengths,
+        "lengths",
+        stream,
     )
     return (out, lse) if return_lse else out
 
@@ -271,9 +314,7 @@ def na2d_av(
     Raises:
         ValueError: arguments that do not fit, with "[na2d_av]" in front.
     """
-    return _ext.av(
-        "na2d_av", 2, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream
-    )
+    return _ext.av("na2d_av", 2, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
 
 
 def na2d_varlen(
@@ -295,8 +336,8 @@ def na2d_varlen(
 
     Args:
         query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na2d.
-        spatial_sizes: [B, 2] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample is
-            computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
+        spatial_sizes: [B, 2] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
+            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
             nothing.
 
     Returns:
@@ -307,8 +348,23 @@ def na2d_varlen(
             mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
     """
     out, lse = _ext.attention(
-        "na2d_varlen", 2, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        None, None, gna_stride, None, spatial_sizes, "spatial_sizes", stream,
+        "na2d_varlen",
+        2,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        None,
+        None,
+        gna_stride,
+        None,
+        spatial_sizes,
+        "spatial_sizes",
+        stream,
     )
     return (out, lse) if return_lse else out
 
@@ -357,8 +413,23 @@ def na3d(
         ValueError: shapes, dtypes or parameters that do not fit, with "[na3d]" in front.
     """
     out, lse = _ext.attention(
-        "na3d", 3, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        additional_keys, additional_values, gna_stride, rpb, lengths, "lengths", stream,
+        "na3d",
+        3,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        additional_keys,
+        additional_values,
+        gna_stride,
+        rpb,
+        lengths,
+        "lengths",
+        stream,
     )
     return (out, lse) if return_lse else out
 
@@ -416,9 +487,7 @@ def na3d_av(
     Raises:
         ValueError: arguments that do not fit, with "[na3d_av]" in front.
     """
-    return _ext.av(
-        "na3d_av", 3, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream
-    )
+    return _ext.av("na3d_av", 3, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
 
 
 def na3d_varlen(
@@ -440,8 +509,8 @@ def na3d_varlen(
 
     Args:
         query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na3d.
-        spatial_sizes: [B, 3] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample is
-            computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
+        spatial_sizes: [B, 3] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
+            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
             nothing.
 
     Returns:
@@ -452,7 +521,22 @@ def na3d_varlen(
             mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
     """
     out, lse = _ext.attention(
-        "na3d_varlen", 3, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-        None, None, gna_stride, None, spatial_sizes, "spatial_sizes", stream,
+        "na3d_varlen",
+        3,
+        query,
+        key,
+        value,
+        kernel_size,
+        stride,
+        dilation,
+        is_causal,
+        scale,
+        None,
+        None,
+        gna_stride,
+        None,
+        spatial_sizes,
+        "spatial_sizes",
+        stream,
     )
     return (out, lse) if return_lse else out

@@ -7,9 +7,7 @@ import mlx.core as mx
 from natten_mlx import _ext
 
 
-def merge_attentions(
-    outputs: Sequence[mx.array], lse_tensors: Sequence[mx.array]
-) -> tuple[mx.array, mx.array]:
+def merge_attentions(outputs: Sequence[mx.array], lse_tensors: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
     """Join attentions of the same queries over disjoint key sets into the attention over their union.
 
     Args:

@@ -45,7 +45,9 @@ class _NeighborhoodAttention(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"[{name}] embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
         if num_heads % num_kv_heads:
-            raise ValueError(f"[{name}] num_heads must be divisible by num_kv_heads, got {num_heads} and {num_kv_heads}")
+            raise ValueError(
+                f"[{name}] num_heads must be divisible by num_kv_heads, got {num_heads} and {num_kv_heads}"
+            )
         for label, rate in (("attn_drop", attn_drop), ("proj_drop", proj_drop)):
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"[{name}] {label} must be in [0, 1), got {rate!r}")

@@ -44,9 +44,7 @@ struct Problem {
   bool operator==(const Problem&) const = default;
 
   std::int64_t tokens() const { return axes[0].length * axes[1].length * axes[2].length; }
-  std::int64_t kernel_volume() const {
-    return axes[0].kernel_size * axes[1].kernel_size * axes[2].kernel_size;
-  }
+  std::int64_t kernel_volume() const { return axes[0].kernel_size * axes[1].kernel_size * axes[2].kernel_size; }
   std::int64_t queries() const {
     std::int64_t count = 1;
     for (const Axis& axis : axes) count *= output_length(axis.length, axis.stride);

@@ -23,7 +23,9 @@ ARCHITECTURES = ("sm_80", "sm_90a")  # Ampere and Hopper
 
 BROKEN = {
     "an unknown name": "__global__ void k(float* y) { y[0] = unknown; }",
-    "too much shared memory": "__global__ void k(float* y) { __shared__ float x[20000]; x[threadIdx.x] = 1; y[0] = *x; }",
+    "too much shared memory": (
+        "__global__ void k(float* y) { __shared__ float x[20000]; x[threadIdx.x] = 1; y[0] = *x; }"
+    ),
     "a wrong instruction": '__global__ void k(float* y) { asm("ex3.approx.f32 %0, %0;" : "+f"(y[0])); }',
 }
 

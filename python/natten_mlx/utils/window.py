@@ -14,10 +14,9 @@ _starts = np.vectorize(_ext.window_start, otypes=[np.int64, np.int64])
 
 
 def _check_neighborhood(kernel_size: Any, neighborhood_size: Any) -> None:
-    if np.any(np.asarray(neighborhood_size) != np.asarray(kernel_size) // 2):
-        raise ValueError(
-            f"[window] neighborhood_size must be kernel_size // 2 = {np.asarray(kernel_size) // 2}, got {neighborhood_size}"
-        )
+    expected = np.asarray(kernel_size) // 2
+    if np.any(np.asarray(neighborhood_size) != expected):
+        raise ValueError(f"[window] neighborhood_size must be kernel_size // 2 = {expected}, got {neighborhood_size}")
 
 
 def _plain(values: Any) -> Any:

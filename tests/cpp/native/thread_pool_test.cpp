@@ -13,7 +13,9 @@
 #include <vector>
 
 // ThreadSanitizer by default ends a forked child that starts threads.
-extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+extern "C" const char* __tsan_default_options() {
+  return "die_after_fork=0";
+}
 
 namespace natten::cpu {
 namespace {
