@@ -125,7 +125,7 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def select(patterns: Sequence[str], cases: Sequence[Case] = CASES) -> list[Case]:
+def select(patterns: Sequence[str]) -> list[Case]:
     """The cases whose name or group matches one of `patterns` (shell wildcards), in the table's order.
 
     Raises:
@@ -134,13 +134,13 @@ def select(patterns: Sequence[str], cases: Sequence[Case] = CASES) -> list[Case]
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {
-            case.name for case in cases if any(fnmatch.fnmatchcase(n, pattern) for n in (case.name, *case.groups))
+            case.name for case in CASES if any(fnmatch.fnmatchcase(n, pattern) for n in (case.name, *case.groups))
         }
         if not matching:
-            groups = sorted({group for case in cases for group in case.groups})
+            groups = sorted({group for case in CASES for group in case.groups})
             raise ValueError(
                 f"no case or group matches {pattern!r}. Groups: {', '.join(groups)}. "
-                f"Cases: {', '.join(case.name for case in cases)}"
+                f"Cases: {', '.join(case.name for case in CASES)}"
             )
         chosen |= matching
-    return [case for case in cases if case.name in chosen]
+    return [case for case in CASES if case.name in chosen]

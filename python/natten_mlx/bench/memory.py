@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
 
 from natten_mlx.bench.calls import make_call, on_tier
-from natten_mlx.bench.cases import CASES, Case
+from natten_mlx.bench.cases import Case
 
 
 def peak_bytes() -> int:
@@ -55,8 +57,8 @@ def extra_bytes(case: Case, direction: str, tier: str) -> int:
 
 
 def measure(case: Case, direction: str, tier: str, timeout: float = 30) -> float | None:
-    """MiB of a case of the table, in a process of its own; None where it fails or takes too long."""
-    command = [sys.executable, "-m", "natten_mlx.bench.memory", case.name, direction, tier]
+    """MiB, in a process of its own; None where it fails or takes too long."""
+    command = [sys.executable, "-m", "natten_mlx.bench.memory", json.dumps(asdict(case)), direction, tier]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
         return int(done.stdout) / 2**20
@@ -65,5 +67,5 @@ def measure(case: Case, direction: str, tier: str, timeout: float = 30) -> float
 
 
 if __name__ == "__main__":
-    name, direction, tier = sys.argv[1:]
-    print(extra_bytes(next(case for case in CASES if case.name == name), direction, tier))
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(sys.argv[1]).items()}
+    print(extra_bytes(Case(**fields), *sys.argv[2:]))

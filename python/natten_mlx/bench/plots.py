@@ -23,6 +23,28 @@ def figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
+def scaling(report: Report, path: str) -> None:
+    """One panel per axis of the study, log-log, with fitted slopes; dense attention dashed."""
+    panels = list(dict.fromkeys(series["panel"] for series in report["series"]))
+    columns = 3
+    drawn = figure(figsize=(4.4 * columns, 3.4 * -(-len(panels) // columns)))
+    grid = drawn.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid, panels, strict=False):
+        mine = [series for series in report["series"] if series["panel"] == panel]
+        for index, series in enumerate(mine):
+            xs, ys = zip(*((point["x"], point["y"]) for point in series["points"]), strict=True)
+            label = f"{series['label']}: slope {series['slope']:.2f}"
+            style = "--" if series["dense"] else "-"
+            axes.plot(xs, ys, style, marker="o", markersize=3, color=f"C{index}", label=label)
+        axes.set(xscale="log", yscale="log", xlabel=mine[0]["x_label"], ylabel=mine[0]["y_label"])
+        axes.set_title(panel, fontsize=9)
+        axes.legend(fontsize=6)
+        axes.grid(alpha=0.3, which="both")
+    drawn.savefig(path, dpi=110)
+
+
 def roofline(report: Report, path: str) -> None:
     """Rates of every timed row against operations per byte, below the limits of the machine."""
     drawn = figure(figsize=(8.5, 5))

@@ -1,0 +1,46 @@
+"""Makes the guardrails' thresholds of reports that `natten-mlx bench guardrail --json` wrote.
+
+Several reports of each direction show how much the ratios vary: a floor is a part of the lowest one, and the stored
+ratios of the release are the medians.
+
+    for i in 1 2 3; do for d in forward backward; do
+      natten-mlx bench guardrail --direction $d --json $d$i.json
+    done; done
+    python benchmarks/record_thresholds.py forward?.json backward?.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from natten_mlx.bench import guardrail
+from natten_mlx.bench.report import read_json
+from natten_mlx.bench.table import WRONG
+
+THRESHOLDS = Path(__file__).resolve().parent.parent / "python" / "natten_mlx" / "bench" / "thresholds.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", metavar="JSON")
+    parser.add_argument("--part", type=float, default=0.5, help="of the lowest ratio seen: the floor (default: 0.5)")
+    parser.add_argument("--margin", type=float, default=0.5, help="of the release's ratio that must be reached")
+    parser.add_argument("--output", type=Path, default=THRESHOLDS)
+    args = parser.parse_args()
+    try:
+        reports = [read_json(path, "guardrail") for path in args.reports]
+    except ValueError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    if any(row["status"] == WRONG for found in reports for row in found["rows"]):
+        print("some results were wrong: nothing is recorded", file=sys.stderr)
+        return 1
+    thresholds = guardrail.thresholds_of(reports, args.part, args.margin)
+    args.output.write_text(json.dumps(thresholds, indent=1) + "\n")
+    print(f"wrote {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
