@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "native/cpu/split.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,30 +12,41 @@ HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace {
 
-/// What the three sweeps of the split form share: slots in memory, [query][slot].
+/// What the three sweeps of the split form share: a packed tile holds one vector of channels per query, and its slots,
+/// [slot][lane]. In memory the slots of a query are one row, and those of neighbouring queries far apart: every row is
+/// read or written once, not a few slots for every row of keys.
 class SplitSweep : public TileSweep {
  protected:
   SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, backward::Wanted wanted)
-      : TileSweep(inputs.problem, task, wanted), inputs_(inputs), call_(call) {
-    widest_ = call.dim;
+      : TileSweep(inputs.problem, task, wanted),
+        call_(call),
+        pitch_(round_to(call.dim, kLanes)),
+        volume_(inputs.problem.kernel_volume()),
+        slots_(std::max(round_to(call.dim, 4), pitch_) * kLanes) {
+    widest_ = std::max(call.dim, volume_);
+    tile_size_ = slots_ + round_to(volume_, 4) * kLanes;
   }
 
-  TensorRows slot_rows(const QueryRow& row, std::int64_t query, int slot) const {
-    TensorRows rows = query_rows(call_.slots, false, row.q0, row.q1, query, row.head);
-    rows.data += (row.slot + slot) * element_size(rows.type);
-    return rows;
+  TensorRows channel_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
+    return query_rows(call_.queries, call_.over_tokens, q0, q1, q2, head);
+  }
+
+  void load_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) const {
+    const std::int64_t pitch = round_to(volume_, kLanes);
+    load_tile(query_rows(call_.slots, false, q0, q1, tile.query, head), tile, volume_, buffer_, pitch);
+    transpose_in(buffer_, pitch, round_to(volume_, 4), 1.0f, to + slots_, kLanes);
   }
 
   /// scores[row][slot][lane], zeros in empty slots whatever stands in memory.
-  void load_scores(const Tile& tile, const QueryRow* rows, int count, int slot, int slots, float* scores) const {
+  void gather_scores(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int slot, int slots,
+                     float* scores) const {
     const TileTag d;
-    const std::int64_t pitch = round_to(slots, kLanes);
     for (int r = 0; r < count; ++r, scores += score_size_) {
-      load_tile(slot_rows(rows[r], tile.query, slot), tile, slots, buffer_, pitch);
-      transpose_in(buffer_, pitch, round_to(slots, 4), 1.0f, scores, kLanes);
-      for (int s = 0; s < slots && tile.is_masked; ++s) {
-        hn::Store(hn::IfThenZeroElse(empty_lanes(tile, slot + s), hn::Load(d, scores + s * kLanes)), d,
-                  scores + s * kLanes);
+      const float* from = rows[r].tiles + tile_start + slots_ + (rows[r].slot + slot) * kLanes;
+      for (int s = 0; s < slots; ++s) {
+        auto score = hn::Load(d, from + s * kLanes);
+        if (tile.is_masked) score = hn::IfThenZeroElse(empty_lanes(tile, slot + s), score);
+        hn::Store(score, d, scores + s * kLanes);
       }
     }
   }
@@ -46,8 +55,9 @@ class SplitSweep : public TileSweep {
     for (int r = 0; r < count; ++r) pointers[r] = rows[r].tiles + tile_start;
   }
 
-  const AttentionInputs& inputs_;
   const split::Call& call_;
+  const std::int64_t pitch_, volume_;
+  const std::int64_t slots_;  ///< place of the slots in a packed tile
 };
 
 /// slots = factor * x . row of the key in the slot, plus the position bias.
@@ -56,16 +66,18 @@ class ProductsSweep final : public SplitSweep {
   ProductsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
       : SplitSweep(inputs, call, task, {true, false}) {
     keys_[0] = {&call.keys, call.dim};
-    tile_size_ = round_to(call.dim, 4) * kLanes;
   }
 
  private:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
-    const std::int64_t pitch = round_to(call_.dim, kLanes);
-    load_tile(query_rows(call_.queries, call_.over_tokens, q0, q1, tile.query, head), tile, call_.dim, buffer_, pitch);
-    transpose_in(buffer_, pitch, round_to(call_.dim, 4), call_.factor, to, kLanes);
+    load_tile(channel_rows(q0, q1, tile.query, head), tile, call_.dim, buffer_, pitch_);
+    transpose_in(buffer_, pitch_, round_to(call_.dim, 4), call_.factor, to, kLanes);
+    std::fill_n(to + slots_, round_to(volume_, 4) * kLanes, call_.empty);
   }
-  void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, const float*) override {}
+
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
+    store_transposed(from + slots_, volume_, 1.0f, tile, call_.slots, false, q0, q1, head);
+  }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
                 std::int64_t block_row, bool) override {
@@ -73,21 +85,17 @@ class ProductsSweep final : public SplitSweep {
     point_to(pointers_[0], rows, count, tile_start);
     call_tiles(kMultiply, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
                scores_[0]);
-    const std::int64_t pitch = round_to(slots, kLanes);
     const auto empty_value = hn::Set(d, call_.empty);
-    const Span owned = owned_of(tile);
-    for (int r = 0; r < count && size_of(owned) > 0; ++r) {
-      float* scores = scores_[0] + r * score_size_;
+    for (int r = 0; r < count; ++r) {
+      const float* scores = scores_[0] + r * score_size_;
       const float* bias = bias_of(call_.rpb, rows[r]);
-      for (int s = 0; s < slots && (bias != nullptr || tile.is_masked); ++s) {
+      float* to = rows[r].tiles + tile_start + slots_ + (rows[r].slot + slot) * kLanes;
+      for (int s = 0; s < slots; ++s) {
         auto score = hn::Load(d, scores + s * kLanes);
         if (bias != nullptr) score = hn::Add(score, bias_lanes(tile, bias + slot + s));
         if (tile.is_masked) score = hn::IfThenElse(empty_lanes(tile, slot + s), empty_value, score);
-        hn::Store(score, d, scores + s * kLanes);
+        hn::Store(score, d, to + s * kLanes);
       }
-      transpose_out(scores, round_to(slots, 4), 1.0f, buffer_, pitch);
-      store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), slots,
-                 slot_rows(rows[r], owned.start, slot));
     }
   }
 };
@@ -98,12 +106,12 @@ class SumsSweep final : public SplitSweep {
   SumsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
       : SplitSweep(inputs, call, task, {true, false}) {
     keys_[0] = {&call.keys, call.dim};
-    tile_size_ = round_to(call.dim, 4) * kLanes;
   }
 
  private:
-  void pack_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, float* to) override {
-    std::fill_n(to, tile_size_, 0.0f);
+  void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
+    std::fill_n(to, slots_, 0.0f);
+    load_slots(q0, q1, head, tile, to);
   }
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
     store_transposed(from, call_.dim, call_.factor, tile, call_.queries, call_.over_tokens, q0, q1, head);
@@ -111,7 +119,7 @@ class SumsSweep final : public SplitSweep {
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
                 std::int64_t block_row, bool) override {
-    load_scores(tile, rows, count, slot, slots, scores_[0]);
+    gather_scores(tile, tile_start, rows, count, slot, slots, scores_[0]);
     for (int r = 0; r < count; ++r) add_bias_gradient(tile, rows[r], slot, slots, scores_[0] + r * score_size_);
     point_to(pointers_[0], rows, count, tile_start);
     call_tiles(kAddKeys, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
@@ -123,29 +131,29 @@ class SumsSweep final : public SplitSweep {
 class KeySumsSweep final : public SplitSweep {
  public:
   KeySumsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
-      : SplitSweep(inputs, call, task, {false, true}), pitch_(round_to(call.dim, kLanes)) {
+      : SplitSweep(inputs, call, task, {false, true}) {
     dkeys_[0] = {&call.keys, call.dim};
-    tile_size_ = pitch_ * kLanes;
   }
 
  private:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
     const TileTag d;
-    load_tile(query_rows(call_.queries, call_.over_tokens, q0, q1, tile.query, head), tile, call_.dim, to, pitch_);
+    load_tile(channel_rows(q0, q1, tile.query, head), tile, call_.dim, to, pitch_);
     const auto factor = hn::Set(d, call_.factor);
-    for (std::int64_t c = 0; c < tile_size_; c += kLanes) hn::Store(hn::Mul(factor, hn::Load(d, to + c)), d, to + c);
+    for (std::int64_t c = 0; c < pitch_ * kLanes; c += kLanes) {
+      hn::Store(hn::Mul(factor, hn::Load(d, to + c)), d, to + c);
+    }
+    load_slots(q0, q1, head, tile, to);
   }
   void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, const float*) override {}
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
                 std::int64_t block_row, bool owned_key) override {
     if (!owned_key) return;
-    load_scores(tile, rows, count, slot, slots, scores_[0]);
+    gather_scores(tile, tile_start, rows, count, slot, slots, scores_[0]);
     point_to(pointers_[0], rows, count, tile_start);
     call_keys(tile, scores_[0], pointers_[0], count, slots, summed_keys(0, tile, block_row) + slot * pitch_, pitch_);
   }
-
-  const std::int64_t pitch_;
 };
 
 void run_products(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
@@ -170,6 +178,10 @@ HWY_EXPORT(run_sums);
 HWY_EXPORT(run_key_sums);
 
 namespace split {
+bool supports(const Problem& p) {
+  return backward::supports_tiles(p) && p.kernel_volume() <= tuning::kMostPackedSlots;
+}
+
 namespace {
 
 double flops_of(const Problem& p, const Call& call) {
@@ -180,17 +192,7 @@ double flops_of(const Problem& p, const Call& call) {
 
 void products(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
-  const bool has_empty_slots = p.axes[0].is_causal || p.axes[1].is_causal || p.axes[2].is_causal;
-  const Grid outputs = output_grid(p);
-  if (has_empty_slots) backward::fill(call.slots, outputs, p.heads, p.kernel_volume(), call.empty);
-  if (inputs.lengths != nullptr) {
-    backward::fill(call.slots, outputs, p.heads, p.kernel_volume(), 0.0f, [&](std::int64_t batch, const Place& output) {
-      const Sample sample = sample_of(p, inputs.lengths, batch);
-      bool inside = sample.is_legal;
-      for (int a = 0; a < kAxes; ++a) inside &= output[a] * p.axes[a].stride < sample.axes[a].length;
-      return !inside;
-    });
-  }
+  if (inputs.lengths != nullptr) backward::fill(call.slots, output_grid(p), p.heads, p.kernel_volume(), 0.0f);
   backward::run_tasks(inputs, flops_of(p, call), nullptr, [&](const backward::Task& task) {
     NATTEN_DISPATCH(run_products)(inputs, call, task);
   });

@@ -14,14 +14,12 @@ bool supports_tiles(const Problem& problem) {
   return !(last.is_causal && last.gna_stride > 1);
 }
 
-void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value,
-          const std::function<bool(std::int64_t, const Place&)>& select) {
+void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value) {
   const double elements = static_cast<double>(grid.size() * heads * dim);
   parallel_for(grid.batch * grid.extent[0], elements, [&](std::int64_t item) {
     for (std::int64_t i = 0; i < grid.extent[1] * grid.extent[2]; ++i) {
       const std::int64_t batch = item / grid.extent[0];
       const Place at{item % grid.extent[0], i / grid.extent[2], i % grid.extent[2]};
-      if (select && !select(batch, at)) continue;
       with_storage_type(tensor.type, [&](auto storage) {
         from_float(value, storage);
         for (std::int64_t head = 0; head < heads; ++head) {

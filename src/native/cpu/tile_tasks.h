@@ -35,8 +35,7 @@ bool supports_tiles(const Problem& problem);
 /// Runs a task for everything, in parallel. `drpb`, when given, becomes the sum of the tasks' tables, in their order.
 void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run);
 
-/// Fills all rows of a tensor, or only those that `select(batch, place)` names, with one value.
-void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value,
-          const std::function<bool(std::int64_t, const Place&)>& select = nullptr);
+/// Fills a tensor with one value.
+void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value);
 
 }  // namespace natten::cpu::backward
