@@ -74,10 +74,18 @@ class KernelCase {
     });
     run({&got_dk, &got_dv}, [&] { attention_backward_key_value(inputs(), saved, got_dk->tensor(), got_dv->tensor()); });
     reference_.attention_backward(out->get(), lse->get(), dout_values, dlse_values, dq, dk, dv, drpb);
-    compare("dq", *got_dq, dq, 1e-4);
-    compare("dk", *got_dk, dk, 1e-4);
-    compare("dv", *got_dv, dv, 1e-4);
-    if (p_.has_rpb) compare("drpb", *got_drpb, drpb, 1e-4);
+    const auto compare_gradients = [&] {
+      compare("dq", *got_dq, dq, 1e-4);
+      compare("dk", *got_dk, dk, 1e-4);
+      compare("dv", *got_dv, dv, 1e-4);
+      if (p_.has_rpb) compare("drpb", *got_drpb, drpb, 1e-4);
+    };
+    compare_gradients();
+    run({&got_dq, &got_drpb, &got_dk, &got_dv}, [&] {
+      attention_backward(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr, got_dk->tensor(),
+                         got_dv->tensor());
+    });
+    compare_gradients();
   }
 
   void run_split() {

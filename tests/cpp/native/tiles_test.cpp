@@ -1,0 +1,151 @@
+// The tiled backward and split kernels where their tiles, pieces and parts end: lengths around multiples of a vector,
+// kernels around the slots that fit the registers, every head dimension class, rows longer than one part.
+#include <gtest/gtest.h>
+
+#include "kernel_case.h"
+#include "native/cpu/backward_plan.h"
+#include "native/cpu/target.h"
+#include "native/cpu/tile_tasks.h"
+
+namespace natten::cpu::testing {
+namespace {
+
+template <class T, std::size_t N>
+T one_of(Random& random, const T (&values)[N]) {
+  return values[pick(random, 0, N - 1)];
+}
+
+/// A problem of one rank, its last axis as long as a tile or two and one token more or less.
+Problem boundary_problem(Random& random, int rank) {
+  static constexpr std::int64_t kLengths[] = {7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49};
+  static constexpr std::int64_t kKernels[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15};
+  static constexpr std::int64_t kDims[] = {1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65};
+  Problem p;
+  p.rank = rank;
+  p.batch = 1;
+  p.kv_heads = pick(random, 1, 2);
+  p.heads = p.kv_heads * pick(random, 1, 2);
+  p.head_dim = one_of(random, kDims);
+  p.value_dim = chance(random, 0.7) ? p.head_dim : one_of(random, kDims);
+  p.scale = 1 / std::sqrt(static_cast<double>(p.head_dim));
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  for (int a = kAxes - rank; a < kAxes; ++a) {
+    Axis& axis = p.axes[a];
+    axis.length = a == 2 ? one_of(random, kLengths) : pick(random, 1, rank == 3 ? 5 : 12);
+    axis.kernel_size = std::min(a == 2 ? one_of(random, kKernels) : pick(random, 1, rank == 3 ? 3 : 9), axis.length);
+    if (chance(random, 0.2)) axis.dilation = pick(random, 1, axis.length / axis.kernel_size);
+    if (chance(random, 0.15)) axis.stride = pick(random, 1, axis.kernel_size);
+    if (axis.stride == 1 && chance(random, 0.15)) axis.gna_stride = pick(random, 1, axis.kernel_size);
+    axis.is_causal = chance(random, 0.2);
+  }
+  p.has_rpb = chance(random, 0.3);
+  p.has_lengths = chance(random, 0.15);
+  return p;
+}
+
+Problem one_axis(std::int64_t length, std::int64_t kernel_size, std::int64_t dim, std::int64_t dilation = 1,
+                 bool is_causal = false) {
+  Problem p;
+  p.rank = 1;
+  p.batch = p.kv_heads = 1;
+  p.heads = 1;
+  p.head_dim = p.value_dim = dim;
+  p.scale = 0.3;
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  p.axes[2] = {length, kernel_size, 1, dilation, 1, is_causal};
+  p.has_rpb = true;
+  return p;
+}
+
+class Tiles : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { set_cpu_target(GetParam()); }
+  void TearDown() override { set_cpu_target(""); }
+
+  void run_case(std::uint64_t seed, const Problem& problem) {
+    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(problem));
+    Random random(seed);
+    KernelCase(random, problem).run_attention();
+    KernelCase(random, problem).run_split();
+  }
+};
+
+TEST_P(Tiles, Boundaries) {
+  for (std::uint64_t seed = 0; seed < 90 && !HasFailure(); ++seed) {
+    Random random(seed);
+    run_case(seed, boundary_problem(random, 1 + static_cast<int>(seed % 3)));
+  }
+}
+
+TEST_P(Tiles, LongKernels) {
+  for (const std::int64_t kernel_size : {26, 31, 63, 64, 65, 127}) {
+    run_case(kernel_size, one_axis(150, kernel_size, 9));
+    run_case(kernel_size, one_axis(150, kernel_size, 9, 1, true));
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(Tiles, HeadDimensions) {
+  for (const std::int64_t dim : {1, 2, 3, 4, 7, 31, 63, 65, 96, 127, 128, 129, 255, 256, 257}) {
+    run_case(dim, one_axis(19, 5, dim));
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(Tiles, PartsOfALongRow) {
+  run_case(1, one_axis(1300, 5, 3));
+  run_case(2, one_axis(1300, 6, 3, 2, true));
+}
+
+// Large enough to be shared by threads, in slabs of rows; the bits must not show it.
+TEST_P(Tiles, Threads) {
+  Problem p = one_axis(40, 7, 32);
+  p.rank = 2;
+  p.heads = 2;
+  p.axes[1] = {30, 5, 1, 1, 1, false};
+  p.has_lengths = true;
+  run_case(1, p);
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Tiles, ::testing::ValuesIn(cpu_targets()),
+                         [](const auto& info) { return info.param; });
+
+TEST(TilePlan, PartsCoverEveryPlaceOnce) {
+  for (const std::int64_t length : {1, 7, 40, 700, 5000}) {
+    Problem p = one_axis(length, std::min<std::int64_t>(length, 5), 4);
+    const auto parts = backward::count_parts(p);
+    std::int64_t next = 0;
+    for (std::int64_t part = 0; part < parts[2]; ++part) {
+      const backward::Span span = backward::part_of(length, parts[2], part);
+      EXPECT_EQ(span.start, next);
+      EXPECT_LT(span.start, span.end);
+      next = span.end;
+    }
+    EXPECT_EQ(next, length);
+  }
+}
+
+TEST(TilePlan, TilesHoldEveryQueryAndKey) {
+  for (std::int64_t seed = 0; seed < 300; ++seed) {
+    Random random(seed);
+    const Axis axis = random_axis(random, 70);
+    for (std::int64_t g = 0; g < axis.dilation; ++g) {
+      const backward::AxisGroup group(axis, g);
+      const backward::Span all{0, static_cast<std::int64_t>(group.queries.size())};
+      std::int64_t next = 0;
+      for (const backward::Tile& tile : make_tiles(axis, group, all, 16)) {
+        EXPECT_EQ(tile.query, next);
+        next += tile.count;
+        for (int lane = 0; lane < tile.count; ++lane) {
+          const auto& query = group.queries[tile.query + lane];
+          EXPECT_LT(tile.offset[lane], 16);
+          EXPECT_EQ(tile.slot0 + tile.offset[lane] + tile.empty_slots[lane], query.keys.start);
+        }
+      }
+      EXPECT_EQ(next, all.end);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace natten::cpu::testing
