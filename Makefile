@@ -20,7 +20,7 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-python test-fast bench wheel lint tidy format docs example-cpp clean
+.PHONY: help demo test test-cpp test-python test-fast bench guardrail wheel lint tidy format docs example-cpp clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -57,6 +57,10 @@ bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
 	$(BIN)/python benchmarks/dispatch_overhead.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/peak_memory.py
+
+guardrail: $(VENV)/.dev  ## exit 1 if a case is slower than its thresholds
+	$(BIN)/natten-mlx bench guardrail --direction forward
+	$(BIN)/natten-mlx bench guardrail --direction backward
 
 wheel:  ## build a wheel into dist/ and test it in a clean environment
 	scripts/build_wheel dist
