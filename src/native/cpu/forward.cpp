@@ -5,11 +5,10 @@
 namespace natten::cpu {
 
 void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse) {
-  switch (forward::choose_design(inputs.problem)) {
-    case forward::Design::generic:
-      return generic::attention_forward(inputs, out, lse);
-    case forward::Design::shift:
-      return forward::tiled(inputs, out, lse);
+  if (forward::choose_design(inputs.problem) == forward::Design::generic) {
+    generic::attention_forward(inputs, out, lse);
+  } else {
+    forward::tiled(inputs, out, lse);
   }
 }
 

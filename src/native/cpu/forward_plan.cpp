@@ -10,10 +10,14 @@
 
 namespace natten::cpu::forward {
 
+// One task of the kernel of that name.
 void run_task(const Pass& pass, const Task& task);
+void run_lanes_task(const Pass& pass, const Task& task);
 
-Design choose_design(const Problem&) {
+Design choose_design(const Problem& p) {
   if (cpu_target() == "SCALAR" || cpu_target() == "EMU128") return Design::generic;
+  const bool is_one_axis = p.axes[0].kernel_size == 1 && p.axes[1].kernel_size == 1;
+  if (is_one_axis && p.axes[2].kernel_size >= tuning::kQueryLanesKernel) return Design::query_lanes;
   return Design::shift;
 }
 
@@ -34,7 +38,11 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
     tasks *= axis.dilation;
   }
   // The last axis in whole vectors, as long as a row of tiles is worth its border.
-  parts[2] = (places[2] + tuning::kForwardRow - 1) / tuning::kForwardRow;
+  const std::int64_t row =
+      choose_design(p) == Design::query_lanes
+          ? std::max<std::int64_t>(tuning::kForwardRow, tuning::kQueryLanesPart * p.axes[2].kernel_size)
+          : tuning::kForwardRow;
+  parts[2] = (places[2] + row - 1) / row;
   for (int a = 0; a < 2; ++a) most[a] = std::max<std::int64_t>(1, places[a] / tuning::kForwardLeastRows);
   const auto bytes = [&] {
     std::int64_t places_packed = p.head_dim + p.value_dim;
@@ -72,7 +80,8 @@ Description describe(const Problem& p) {
     if (!tile.empty()) tile += 'x';
     tile += std::to_string((places + parts[a] - 1) / parts[a]);
   }
-  return {"shift", "tasks of " + tile + " queries, " + cpu_target()};
+  const char* name = choose_design(p) == Design::shift ? "shift" : "query lanes";
+  return {name, "tasks of " + tile + " queries, " + cpu_target()};
 }
 
 void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
@@ -113,6 +122,7 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
+  const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
   parallel_for(grid.size() * p.kv_heads, flops, [&](std::int64_t item) {
     // Heads inside: their rows share pages, and cache lines when they are short.
     const SamplePlan& plan = plans[item / p.kv_heads / grid.per_sample()];
@@ -122,7 +132,7 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
       task.group[a] = at[a] / parts[a];
       task.owned[a] = backward::part_of(plan.groups[a][task.group[a]].places, parts[a], at[a] % parts[a]);
     }
-    run_task(pass, task);
+    run(pass, task);
   });
 }
 

@@ -17,8 +17,9 @@ using backward::AxisPart;
 using backward::Span;
 
 enum class Design {
-  generic,  ///< one query at a time
-  shift,    ///< lanes are queries, keys packed transposed, every load of keys serves several rows of queries
+  generic,      ///< one query at a time
+  query_lanes,  ///< lanes are queries, keys are broadcast: long windows along one axis
+  shift,        ///< lanes are queries, keys packed transposed, every load of keys serves several rows of queries
 };
 
 Design choose_design(const Problem& problem);

@@ -2,11 +2,14 @@
 // keys of one slot are one load, shifted by the slot, which serves all rows of queries whose windows hold that row of
 // keys. Probabilities of a tile stay in the cache; the values' lanes are channels.
 #include <algorithm>
-#include <cstring>
+#include <cstdlib>
+#include <limits>
+#include <vector>
 
 #include "native/cpu/forward_plan.h"
 #include "native/cpu/scratch.h"
 #include "native/cpu/tensor.h"
+#include "native/cpu/tuning.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/forward_tiled.cpp"
@@ -36,6 +39,17 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+/// A tile with what its rows need to know again and again.
+struct ForwardTile : Tile {
+  bool is_ragged = false;  ///< some windows have empty slots
+  std::vector<QueryWindows> windows;
+
+  ForwardTile(const Tile& tile, std::int64_t slots) : Tile(tile) {
+    for (int q = 0; q < count; ++q) is_ragged |= empty_slots[q] > 0;
+    for (int q = 0; q < count; q += kQueries) windows.emplace_back(tile, q, slots);
+  }
+};
+
 class ForwardSweep {
  public:
   ForwardSweep(const Pass& pass, const Task& task)
@@ -57,7 +71,9 @@ class ForwardSweep {
     for (const AxisPart& part : part_) {
       if (size_of(part.queries) <= 0) return;
     }
-    tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
+    for (const Tile& tile : make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes)) {
+      tiles_.emplace_back(tile, axes_[2].kernel_size);
+    }
     plan_memory();
     Scratch scratch(scratch_bytes());
     take_memory(scratch);
@@ -67,7 +83,7 @@ class ForwardSweep {
       for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
         for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += block_rows_) {
           const Span rows{q1, std::min(q1 + block_rows_, q1s.end)};
-          for (const Tile& tile : tiles_) run_tile(head, q0, rows, tile);
+          for (const ForwardTile& tile : tiles_) run_tile(head, q0, rows, tile);
         }
       }
     }
@@ -84,8 +100,13 @@ class ForwardSweep {
     const std::int64_t line = std::max(kLanes, 16);
     key_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
     key_row_ = key_pitch_ * round_up(dim_, 4);
-    value_row_ = places_ * value_pitch_;
     rows_ = size_of(part_[0].keys) * size_of(part_[1].keys);
+    const Tensor& value = pass_.inputs.value;
+    values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 &&
+                       std::abs(value.strides[3] * group_[2]->token_step) <= tuning::kForwardInPlaceStep * value_dim_;
+    value_step_ = values_in_place_ ? value.strides[3] * group_[2]->token_step : value_pitch_;
+    value_row_ = values_in_place_ ? value.strides[2] * group_[1]->token_step : places_ * value_pitch_;
+    value_plane_ = values_in_place_ ? value.strides[1] * group_[0]->token_step : value_row_ * size_of(part_[1].keys);
 
     const std::int64_t slots = axes_[2].kernel_size;
     const std::int64_t pieces = (slots + kMostSlots - 1) / kMostSlots;
@@ -107,7 +128,7 @@ class ForwardSweep {
   }
 
   std::int64_t scratch_bytes() const {
-    return Scratch::bytes<float>(rows_ * key_row_) + Scratch::bytes<float>(rows_ * value_row_) +
+    return Scratch::bytes<float>(rows_ * key_row_) + Scratch::bytes<float>(values_in_place_ ? 0 : rows_ * value_row_) +
            Scratch::bytes<float>(block_rows_ * round_up(dim_, 4) * kLanes) +
            Scratch::bytes<float>(block_rows_ * score_size_) +
            Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
@@ -115,7 +136,13 @@ class ForwardSweep {
 
   void take_memory(Scratch& scratch) {
     keys_ = scratch.take<float>(rows_ * key_row_);
-    values_ = scratch.take<float>(rows_ * value_row_);
+    value_memory_ = scratch.take<float>(values_in_place_ ? 0 : rows_ * value_row_);
+    values_ = value_memory_;
+    if (values_in_place_) {
+      const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
+      const TensorRows rows = token_rows(pass_.inputs.value, k0s.start, k1s.start, part_[2].keys.start);
+      values_ = reinterpret_cast<const float*>(rows.data) - (part_[2].keys.start - first_place_) * value_step_;
+    }
     queries_ = scratch.take<float>(block_rows_ * round_up(dim_, 4) * kLanes);
     scores_ = scratch.take<float>(block_rows_ * score_size_);
     buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
@@ -144,8 +171,9 @@ class ForwardSweep {
           pack_transposed(token_rows(pass_.inputs.key, k0, k1, k2), count, 1.0f,
                           keys_ + row * key_row_ + k2 - first_place_, key_pitch_);
         }
+        if (values_in_place_) continue;
         load_rows(token_rows(pass_.inputs.value, k0, k1, k2s.start), size_of(k2s), value_dim_,
-                  values_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
+                  value_memory_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
       }
     }
   }
@@ -170,7 +198,7 @@ class ForwardSweep {
     return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
   }
 
-  void run_tile(std::int64_t head, std::int64_t q0, const Span& rows, const Tile& tile) {
+  void run_tile(std::int64_t head, std::int64_t q0, const Span& rows, const ForwardTile& tile) {
     const std::int64_t query_head = task_.kv_head * heads_ + head;
     for (std::int64_t q1 = rows.start; q1 < rows.end; ++q1) {
       const Place output = place_of(q0, q1, tile.query);
@@ -186,7 +214,7 @@ class ForwardSweep {
   }
 
   /// Scores of all rows: [row][plane][row of keys of the block's windows][slot][lane].
-  void multiply(std::int64_t q0, const Span& rows, const Tile& tile) {
+  void multiply(std::int64_t q0, const Span& rows, const ForwardTile& tile) {
     const auto& queries = group_[1]->queries;
     const Span& k0s = group_[0]->queries[q0].keys;
     const std::int64_t first_key = queries[rows.start].keys.start, end_key = queries[rows.end - 1].keys.end;
@@ -204,9 +232,15 @@ class ForwardSweep {
                         (active.start - rows.start) * score_size_;
         for_each_piece(slots, kMostSlots, [&](std::int64_t slot, int slot_count) {
           for_each_piece(size_of(active), most_rows(slot_count), [&](std::int64_t row, int row_count) {
-            kMultiply[slot_count - 1][row_count - 1][tile.is_shift](
-                {keys + slot, key_pitch_, dim_, tile.offset, query_rows + active.start - rows.start + row,
-                 scores + row * score_size_ + slot * kLanes, score_size_});
+            TileCall call{};
+            call.keys = keys + slot;
+            call.pitch = key_pitch_;
+            call.channels = dim_;
+            call.offsets = tile.offset;
+            call.queries = query_rows + active.start - rows.start + row;
+            call.scores = scores + row * score_size_ + slot * kLanes;
+            call.score_row = score_size_;
+            kMultiply[slot_count - 1][row_count - 1][tile.is_shift](call);
           });
         });
       }
@@ -214,16 +248,14 @@ class ForwardSweep {
   }
 
   /// Softmax and values of one row of a tile.
-  void finish_row(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& rows, const Tile& tile) {
+  void finish_row(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& rows, const ForwardTile& tile) {
     const TileTag d;
     const std::int64_t slots = axes_[2].kernel_size;
     const Span &k0s = group_[0]->queries[q0].keys, &k1s = group_[1]->queries[q1].keys;
     float* scores = scores_ + (q1 - rows.start) * score_size_ +
                     (k1s.start - group_[1]->queries[rows.start].keys.start) * slots * kLanes;
     if (pass_.inputs.rpb != nullptr) add_bias(head, q0, q1, tile, scores);
-    bool is_ragged = false;
-    for (int lane = 0; lane < tile.count; ++lane) is_ragged |= tile.empty_slots[lane] > 0;
-    if (is_ragged) mask(tile, k0s, k1s, scores);
+    if (tile.is_ragged) mask(tile, k0s, k1s, scores);
 
     const ScoreRow row{scores, size_of(k0s), score_plane_, size_of(k1s) * slots};
     const TileVec max = max_of(row);
@@ -231,29 +263,38 @@ class ForwardSweep {
     hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
     hn::Store(hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum)), d, lse_);
 
-    const float* values =
-        values_ + row_index(k0s.start, k1s.start) * value_row_ + (tile.slot0 - first_place_) * value_pitch_;
-    for (int q = 0; q < tile.count; q += kQueries) {
-      const int count = std::min(kQueries, tile.count - q);
-      ValueRows call{scores + q,
-                     score_plane_,
-                     slots * kLanes,
-                     values,
-                     size_of(part_[1].keys) * value_row_,
-                     value_row_,
-                     size_of(k0s),
-                     size_of(k1s),
-                     slots,
-                     value_pitch_,
-                     {},
-                     {},
-                     factors_ + q,
-                     buffer_ + q * value_pitch_};
-      for (int i = 0; i < count; ++i) {
-        call.first_slot[i] = tile.empty_slots[q + i];
-        call.offset[i] = tile.offset[q + i];
+    ValueRows call;
+    call.plane_scores = score_plane_;
+    call.row_scores = slots * kLanes;
+    call.plane_values = value_plane_;
+    call.row_values = value_row_;
+    call.place_values = value_step_;
+    call.planes = size_of(k0s);
+    call.rows = size_of(k1s);
+    call.slots = slots;
+    call.pitch = value_pitch_;
+    const float* values = values_ + (k0s.start - part_[0].keys.start) * value_plane_ +
+                          (k1s.start - part_[1].keys.start) * value_row_ + (tile.slot0 - first_place_) * value_step_;
+    int query = 0;
+    for (const QueryWindows& windows : tile.windows) {
+      call.probabilities = scores + query;
+      call.factor = factors_ + query;
+      for (std::int64_t c = 0; c < value_pitch_;) {
+        const std::int64_t left = (value_pitch_ - c) / kLanes;
+        call.values = values + c;
+        call.sums = buffer_ + query * value_pitch_ + c;
+        if (left >= kMostVectors) {
+          add_values<kMostVectors>(call, windows);
+          c += kMostVectors * kLanes;
+        } else if (left >= 2) {
+          add_values<2>(call, windows);
+          c += 2 * kLanes;
+        } else {
+          add_values<1>(call, windows);
+          c += kLanes;
+        }
       }
-      add_all_values(call, count);
+      query += kQueries;
     }
     const Place output = place_of(q0, q1, tile.query);
     store_rows(
@@ -261,23 +302,6 @@ class ForwardSweep {
         {row_of(pass_.out, task_.plan->batch, output, head), pass_.out.strides[3] * query_step(), pass_.out.type});
     float* lse = pass_.lse + output_grid(p_).index(task_.plan->batch, output) * p_.heads + head;
     for (int lane = 0; lane < tile.count; ++lane) lse[lane * query_step() * p_.heads] = lse_[lane];
-  }
-
-  void add_all_values(ValueRows call, int count) const {
-    for (std::int64_t c = 0; c < value_pitch_;) {
-      const std::int64_t left = (value_pitch_ - c) / kLanes;
-      const int vectors = left >= kMostVectors ? kMostVectors : left >= 2 ? 2 : 1;
-      if (vectors == 1) {
-        add_values<1>(call, count);
-      } else if (vectors == 2) {
-        add_values<2>(call, count);
-      } else {
-        add_values<kMostVectors>(call, count);
-      }
-      call.values += vectors * kLanes;
-      call.sums += vectors * kLanes;
-      c += vectors * kLanes;
-    }
   }
 
   void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Tile& tile, float* scores) const {
@@ -328,15 +352,17 @@ class ForwardSweep {
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
 
   AxisPart part_[kAxes];
-  std::vector<Tile> tiles_;
-  std::int64_t first_place_, places_;      ///< of the packed rows of keys
-  std::int64_t key_pitch_, key_row_;       ///< floats from channel to channel, and of a packed row of keys
-  std::int64_t value_row_;                 ///< floats of a packed row of values
-  std::int64_t rows_;                      ///< packed rows of keys
-  std::int64_t block_rows_;                ///< rows of queries at a time
-  std::int64_t score_plane_, score_size_;  ///< floats of scores: of one key plane, of one row of queries
+  std::vector<ForwardTile> tiles_;
+  std::int64_t first_place_, places_;                  ///< of the packed rows of keys
+  std::int64_t key_pitch_, key_row_;                   ///< floats from channel to channel, and of a packed row of keys
+  bool values_in_place_;                               ///< read where they are, not packed
+  std::int64_t value_step_, value_row_, value_plane_;  ///< floats from place to place, row to row, plane to plane
+  std::int64_t rows_;                                  ///< packed rows of keys
+  std::int64_t block_rows_;                            ///< rows of queries at a time
+  std::int64_t score_plane_, score_size_;              ///< floats of scores: of one key plane, of one row of queries
 
-  float *keys_, *values_, *queries_, *scores_, *buffer_, *factors_, *lse_;
+  const float* values_;  ///< of first_place_ of the first row
+  float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_, *lse_;
 };
 
 void run_task_of_target(const Pass& pass, const Task& task) {
