@@ -1,4 +1,5 @@
 // The compiled tier: SIMD kernels on the CPU.
+#include "native/cpu/forward_plan.h"
 #include "native/cpu/primitives.h"
 #include "ops/registry.h"
 
@@ -36,7 +37,10 @@ Tier compiled_tier() {
   tier.name = kCompiled;
   tier.unavailable = [] { return Objection(); };
   tier.supports = objection;
-  tier.choice = [](const Problem&) { return KernelChoice{}; };
+  tier.choice = [](const Problem& p) {
+    const cpu::forward::Description description = cpu::forward::describe(p);
+    return KernelChoice{description.kernel, description.tile, ""};
+  };
   tier.is_fused = true;
 
   tier.forward = [](const Problem& p, const AttentionInputs& inputs, mx::Stream s) {

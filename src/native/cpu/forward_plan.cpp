@@ -72,6 +72,7 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
 }
 
 Description describe(const Problem& p) {
+  if (p.op != Op::attention) return {"split form", cpu_target()};
   if (choose_design(p) == Design::generic) return {"generic", "one query at a time, " + cpu_target()};
   const auto parts = count_parts(p);
   std::string tile;

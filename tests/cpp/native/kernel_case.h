@@ -52,15 +52,16 @@ class KernelCase {
             p_.has_lengths ? reinterpret_cast<const std::int32_t*>(lengths_->data()) : nullptr};
   }
 
+  void run_forward() {
+    const Shape lse_shape = {p_.batch, out_[0], out_[1], out_[2], p_.heads, 1};
+    auto out = output(row_shape(p_.value_dim), p_.query_type), lse = dense_output(lse_shape);
+    check_forward(out, lse);
+  }
+
   void run_attention() {
     const Shape lse_shape = {p_.batch, out_[0], out_[1], out_[2], p_.heads, 1};
     auto out = output(row_shape(p_.value_dim), p_.query_type), lse = dense_output(lse_shape);
-    run({&out, &lse}, [&] { attention_forward(inputs(), out->tensor(), lse->floats()); });
-    Values want_out, want_lse;
-    reference_.attention(want_out, want_lse);
-    compare("out", *out, want_out, 1e-5);
-    compare("lse", *lse, want_lse, 1e-5);
-
+    check_forward(out, lse);
     Values dout_values, dlse_values, dq, dk, dv, drpb;
     auto dout = input(row_shape(p_.value_dim), p_.query_type, dout_values, Padding::output);
     const bool has_dlse = chance(random_, 0.5);
@@ -192,6 +193,14 @@ class KernelCase {
   }
   TestTensor::Layout random_layout() {
     return chance(random_, 0.5) ? TestTensor::Layout::dense : TestTensor::Layout::scrambled;
+  }
+
+  void check_forward(TensorPointer& out, TensorPointer& lse) {
+    run({&out, &lse}, [&] { attention_forward(inputs(), out->tensor(), lse->floats()); });
+    Values want_out, want_lse;
+    reference_.attention(want_out, want_lse);
+    compare("out", *out, want_out, 1e-5);
+    compare("lse", *lse, want_lse, 1e-5);
   }
 
   /// Runs a kernel with one thread and with several: every bit must be the same.
