@@ -1,7 +1,8 @@
 """Every test that takes `tier` runs once on each tier that this machine has, with no fallback allowed.
 
 Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
-detected tiers), NATTEN_TEST_FAST_EMULATOR=1 (run the JIT tier through its emulator).
+detected tiers), NATTEN_TEST_FAST_EMULATOR=1 (run the JIT tier through its emulator, which compiles every kernel: only
+tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") == "1"
+
 settings.register_profile(
     "natten",
-    max_examples=int(os.environ.get("NATTEN_TEST_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("NATTEN_TEST_EXAMPLES", "4" if EMULATED else "60")),
     deadline=None,
     derandomize="NATTEN_TEST_RANDOM" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -31,6 +34,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from harness import tiers
 
         metafunc.parametrize("tier", tiers(), indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not EMULATED:
+        return
+    thin = int(os.environ.get("NATTEN_TEST_THIN", "6"))
+    seen: dict[str, int] = {}
+    kept, left_out = [], []
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        position = seen[function] = seen.get(function, -1) + 1
+        wanted = "tier" in getattr(item, "fixturenames", ()) and position % thin == 0
+        (kept if wanted else left_out).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture
