@@ -121,6 +121,10 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
   const double pairs = double(p.batch) * double(p.heads);
   result.useful_flops = 2 * product_channels(p, kernel) * pairs * total.met;
   result.flops = 2 * product_channels(p, kernel) * pairs * total.executed;
+  if (plan.matrix) {  // every position of a tile with all that the tile meets, though warps skip some of it
+    const int positions = plan.extent[0] * plan.extent[1] * plan.extent[2];
+    result.flops = 2 * product_channels(p, kernel) * pairs * total.region * positions;
+  }
   for (const ArraySpec& input : source.inputs) {
     const std::int64_t channels = input.shape.size() == 6 ? input.shape[5] : 1;
     if (is_pairs(input.name)) {

@@ -39,8 +39,18 @@ std::uint64_t hash_of(const std::string& text) {
   return hash;
 }
 
-std::vector<const char*> bodies(KernelId kernel) {
+std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units) {
   using namespace text;
+  if (on_matrix_units) {
+    switch (kernel) {
+      case KernelId::backward_query:
+        return {groups, tile, tensor, sweep, pairs, query_gradient, matrix, matrix_backward_query};
+      case KernelId::backward_key_value:
+        return {groups, tile, tensor, sweep, pairs, token_gradient, matrix, matrix_backward_key_value};
+      default:
+        return {groups, tile, tensor, sweep, pairs, matrix, matrix_forward};
+    }
+  }
   switch (kernel) {
     case KernelId::delta:
       return {groups, tile, tensor, delta};
@@ -254,6 +264,11 @@ std::string Writer::constants() const {
     define(name + "SLICES", std::max(stream.slices, 1));
     define(name + "PITCH", std::max(stream.pitch, 1));
   }
+  if (plan_.matrix) {
+    define("BLOCK", plan_.block);
+    define("MATRIX_TYPE", p_.query_type == FloatType::float16 ? "\"f16\"" : "\"bf16\"");
+    for (int a = 0; a < kAxes; ++a) define("BITS_" + std::to_string(a), plan_.bits[a]);
+  }
   return text.str();
 }
 
@@ -357,7 +372,7 @@ KernelSource Writer::source() {
   arrays();
   const bool keys = holds_keys(kernel_);
   k_.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  for (const char* body : bodies(kernel_)) k_.header += body;
+  for (const char* body : bodies(kernel_, plan_.matrix)) k_.header += body;
   k_.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text.
   std::ostringstream name;

@@ -1,6 +1,7 @@
 #include "fast/plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <limits>
 #include <numeric>
@@ -170,6 +171,86 @@ void choose_extent(const Problem& p, KernelId kernel, Plan& plan) {
   plan.extent = chosen;
 }
 
+int bytes_per_position(const Plan& plan, KernelId kernel) {
+  return plan.a.row_bytes() + plan.b.row_bytes() + (kernel == KernelId::backward_key_value ? 8 : 0) +
+         (plan.matrix ? 4 : 0);
+}
+
+constexpr int kMatrixRows = 16;  // positions of a warp
+
+/// Whether the kernel runs on NVIDIA's matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
+bool suits_matrix_units(const Problem& p, KernelId kernel, Platform platform) {
+  const auto fits = [](std::int64_t channels) { return channels > 0 && channels % 16 == 0 && channels <= 128; };
+  return platform == Platform::cuda && is_fused(kernel) && element_size(p.query_type) == 2 &&
+         p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
+         !(p.has_rpb && kernel == KernelId::backward_query);
+}
+
+/// Of the tile that a warp holds, by axis: as tile_of() deals positions out.
+std::array<int, 3> warp_extent(const Plan& plan) {
+  std::array<int, 3> extent{1, 1, 1};
+  int left = kMatrixRows / plan.run;
+  for (int a = kAxes - 1; a >= 0; --a) {
+    const int threads = plan.extent[a] / (a == plan.run_axis ? plan.run : 1);
+    const int taken = std::min(threads, left);
+    extent[a] = taken * (a == plan.run_axis ? plan.run : 1);
+    left = std::max(left / taken, 1);
+  }
+  return extent;
+}
+
+/// The box whose warps multiply least, with what loading costs. A warp skips what lies before and after its own span
+/// of the region, which is a flat list of rows.
+void choose_matrix_extent(const Problem& p, KernelId kernel, Plan& plan) {
+  constexpr double kLoad = 0.5;     // bringing a position in, for all warps of a tile, in those that a warp multiplies
+  constexpr double kTileCost = 64;  // queries, results, indices; the same unit
+  const bool keys = holds_keys(kernel);
+  const int positions = plan.threads / plan.lanes * plan.run;
+  double best = std::numeric_limits<double>::max();
+  std::array<int, 3> chosen = plan.extent;
+  for (int e0 = 1; e0 <= positions; e0 *= 2) {
+    for (int e1 = plan.run_axis == 1 ? plan.run : 1; e0 * e1 <= positions; e1 *= 2) {
+      plan.extent = {e0, e1, positions / (e0 * e1)};
+      if (plan.extent[2] < (plan.run_axis == 2 ? plan.run : 1)) continue;
+      const std::array<int, 3> warp = warp_extent(plan);
+      double tiles = 1, region[kAxes], span[kAxes];
+      for (int a = 0; a < kAxes; ++a) {
+        tiles *= double(tiles_on(p.axes[a], plan.extent[a], keys));
+        region[a] = double(reach(p.axes[a], plan.extent[a], keys));
+        span[a] = double(reach(p.axes[a], warp[a], keys));
+      }
+      const double met = region[0] * region[1] * region[2];
+      const double of_warp =
+          std::min(met, ((span[0] - 1) * region[1] + span[1] - 1) * region[2] + span[2] + plan.block / 2);
+      const double cost = tiles * (of_warp + kLoad * met + kTileCost);
+      if (cost < best) {
+        best = cost;
+        chosen = plan.extent;
+      }
+    }
+  }
+  plan.extent = chosen;
+}
+
+/// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
+bool finish_matrix(const Problem& p, KernelId kernel, Plan& plan) {
+  std::int64_t region = 1;
+  int bits = 0;
+  for (int a = 0; a < kAxes; ++a) {
+    const std::int64_t met = reach(p.axes[a], plan.extent[a], holds_keys(kernel));
+    plan.bits[a] = std::bit_width(std::uint64_t(met)) + 1;
+    bits += plan.bits[a] + 1;
+    region *= met;
+  }
+  constexpr int kWordBits = 32, kMostRegion = 1 << 19;
+  constexpr int kMostRows = 128, kMostBytes = 36 << 10;  // so that several threadgroups fit
+  if (bits > kWordBits || region > kMostRegion) return false;
+  const int rows = std::min(kMostRows, kMostBytes / bytes_per_position(plan, kernel) / plan.block * plan.block);
+  const int chunks = ceil_div64(region, rows);
+  plan.chunk = ceil_div64(ceil_div64(region, chunks), plan.block) * plan.block;
+  return true;
+}
+
 /// Divides what a thread meets on axis 2 into equal batches with the least padding.
 int choose_batch(std::int64_t columns, int most) {
   int best = 1;
@@ -187,10 +268,6 @@ int choose_batch(std::int64_t columns, int most) {
 
 bool needs_bias_gradient(const Problem& p, KernelId kernel) {
   return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
-}
-
-int bytes_per_position(const Plan& plan, KernelId kernel) {
-  return plan.a.row_bytes() + plan.b.row_bytes() + (kernel == KernelId::backward_key_value ? 8 : 0);
 }
 
 void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan& plan) {
@@ -229,6 +306,8 @@ void override_from_environment(Plan& plan) {
       plan.batch = number;
     } else if (name == "vector" && (number == 4 || number == 8)) {
       plan.vector = number;
+    } else if (name == "matrix" && number == 0) {
+      continue;  // see plan()
     } else if (name == "groups" && number >= 1) {
       plan.groups = number;
     } else if (name == "chunk" && number >= 1) {
@@ -240,6 +319,52 @@ void override_from_environment(Plan& plan) {
       throw std::invalid_argument("NATTEN_FAST_TILE: cannot use '" + item + "'");
     }
   }
+}
+
+[[noreturn]] void refuse(const Plan& plan) {
+  throw std::invalid_argument("NATTEN_FAST_TILE: no kernel has " + plan.describe());
+}
+
+/// What every kernel with tiles needs, and an override may have broken.
+void check(const Plan& plan, KernelId kernel, int shared_bytes) {
+  if (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
+      plan.extent[plan.run_axis] % plan.run != 0 || plan.shared_bytes(kernel) > shared_bytes) {
+    refuse(plan);
+  }
+}
+
+bool is_matrix_off() {
+  const char* text = std::getenv("NATTEN_FAST_TILE");
+  return text && std::string(text).find("matrix=0") != std::string::npos;
+}
+
+/// The plan of a kernel on matrix units; false if there is none.
+bool plan_matrix(const Problem& p, KernelId kernel, Plan& plan) {
+  // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
+  // anyway, and there larger tiles load less.
+  constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
+  const int role = kernel == KernelId::forward ? 0 : kernel == KernelId::backward_query ? 1 : 2;
+  plan.matrix = true;
+  plan.threads = width == 2 ? 256 : 128;
+  plan.groups = kGroups[width][role];
+  plan.run = 2;
+  plan.lanes = 4;
+  plan.vector = 8;
+  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
+  plan.block = width == 2 && role == 2 ? 16 : 32;
+  override_from_environment(plan);
+  finish_stream(plan.a, plan);
+  finish_stream(plan.b, plan);
+  choose_matrix_extent(p, kernel, plan);
+  override_from_environment(plan);  // the extent, from which the rest follows
+  if (!finish_matrix(p, kernel, plan)) return false;
+  override_from_environment(plan);
+  check(plan, kernel, 48 * kKilobyte);
+  if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
+  count_tiles(p, kernel, plan);
+  return true;
 }
 
 }  // namespace
@@ -280,6 +405,7 @@ int Plan::shared_bytes(KernelId kernel) const {
 
 std::string Plan::describe() const {
   std::ostringstream text;
+  if (matrix) text << "matrix units, ";
   text << extent[0] << 'x' << extent[1] << 'x' << extent[2] << " positions, " << threads << " threads, " << run
        << " positions per thread, " << lanes << " lanes per position, batches of " << batch << ", chunks of " << chunk;
   return text.str();
@@ -289,6 +415,10 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   const Limits limit = limits(kernel, platform);
   Plan plan;
   choose_streams(p, kernel, plan);
+  if (suits_matrix_units(p, kernel, platform) && !is_matrix_off()) {
+    Plan matrix = plan;
+    if (plan_matrix(p, kernel, matrix)) return matrix;
+  }
   plan.threads = limit.threads;
   plan.run = limit.run;
   plan.groups = limit.groups;
@@ -302,10 +432,7 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
   choose_chunk(p, kernel, limit, plan);
   override_from_environment(plan);
-  if (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
-      plan.extent[plan.run_axis] % plan.run != 0 || plan.shared_bytes(kernel) > limit.shared_bytes) {
-    throw std::invalid_argument("NATTEN_FAST_TILE: no kernel has " + plan.describe());
-  }
+  check(plan, kernel, limit.shared_bytes);
   count_tiles(p, kernel, plan);
   return plan;
 }

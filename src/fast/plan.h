@@ -37,7 +37,10 @@ struct Plan {
   int chunk = 1;          ///< positions in threadgroup memory
   int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
   int threads = 32;
-  int groups = 1;  ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
+  int groups = 1;             ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
+  bool matrix = false;        ///< on CUDA's matrix units (bodies/matrix.h): `run` 2, `lanes` 4
+  int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
+  std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   Stream a, b;
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
 
@@ -46,7 +49,8 @@ struct Plan {
   std::string describe() const;
 };
 
-/// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them.
+/// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them;
+/// "matrix=0" does without matrix units.
 Plan plan(const Problem& problem, KernelId kernel, Platform platform);
 
 /// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).

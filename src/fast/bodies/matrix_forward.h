@@ -1,0 +1,104 @@
+// The fused forward on matrix units: as forward.h, in blocks of keys.
+namespace natten {
+
+template <class KeyP, class ValueP, class BiasP>
+struct MatrixForward {
+  View<KeyP> from_a;
+  View<ValueP> from_b;
+  NA_A_TYPE* rows_a;
+  NA_B_TYPE* rows_b;
+  BiasP rpb;
+  int bias_entry[2];  ///< of the region's first key
+  unsigned query[NA_A_CHANNELS / 16][4];
+  float out[NA_B_CHANNELS / 8][4];
+  float maximum[2];
+  float sum[2];  ///< of this thread's keys
+
+  NATTEN_FN void clear() {
+    clear_blocks(out);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      maximum[r] = -3.4e38f;  // finite, so that a block without keys gives exp2(-inf)
+      sum[r] = 0.0f;
+    }
+  }
+  NATTEN_FN void load_scalars(int, const int (&)[3]) {}
+
+  template <bool kCareful>
+  NATTEN_FN void block(const Meeting& meeting, int row, bool all) {
+    float weights[NA_BLOCK / 8][4];
+    clear_blocks(weights);
+    multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH);
+    scale_logits(weights);
+    if (NA_HAS_RPB) {
+      const int step[3] = {1, 1, 1};
+      add_bias(weights, rpb, bias_entry, step, meeting, shared_words() + row);
+    }
+    unsigned met = ~0u;
+    if (!all) met = mask_logits(weights, meeting, shared_words() + row);
+    float highest[2] = {maximum[0], maximum[1]};
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2] = greater(highest[e / 2], weights[i][e]);
+    }
+    if (any_lane(highest[0] > maximum[0] || highest[1] > maximum[1])) {  // rare after the first blocks
+      NA_UNROLL for (int r = 0; r < 2; ++r) {
+        highest[r] = greater(highest[r], exchange(highest[r], 1));
+        highest[r] = greater(highest[r], exchange(highest[r], 2));
+        const float factor = exp2_of(maximum[r] - highest[r]);
+        maximum[r] = highest[r];
+        sum[r] *= factor;
+        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+          out[j][2 * r] *= factor;
+          out[j][2 * r + 1] *= factor;
+        }
+      }
+    }
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        weights[i][e] = exp2_of(weights[i][e] - maximum[e / 2]);
+        sum[e / 2] += weights[i][e];
+      }
+    }
+    add_rows<kCareful, NA_B_PITCH>(out, weights, met, rows_b + row * NA_B_PITCH);
+  }
+};
+
+template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
+NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, OutT* out,
+                                 float* lse, NA_A_TYPE* keys, NA_B_TYPE* values, Site site) {
+  const Tile tile = tile_of<true>(matrix_site(site));
+  MatrixForward<KeyP, ValueP, BiasP> body;
+  body.clear();
+  if (!tile.empty) {
+    const Items items = items_of<true>(tile);
+    const Region region = region_of(tile);
+    const Meeting meeting = meeting_of(tile, items, region);
+    load_operand(body.query, view(query, Indexed::query_tokens, tile, site.head), items, tile.lane);
+    body.from_a = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.from_b = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.rows_a = keys;
+    body.rows_b = values;
+    body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      body.bias_entry[r] = rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2],
+                                     tile.region[0].start, tile.region[1].start, tile.region[2].start);
+    }
+    sweep_region<false>(body, tile, region, meeting);
+    if (__syncthreads_or(!all_finite(body.out))) {
+      body.clear();
+      sweep_region<true>(body, tile, region, meeting);
+    }
+  }
+  float vectors[2][NA_B_SLICES * NA_VECTOR];
+  to_vectors<NA_B_SLICES>(vectors, body.out, tile.lane);
+  NA_UNROLL for (int r = 0; r < 2; ++r) {
+    const float sum = sum_row(body.sum[r]);
+    if (!is_stored<true>(tile, r)) continue;
+    const bool inside = is_inside<true>(tile, r);
+    finish(vectors[r], inside, 1.0f / sum);
+    const Offset row = dense_row<true>(tile, r);
+    store_slices<NA_B_CHANNELS, NA_B_SLICES>(out + row * NA_B_CHANNELS, vectors[r], tile.lane);
+    if (tile.lane == 0) lse[row] = inside ? (body.maximum[r] + log2_of(sum)) * NA_LN_2 : 0.0f;
+  }
+}
+
+}  // namespace natten
