@@ -20,15 +20,17 @@ using ::metal_host::Buffer;
 /// nothing. Within a page the emulator's own check decides.
 class GuardedMemory {
  public:
-  explicit GuardedMemory(std::int64_t bytes) : bytes_(bytes) {
+  /// Aligned like `original`, up to 16 bytes.
+  GuardedMemory(std::int64_t bytes, const void* original) : bytes_(bytes) {
+    const auto shift = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(original) % 16);
     const auto page = static_cast<std::int64_t>(sysconf(_SC_PAGESIZE));
-    const std::int64_t used = (bytes + page) / page * page;
+    const std::int64_t used = (bytes + shift + page) / page * page;
     reserved_ = used + 2 * kGap;
     base_ = static_cast<char*>(mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (base_ == MAP_FAILED || mprotect(base_ + kGap, used, PROT_READ | PROT_WRITE) != 0) {
       throw std::runtime_error("the emulator cannot reserve memory");
     }
-    data_ = base_ + kGap + (used - (bytes + 15) / 16 * 16);
+    data_ = base_ + kGap + (used - (bytes + shift + 15) / 16 * 16) + shift;
   }
   GuardedMemory(const GuardedMemory&) = delete;
   GuardedMemory& operator=(const GuardedMemory&) = delete;
@@ -48,7 +50,7 @@ class Arguments {
  public:
   /// `origin`: byte of the data that the kernel's pointer points to.
   void add(const std::string& name, const void* data, std::int64_t bytes, std::int64_t origin) {
-    memory_.push_back(std::make_unique<GuardedMemory>(bytes));
+    memory_.push_back(std::make_unique<GuardedMemory>(bytes, data));
     if (data != nullptr && bytes != 0) std::memcpy(memory_.back()->data(), data, bytes);
     names_.push_back(std::make_unique<std::string>(name));
     Buffer buffer{};

@@ -186,6 +186,17 @@ TEST(Catches, OutOfBoundsAccess) {
       "outside of every threadgroup array");
 }
 
+TEST(Catches, MisalignedVectors) {
+  const std::string body = std::string(kIndex) +
+                           "  vec<float, 4> v = *(const device vec<float, 4>*)(x + 4 * (i / 4));\n"
+                           "  y[i] = v[i % 4];\n";
+  const Probe probe{body};
+  alignas(16) float x[65] = {};
+  std::vector<float> y(64);
+  EXPECT_EQ(run(probe.kernel(), {{x, {1}}}, {y.data()}).error, "");
+  EXPECT_HAS(run(probe.kernel(), {{x + 1, {1}}}, {y.data()}).error, "misaligned read");
+}
+
 TEST(Catches, UninitialisedThreadgroupMemory) {
   const Probe probe{std::string(kIndex) +
                     "  threadgroup float tile[65];\n  tile[i] = x[i];\n"

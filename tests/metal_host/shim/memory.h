@@ -118,6 +118,9 @@ class ThreadgroupMemory {
     return nullptr;
   }
 
+  int64_t distance(uintptr_t address) const {
+    return static_cast<int64_t>(address - reinterpret_cast<uintptr_t>(arena_)) - kGap;  // the first array's start is 0
+  }
   int64_t declared() const { return declared_; }
 
  private:

@@ -107,17 +107,19 @@ void thread_main() {
   stop(text);
 }
 
-inline void access(const void* pointer, int64_t bytes, bool is_write) {
+/// `alignment`: what the compiler took for granted.
+inline void access(const void* pointer, int64_t bytes, bool is_write, uintptr_t alignment = 1) {
   if (self == nullptr) return;  // a static initialiser
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address - self->fiber.stack() < kStackBytes) return;
+  if (address % alignment != 0) stop(is_write ? "misaligned write of a vector" : "misaligned read of a vector");
   const auto& at = self->attributes;
   const SimdGroup& simdgroup = simdgroups[at.simdgroup_index_in_threadgroup];
   const uint32_t thread = at.thread_index_in_threadgroup;
   if (shared_memory.holds(address)) {
     const Accessor by{thread, group_serial, at.simdgroup_index_in_threadgroup, epoch, simdgroup.epoch};
     if (Fault wrong = shared_memory.access(address, bytes, is_write, by)) {
-      fault(wrong, "threadgroup memory", 0, bytes, is_write);
+      fault(wrong, "threadgroup memory", shared_memory.distance(address), bytes, is_write);
     }
     return;
   }
@@ -367,10 +369,10 @@ void* metal_host_shared(int id, int64_t bytes, int64_t alignment) {
 
 #define METAL_HOST_HOOK(n)                        \
   void __tsan_read##n(void* address) {            \
-    access(address, n, false);                    \
+    access(address, n, false, n);                 \
   }                                               \
   void __tsan_write##n(void* address) {           \
-    access(address, n, true);                     \
+    access(address, n, true, n);                  \
   }                                               \
   void __tsan_unaligned_read##n(void* address) {  \
     access(address, n, false);                    \
