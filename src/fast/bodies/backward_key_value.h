@@ -24,16 +24,17 @@ struct BackwardKeyValue {
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
-    NA_UNROLL_TWICE for (int j = 0; j < NA_BATCH; ++j) {
+    NA_UNROLL_TWICE for (int j = 0; j < kCount; ++j) {
       const int slot = slot_of<kMasked>(batch, j);
       float q[NA_A_SLICES * NA_VECTOR], d[NA_B_SLICES * NA_VECTOR];
       load_row<NA_A_SLICES>(q, queries.rows + slot * NA_A_PITCH, tile.lane);
       load_row<NA_B_SLICES>(d, douts.rows + slot * NA_B_PITCH, tile.lane);
       float logits[NA_RUN], products[NA_RUN];
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        if (!is_in_use<kMasked>(mask, r)) continue;
         logits[r] = sum_lanes(dot(key[r], q));
         products[r] = sum_lanes(dot(value[r], d));
       }

@@ -25,7 +25,7 @@ struct BackwardQuery {
     if (NA_HAS_RPB) bias_gradient.end_row(tile, at, chunk);
   }
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     int entry[NA_RUN];
@@ -33,13 +33,14 @@ struct BackwardQuery {
       entry[r] = rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
     }
     // No softmax to wait for: a key is in registers for its dot product and for its share of the sum.
-    NA_UNROLL_TWICE for (int j = 0; j < NA_BATCH; ++j) {
+    NA_UNROLL_TWICE for (int j = 0; j < kCount; ++j) {
       const int slot = slot_of<kMasked>(batch, j);
       float k[NA_A_SLICES * NA_VECTOR], v[NA_B_SLICES * NA_VECTOR];
       load_row<NA_A_SLICES>(k, keys.rows + slot * NA_A_PITCH, tile.lane);
       load_row<NA_B_SLICES>(v, values.rows + slot * NA_B_PITCH, tile.lane);
       float logits[NA_RUN], products[NA_RUN];
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+        if (!is_in_use<kMasked>(mask, r)) continue;
         logits[r] = sum_lanes(dot(query[r], k));
         products[r] = sum_lanes(dot(dout[r], v));
       }

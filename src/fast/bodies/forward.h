@@ -18,17 +18,17 @@ struct Forward {
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float weights[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys.rows, batch, tile.lane);
-    if (NA_HAS_RPB) add_bias<kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);
+    dot_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys.rows, batch, mask, tile.lane);
+    if (NA_HAS_RPB) add_bias<kCount, kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);
     bool grown = false;
     float highest[NA_RUN];
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       highest[r] = maximum[r];
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      NA_UNROLL for (int j = 0; j < kCount; ++j) {
         if (!meets<kMasked>(mask, r, j)) weights[r][j] = -NA_INFINITY;
         highest[r] = greater(highest[r], weights[r][j]);
       }
@@ -43,12 +43,12 @@ struct Forward {
       }
     }
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      NA_UNROLL for (int j = 0; j < kCount; ++j) {
         weights[r][j] = exp2_of(weights[r][j] - maximum[r]);
         sum[r] += weights[r][j];
       }
     }
-    add_batch<kMasked, NA_B_SLICES, NA_B_PITCH>(out, weights, values.rows, batch, mask, tile.lane);
+    add_batch<kCount, kMasked, NA_B_SLICES, NA_B_PITCH>(out, weights, values.rows, batch, mask, tile.lane);
   }
 };
 

@@ -22,13 +22,13 @@ NATTEN_FN int pair_slot(const NA_THREAD Tile& tile, int q0, int q1, int q2, int 
 }
 
 /// Adds the bias, in powers of two, to the logits of a batch.
-template <bool kMasked, class P>
+template <int kCount, bool kMasked, class P>
 NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_RUN][NA_BATCH], P rpb, const NA_THREAD Tile& tile,
                         const NA_THREAD Items& items, Batch batch, const NA_THREAD Mask& mask, float factor) {
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const int entry =
         rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
-    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+    NA_UNROLL for (int j = 0; j < kCount; ++j) {
       if (meets<kMasked>(mask, r, j)) logits[r][j] += factor * float(rpb[entry + j]);
     }
   }

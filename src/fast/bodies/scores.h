@@ -14,16 +14,16 @@ struct Scores {
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float logits[NA_RUN][NA_BATCH];
-    dot_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(logits, query, keys.rows, batch, tile.lane);
-    if (NA_HAS_RPB) add_bias<kMasked>(logits, rpb, tile, items, batch, mask, 1.0f);
+    dot_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(logits, query, keys.rows, batch, mask, tile.lane);
+    if (NA_HAS_RPB) add_bias<kCount, kMasked>(logits, rpb, tile, items, batch, mask, 1.0f);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       const int slot =
           pair_slot(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      NA_UNROLL for (int j = 0; j < kCount; ++j) {
         if (meets<kMasked>(mask, r, j) && j % NA_LANES == tile.lane && row[r] >= 0) {
           scores[row[r] + slot + j] = from_float<T>(logits[r][j]);
         }

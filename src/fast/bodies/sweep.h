@@ -2,7 +2,7 @@
 // takes from a chunk what its positions meet, NA_BATCH neighbours on axis 2 at a time.
 namespace natten {
 
-/// Streamed positions (p0, p1, x + j), j < NA_BATCH.
+/// Streamed positions (p0, p1, x + j), j < NA_BATCH, or fewer at the end of a window.
 struct Batch {
   int p0;
   int p1;
@@ -19,14 +19,21 @@ NATTEN_FN int slot_of(Batch batch, int j) {
   return kMasked ? lesser(batch.slot + j, batch.last_slot) : batch.slot + j;
 }
 
-/// Which positions of a batch an item meets.
+/// Which positions of a batch an item meets, and whether any thread of the simdgroup has an item that meets one: the
+/// first and the last rows of a region concern only some items of a run.
 struct Mask {
   unsigned bits[NA_RUN];
+  bool in_use[NA_RUN];
 };
 
 template <bool kMasked>
 NATTEN_FN bool meets(const NA_THREAD Mask& mask, int item, int j) {
   return !kMasked || ((mask.bits[item] >> j) & 1u) != 0;
+}
+
+template <bool kMasked>
+NATTEN_FN bool is_in_use(const NA_THREAD Mask& mask, int item) {
+  return !kMasked || mask.in_use[item];
 }
 
 /// This lane's channels of a row of threadgroup memory.
@@ -50,26 +57,30 @@ NATTEN_FN void add_scaled(NA_THREAD float (&sum)[kCount], float factor, const NA
 }
 
 /// sums[item][j] = dot(held[item], streamed position j), complete on every lane.
-template <bool kMasked, int kSlices, int kPitch, class T>
+template <int kCount, bool kMasked, int kSlices, int kPitch, class T>
 NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH],
                          const NA_THREAD float (&held)[NA_RUN][kSlices * NA_VECTOR], const NA_THREADGROUP T* streamed,
-                         Batch batch, int lane) {
-  NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+                         Batch batch, const NA_THREAD Mask& mask, int lane) {
+  NA_UNROLL for (int j = 0; j < kCount; ++j) {
     float x[kSlices * NA_VECTOR];
     load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
-    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) sums[r][j] = dot(held[r], x);
+    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+      sums[r][j] = 0.0f;
+      if (is_in_use<kMasked>(mask, r)) sums[r][j] = dot(held[r], x);
+    }
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) sums[r][j] = sum_lanes(sums[r][j]);
+    if (!is_in_use<kMasked>(mask, r)) continue;
+    NA_UNROLL for (int j = 0; j < kCount; ++j) sums[r][j] = sum_lanes(sums[r][j]);
   }
 }
 
 /// sums[item] += weights[item][j] * streamed position j, over what the item meets: a NaN elsewhere must not enter.
-template <bool kMasked, int kSlices, int kPitch, class T>
+template <int kCount, bool kMasked, int kSlices, int kPitch, class T>
 NATTEN_FN void add_batch(NA_THREAD float (&sums)[NA_RUN][kSlices * NA_VECTOR],
                          const NA_THREAD float (&weights)[NA_RUN][NA_BATCH], const NA_THREADGROUP T* streamed,
                          Batch batch, const NA_THREAD Mask& mask, int lane) {
-  NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+  NA_UNROLL for (int j = 0; j < kCount; ++j) {
     float x[kSlices * NA_VECTOR];
     load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
@@ -101,12 +112,15 @@ NATTEN_FN void sweep_row(NA_THREAD Body& body, const NA_THREAD Tile& tile, const
   batch.first_slot = row * chunk.columns;
   batch.last_slot = batch.first_slot + chunk.columns - 1;
   body.begin_row(tile, chunk);
+  constexpr int kTail = NA_RUN_AXIS == 1 ? NA_KERNEL_SIZE_2 % NA_BATCH : 0;  // of a whole window
   // Threads of a simdgroup take every step together, because they exchange sums.
   for (batch.x = start; any_lane(batch.x < end); batch.x += NA_BATCH) {
     Mask mask;
     batch.slot = batch.first_slot + batch.x - chunk.x;
     if (all_lanes(batch.x >= common_start && batch.x + NA_BATCH <= common_end)) {
-      body.template batch<false>(tile, items, batch, mask);
+      body.template batch<NA_BATCH, false>(tile, items, batch, mask);
+    } else if (kTail > 0 && all_lanes(batch.x >= common_start && batch.x + kTail == end && end == common_end)) {
+      body.template batch<(kTail > 0 ? kTail : NA_BATCH), false>(tile, items, batch, mask);
     } else {
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
         mask.bits[r] = 0;
@@ -115,14 +129,15 @@ NATTEN_FN void sweep_row(NA_THREAD Body& body, const NA_THREAD Tile& tile, const
           const bool on = x >= items.met[r][2].start && x < lesser(items.met[r][2].end, x_end);
           mask.bits[r] |= on && ((on_row >> r) & 1u) != 0 ? 1u << j : 0u;
         }
+        mask.in_use[r] = any_lane(mask.bits[r] != 0);
       }
-      body.template batch<true>(tile, items, batch, mask);
+      body.template batch<NA_BATCH, true>(tile, items, batch, mask);
     }
   }
   body.end_row(tile, at, chunk);
 }
 
-/// Body: load(tile, chunk), batch<kMasked>(tile, items, batch, mask), begin_row(...), end_row(...).
+/// Body: load(tile, chunk), batch<kCount, kMasked>(tile, items, batch, mask), begin_row(...), end_row(...).
 template <class Body>
 NATTEN_FN void sweep(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Items& items) {
   const Range<int> columns = tile.region[2];

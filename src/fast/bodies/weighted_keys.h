@@ -18,21 +18,21 @@ struct WeightedKeys {
     if (NA_HAS_RPB) bias_gradient.end_row(tile, at, chunk);
   }
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float weights[NA_RUN][NA_BATCH];
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       const int slot =
           pair_slot(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      NA_UNROLL for (int j = 0; j < kCount; ++j) {
         weights[r][j] = 0.0f;
         if (!meets<kMasked>(mask, r, j)) continue;
         weights[r][j] = float(weight.data[row[r] + (slot + j) * weight.channel]);
         if (NA_HAS_RPB) bias_gradient.stage(weights[r][j], tile, batch, r, j);
       }
     }
-    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, keys.rows, batch, mask, tile.lane);
+    add_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, keys.rows, batch, mask, tile.lane);
   }
 };
 

@@ -12,12 +12,12 @@ struct WeightedQueries {
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
   NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
 
-  template <bool kMasked>
+  template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float weights[NA_RUN][NA_BATCH];
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      NA_UNROLL for (int j = 0; j < kCount; ++j) {
         weights[r][j] = 0.0f;
         if (meets<kMasked>(mask, r, j)) {
           const int slot =
@@ -28,7 +28,7 @@ struct WeightedQueries {
         }
       }
     }
-    add_batch<kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, queries.rows, batch, mask, tile.lane);
+    add_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(out, weights, queries.rows, batch, mask, tile.lane);
   }
 };
 
