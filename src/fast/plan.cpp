@@ -117,8 +117,13 @@ void finish_stream(Stream& stream, const Plan& plan) {
   if (stream.channels == 0) return;
   const int vectors = ceil_div(stream.channels, plan.vector);
   stream.slices = ceil_div(vectors, plan.lanes);
-  // An odd number of vectors per row keeps neighbouring rows in distinct banks.
-  stream.pitch = (stream.slices * plan.lanes | 1) * plan.vector;
+  // Threads whose accesses fill all banks once hold `rows` neighbouring positions, and `lanes` of each: rows are so far
+  // apart that no two of these accesses share a bank. (With eight rows or more, an odd number of vectors.)
+  const int accesses = 128 / std::min(16, plan.vector * element_size(stream.type));
+  const int rows = std::min(32 / plan.lanes, accesses), lanes = accesses / rows;
+  int row_vectors = stream.slices * plan.lanes;
+  while (row_vectors % (2 * lanes) != lanes) ++row_vectors;
+  stream.pitch = row_vectors * plan.vector;
 }
 
 /// Positions that a tile of `extent` on this axis meets, at most.
