@@ -89,7 +89,7 @@ std::vector<Tile> make_tiles(const Axis& axis, const AxisGroup& group, const Spa
 
 std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
   std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
-  std::int64_t tasks = p.batch * p.kv_heads;
+  std::int64_t tasks = std::max<std::int64_t>(p.batch * p.kv_heads, 1);
   for (int a = 0; a < kAxes; ++a) {
     places[a] = p.axes[a].length / p.axes[a].dilation;
     most[a] =
@@ -101,8 +101,12 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
   parts[2] = std::min(most[2], (places[2] + longest - 1) / longest);
   tasks *= parts[2];
   const int outer = places[0] > 1 ? 0 : places[1] > 1 ? 1 : 2;
-  const std::int64_t wanted = (tuning::kLeastTasks + tasks - 1) / std::max<std::int64_t>(tasks, 1);
-  parts[outer] = std::min(most[outer], std::max<std::int64_t>(parts[outer] * wanted, 1));
+  const auto missing = [&](std::int64_t wanted) {
+    return parts[outer] * std::max<std::int64_t>((wanted + tasks - 1) / tasks, 1);
+  };
+  const std::int64_t cheap = places[outer] / (tuning::kCheapPartKernels * p.axes[outer].kernel_size);
+  parts[outer] =
+      std::min(most[outer], std::max(missing(tuning::kLeastTasks), std::min(missing(tuning::kManyTasks), cheap)));
   return parts;
 }
 

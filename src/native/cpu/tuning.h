@@ -2,6 +2,8 @@
 // peak, measured in the same run.
 #pragma once
 
+#include <cstdint>
+
 namespace natten::cpu::tuning {
 
 /// Loops below this many floating-point operations run on the calling thread.
@@ -13,37 +15,48 @@ inline constexpr int kGenericItem = 64;
 /// Work items over which the gradient of the position bias is summed separately, all heads together.
 inline constexpr int kBiasGradientParts = 64;
 
-/// Forward pass, tiled kernels. Places of the last axis of one task; rows (places of the outer axes) of a part at
-/// least; packed keys and values of a task, which should stay in the second-level cache; tasks at least, where rows allow.
+/// Forward pass, tiled kernels: places of the last axis of one task, and least rows of one, in places and in kernel
+/// sizes (its border is packed twice).
 inline constexpr int kForwardRow = 64;
 inline constexpr int kForwardLeastRow = 64;
 inline constexpr int kForwardLeastRows = 8;
-inline constexpr int kForwardPackedBytes = 1 << 20;
-inline constexpr int kForwardLeastTasks = 8;
-
+inline constexpr int kForwardLeastKernels = 2;
+/// Packed keys and values of a task, about, which should stay in the second-level cache.
+inline constexpr std::int64_t kForwardPackedBytes = 1 << 20;
+/// Tasks at least, where rows allow.
+inline constexpr int kForwardLeastTasks = 32;
 /// Values are read in place, not packed, up to this distance of two tokens in rows of one head. On 4 heads of 32
 /// channels in place is 8 % faster, on 8 heads of 64 packing is 12 % faster: pages and sets of the cache.
 inline constexpr int kForwardInPlaceStep = 4;
-/// Along a single axis, from this kernel size on lanes are queries and keys are broadcast ("query lanes"); below, shift.
+/// Along a single axis, from this kernel size on lanes are queries and keys are broadcast ("query lanes"); below,
+/// shift.
 inline constexpr int kQueryLanesKernel = 24;
 /// Two tiles of queries share every key from this kernel size on: half the loads, but a longer border.
 inline constexpr int kQueryLanesTwoTiles = 96;
 /// Places of one task of query lanes, in kernel sizes: a task packs one kernel size more.
 inline constexpr int kQueryLanesPart = 4;
 
-/// Backward pass, tiled kernel. Tasks a pass is cut into where it can be, and the least places of a part: every part
-/// computes the logits of the pairs that cross its border a second time.
+/// Backward pass and split form, tiled kernels. A part computes the logits of the pairs that cross its border a second
+/// time and packs their rows again: 16 parts instead of 8 cost 2-D 56x56 K 7 about 10 %. So a pass is cut into
+/// kLeastTasks where parts of kLeastPart places (and two kernels) allow it, and into kManyTasks where parts are at
+/// least kCheapPartKernels kernels long.
 inline constexpr int kLeastTasks = 8;
+inline constexpr int kManyTasks = 32;
 inline constexpr int kLeastPart = 8;
-/// Longest row (places of the last axis) that one task packs.
+inline constexpr int kCheapPartKernels = 4;
+/// Longest row (places of the last axis) that one task packs: its packed queries are to stay near the second-level
+/// cache.
 inline constexpr int kLongestRow = 512;
-/// Rows of keys between two passes over the packed queries, and the memory these rows may take.
+/// Rows of keys between two passes over the packed queries, and the memory these rows may take. A tile of queries comes
+/// from the second- or third-level cache once per block: 3 bytes per cycle instead of 12 at D 64, K 13.
 inline constexpr int kKeyBlockRows = 4;
 inline constexpr int kKeyBlockBytes = 512 << 10;
-/// Slots of a row of scores, and bytes of all scores at a time, of which there are two kinds.
+/// Slots of a row of scores, and bytes of all scores at a time, of which there are two kinds: both fit the first-level
+/// cache next to a tile.
 inline constexpr int kSlotBlock = 64;
 inline constexpr int kScoreBytes = 16 << 10;
-/// Split form: slots of a query up to which all are packed.
+/// Split form: slots of a query up to which all are packed. Reading a few slots for every row of keys instead costs
+/// 1.4 times (2-D 64x64 K 13) to 2 times (3-D K 5): a page per query and row.
 inline constexpr int kMostPackedSlots = 1024;
 
 }  // namespace natten::cpu::tuning
