@@ -192,6 +192,7 @@ BAD = [
     (["guardrail", "--direction", "forward", "--tiers", "pure"], "name another tier"),
     (["guardrail", "--direction", "sideways"], "invalid choice"),
     (["guardrail"], "required"),
+    (["table", "--threads", "2", "--cpu-clock"], "use it with --threads 1"),
     (["compare", "--rivals", "numpy"], "unknown alternative 'numpy'"),
     ([], "required"),
 ]

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from natten_mlx import _ext
 from natten_mlx.bench import cost
 from natten_mlx.bench.calls import Reference
 from natten_mlx.bench.cases import Case
 from natten_mlx.bench.machine import Limits
 from natten_mlx.bench.measure import Plan, Samples, one_round
 from natten_mlx.bench.report import machine_line, markdown_table, number, why_not
-from natten_mlx.bench.rivals import RIVALS, Skip
+from natten_mlx.bench.rivals import RIVALS, Skip, set_torch_threads
 from natten_mlx.bench.table import DECLINED, OK, WRONG, Progress, Report, Row, header
 
 COLUMNS = (
@@ -46,10 +47,32 @@ def parse_rivals(names: Sequence[str] | None) -> list[str]:
 
 
 def run(
-    chosen: Sequence[Case], rivals: Sequence[str], plan: Plan, directions: Sequence[str] | None, progress: Progress
+    chosen: Sequence[Case],
+    rivals: Sequence[str],
+    plan: Plan,
+    directions: Sequence[str] | None,
+    threads: int,
+    progress: Progress,
 ) -> Report:
-    """Checks and times every alternative in every case; they take turns in every round."""
-    limits = Limits()
+    """Checks and times every alternative in every case; they take turns in every round. `threads` 0: all."""
+    _ext.set_cpu_threads(threads)
+    try:
+        set_torch_threads(_ext.cpu_threads())
+        limits = Limits(plan.cpu_clock)
+        rows = _rows(chosen, rivals, plan, directions, limits, progress)
+        return {**header("compare", plan, limits), "rows": rows}
+    finally:
+        _ext.set_cpu_threads(0)
+
+
+def _rows(
+    chosen: Sequence[Case],
+    rivals: Sequence[str],
+    plan: Plan,
+    directions: Sequence[str] | None,
+    limits: Limits,
+    progress: Progress,
+) -> list[Row]:
     rows: list[Row] = []
     for case in chosen:
         wanted = [d for d in case.directions if directions is None or d in directions]
@@ -60,7 +83,7 @@ def run(
         for direction in wanted:
             progress(f"{case.name} {direction}")
             rows += _one(case, direction, rivals, plan, limits, expected)
-    return {**header("compare", plan, limits), "rows": rows}
+    return rows
 
 
 def _one(

@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import mlx.core as mx
 
@@ -69,5 +70,5 @@ def measure(case: Case, direction: str, tier: str, timeout: float = 30) -> float
 
 if __name__ == "__main__":
     fields: dict[str, Any] = json.loads(sys.argv[1])
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     print(extra_bytes(Case(**fields), *sys.argv[2:]))

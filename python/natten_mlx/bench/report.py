@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def cells(row: Row) -> list[str]:
     if row["status"] != OK:
         return [*start, why_not(row)]
     if "seconds" not in row:
-        return [*start, "right, not timed"]
+        return [*start, "not timed: it would take very long"]
     seconds = row["seconds"]
     return [
         *start,
@@ -123,7 +124,9 @@ def check_writable(*paths: str | None) -> None:
 
 def write_json(path: str, report: Report) -> None:
     """The whole report, raw samples included, with one sample list per line."""
-    Path(path).write_text(json.dumps(report, indent=1, allow_nan=False, default=str) + "\n")
+    text = json.dumps(report, indent=1, default=str)
+    text = re.sub(r"\[[-+\d.eE,\s]*\]", lambda numbers: " ".join(numbers[0].split()), text)
+    Path(path).write_text(text + "\n")
 
 
 def read_json(path: str | Path, kind: str) -> Report:

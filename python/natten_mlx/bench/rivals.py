@@ -5,6 +5,7 @@ Each entry of `RIVALS` makes a `Rival` of a case and a direction, or raises `Ski
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
@@ -135,6 +136,12 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise Skip(f"{name} is not installed" if getattr(error, "name", "") == name else str(error)) from None
+
+
+def set_torch_threads(count: int) -> None:
+    """PyTorch gets as many threads as the library's kernels, where it is installed."""
+    with contextlib.suppress(Skip):
+        _import("torch").set_num_threads(count)
 
 
 def _torch_rival(function: Callable[..., Any], case: Case, direction: str) -> Rival:

@@ -20,6 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--directions", nargs="+", metavar="DIR", help="forward, grad_query, step, grad_key (default: all)"
     )
     table.add_argument("--threads", type=int, default=0, help="CPU threads (default: NATTEN_NUM_THREADS or all)")
+    _clock(table)
+    table.add_argument(
+        "--pure-limit", type=float, default=10.0, metavar="GFLOP", help="of a step, beyond which `pure` is not timed"
+    )
     table.add_argument("--no-memory", action="store_true", help="don't measure peak memory (a process per figure)")
     _writing(table)
     table.add_argument("--plot", metavar="FILE", help="roofline plot (needs the extra `plots`)")
@@ -27,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     guardrail = commands.add_parser("guardrail", help="exit 1 if a case is slower than its thresholds")
     guardrail.add_argument("--direction", choices=("forward", "backward"), required=True)
-    _measuring(guardrail, "guardrail", warmup=2, trials=7, trim_head=1, rounds=3, seconds=0.15)
+    _measuring(guardrail, "guardrail", warmup=2, trials=5, trim_head=1, rounds=3, seconds=0.06)
     guardrail.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, timed by the CPU clock)")
     guardrail.add_argument("--thresholds", metavar="FILE", help="instead of the package's")
     _writing(guardrail)
@@ -37,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _measuring(compare, "large", warmup=2, trials=15, trim_head=1, rounds=2, seconds=1.0, tiers=False)
     compare.add_argument("--rivals", nargs="+", metavar="NAME", help="some of the alternatives (default: all)")
     compare.add_argument("--directions", nargs="+", metavar="DIR", help="forward, step (default: both)")
+    compare.add_argument("--threads", type=int, default=0, help="CPU threads of natten-mlx and PyTorch (default: all)")
+    _clock(compare)
     _writing(compare)
     compare.set_defaults(benchmark_run=_compare)
 
@@ -55,6 +61,12 @@ def _measuring(parser: argparse.ArgumentParser, cases: str, tiers: bool = True, 
         "--seconds", type=float, default=defaults["seconds"], help="of one round at most: slow calls get fewer trials"
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: MLX's")
+
+
+def _clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="count the CPU time of this process: for --threads 1 on a busy machine"
+    )
 
 
 def _writing(parser: argparse.ArgumentParser) -> None:
@@ -91,11 +103,11 @@ def _table(args: argparse.Namespace) -> int:
         plots.figure()  # complains now if it can't be drawn later
     chosen, directions = select(args.cases), _directions(args.directions)
     tiers = parse_tiers(args.tiers) if args.tiers else tier_names()
-    threads = _threads(args.threads)
-    _ext.set_cpu_threads(threads)
+    timing = plan(args, _cpu_clock(args))
+    _ext.set_cpu_threads(_threads(args.threads))
     try:
         with progress_bar(table.count(chosen, directions)) as progress:
-            result = table.run(chosen, tiers, plan(args), directions, not args.no_memory, progress)
+            result = table.run(chosen, tiers, timing, directions, not args.no_memory, 1e9 * args.pure_limit, progress)
     finally:
         _ext.set_cpu_threads(0)
     _show(report.terminal_table(report.COLUMNS, [report.cells(row) for row in result["rows"]]), result)
@@ -138,8 +150,9 @@ def _compare(args: argparse.Namespace) -> int:
 
     chosen, directions = select(args.cases), _directions(args.directions, ("forward", "step"))
     rivals = compare.parse_rivals(args.rivals)
+    timing, threads = plan(args, _cpu_clock(args)), _threads(args.threads)
     with progress_bar(table.count(chosen, directions)) as progress:
-        result = compare.run(chosen, rivals, plan(args), directions, progress)
+        result = compare.run(chosen, rivals, timing, directions, threads, progress)
     _show(report.terminal_table(compare.COLUMNS, [compare.cells(row) for row in result["rows"]]), result)
     _write(args, result, compare.markdown)
     return 1 if table.has_wrong(result) else 0
@@ -160,6 +173,12 @@ def _directions(names: list[str] | None, known: tuple[str, ...] = ()) -> list[st
     if unknown:
         raise InputError(f"unknown direction {sorted(unknown)[0]!r}. Expected one of {list(known)}")
     return names or (list(known) if len(known) == 2 else None)
+
+
+def _cpu_clock(args: argparse.Namespace) -> bool:
+    if args.cpu_clock and args.threads != 1:
+        raise InputError("--cpu-clock adds up the time of all threads: use it with --threads 1")
+    return bool(args.cpu_clock)
 
 
 def _threads(count: int) -> int:
