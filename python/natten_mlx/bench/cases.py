@@ -83,8 +83,8 @@ class Case:
 SMALL = ("small", "table", "guardrail")
 """Sizes of a single layer at low resolution: dispatch, threads and borders matter."""
 LARGE = ("large", "table", "guardrail")
-"""Sizes at which the kernels themselves are what is measured. Windows of 2048 have no guardrail: the gradients of `pure`,
-which decide what is right, take half a minute there."""
+"""Sizes at which the kernels themselves are what is measured. Windows of 2048 have no guardrail: the gradients of
+`pure`, which decide what is right, take half a minute there."""
 GUARDRAIL = ("guardrail",)
 
 _H_CAUSAL, _D_CAUSAL = (True, False), (True, False, False)

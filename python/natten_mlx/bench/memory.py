@@ -13,7 +13,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import mlx.core as mx
 
@@ -69,6 +68,7 @@ def measure(case: Case, direction: str, tier: str, timeout: float = 30) -> float
 
 
 if __name__ == "__main__":
-    fields: dict[str, Any] = json.loads(sys.argv[1])
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
+    }
     print(extra_bytes(Case(**fields), *sys.argv[2:]))
