@@ -75,6 +75,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python scripts/check_docs.py
 	$(BIN)/python scripts/draw_docs.py --check
+	$(BIN)/python scripts/draw_performance.py --check
 
 tidy: $(VENV)/.dev  ## clang-tidy over the library (slow)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
@@ -85,8 +86,9 @@ format: $(VENV)/.dev  ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-docs: $(VENV)/.dev  ## redraw the pictures in docs/images
+docs: $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite the performance page
 	$(BIN)/python scripts/draw_docs.py
+	$(BIN)/python scripts/draw_performance.py
 
 clean:  ## remove everything that make created
 	rm -rf build dist wheelhouse reports $(VENV)
