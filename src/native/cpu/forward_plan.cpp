@@ -43,11 +43,19 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
           ? std::max<std::int64_t>(tuning::kForwardRow, tuning::kQueryLanesPart * p.axes[2].kernel_size)
           : tuning::kForwardRow;
   parts[2] = (places[2] + row - 1) / row;
-  for (int a = 0; a < 2; ++a) most[a] = std::max<std::int64_t>(1, places[a] / tuning::kForwardLeastRows);
+  for (int a = 0; a < 2; ++a) {
+    const std::int64_t least =
+        std::max<std::int64_t>(tuning::kForwardLeastRows, tuning::kForwardLeastKernels * p.axes[a].kernel_size);
+    most[a] = std::max<std::int64_t>(1, places[a] / least);
+  }
+  // What has to be packed at a time slides along the outermost axis.
+  const int slide_axis = p.axes[0].kernel_size > 1 ? 0 : 1;
   const auto bytes = [&] {
-    std::int64_t places_packed = p.head_dim + p.value_dim;
-    for (int a = 0; a < kAxes; ++a) places_packed *= keys_along(p.axes[a], places[a], parts[a]);
-    return places_packed * 4;
+    std::int64_t packed = 4 * (p.head_dim + p.value_dim);
+    for (int a = slide_axis; a < kAxes; ++a) {
+      packed *= a == slide_axis ? p.axes[a].kernel_size : keys_along(p.axes[a], places[a], parts[a]);
+    }
+    return packed;
   };
   const auto split = [&] {
     // The axis whose halo grows least.
@@ -59,8 +67,7 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
     ++parts[axis];
     return true;
   };
-  while (bytes() > tuning::kForwardPackedBytes && split()) {
-  }
+  while (slide_axis == 0 && bytes() > tuning::kForwardPackedBytes && parts[1] < most[1]) ++parts[1];
   while (tasks * parts[0] * parts[1] * parts[2] < tuning::kForwardLeastTasks && split()) {
   }
   const std::int64_t outer = tasks * parts[0] * parts[1];

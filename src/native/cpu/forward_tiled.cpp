@@ -3,6 +3,7 @@
 // keys. Probabilities of a tile stay in the cache; the values' lanes are channels.
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -77,12 +78,12 @@ class ForwardSweep {
     plan_memory();
     Scratch scratch(scratch_bytes());
     take_memory(scratch);
-    pack_keys_and_values();
     const Span &q0s = part_[0].queries, &q1s = part_[1].queries;
-    for (std::int64_t head = 0; head < heads_; ++head) {
-      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-        for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += block_rows_) {
-          const Span rows{q1, std::min(q1 + block_rows_, q1s.end)};
+    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+      for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += block_rows_) {
+        const Span rows{q1, std::min(q1 + block_rows_, q1s.end)};
+        pack(keys_of_step(q0, rows));
+        for (std::int64_t head = 0; head < heads_; ++head) {
           for (const ForwardTile& tile : tiles_) run_tile(head, q0, rows, tile);
         }
       }
@@ -100,10 +101,11 @@ class ForwardSweep {
     const std::int64_t line = std::max(kLanes, 16);
     key_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
     key_row_ = key_pitch_ * round_up(dim_, 4);
-    rows_ = size_of(part_[0].keys) * size_of(part_[1].keys);
+    slide_axis_ = size_of(part_[0].keys) > 1 ? 0 : 1;
+    slab_rows_ = slide_axis_ == 0 ? size_of(part_[1].keys) : 1;
     const Tensor& value = pass_.inputs.value;
     values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 &&
-                       std::abs(value.strides[3] * group_[2]->token_step) <= tuning::kForwardInPlaceStep * value_dim_;
+                       std::abs(value.strides[3] * group_[2]->token_step) <= tuning::kForwardInPlaceStep;
     value_step_ = values_in_place_ ? value.strides[3] * group_[2]->token_step : value_pitch_;
     value_row_ = values_in_place_ ? value.strides[2] * group_[1]->token_step : places_ * value_pitch_;
     value_plane_ = values_in_place_ ? value.strides[1] * group_[0]->token_step : value_row_ * size_of(part_[1].keys);
@@ -123,20 +125,26 @@ class ForwardSweep {
       const std::int64_t last = std::min(q + block_rows_, part_[1].queries.end) - 1;
       rows = std::max(rows, inner[last].keys.end - inner[q].keys.start);
     }
+    // Slabs of keys that a step needs, and more so that they seldom move.
+    const std::int64_t slabs = size_of(part_[slide_axis_].keys), needed = slide_axis_ == 0 ? planes : rows;
+    const std::int64_t slab_bytes = 4 * slab_rows_ * (key_row_ + (values_in_place_ ? 0 : value_row_));
+    capacity_ = std::min(slabs, std::max(2 * needed, tuning::kForwardPackedBytes / slab_bytes));
+    packed_ = {part_[slide_axis_].keys.start, part_[slide_axis_].keys.start};
     score_plane_ = rows * slots * kLanes;
     score_size_ = planes * score_plane_;
   }
 
   std::int64_t scratch_bytes() const {
-    return Scratch::bytes<float>(rows_ * key_row_) + Scratch::bytes<float>(values_in_place_ ? 0 : rows_ * value_row_) +
+    return Scratch::bytes<float>(capacity_ * slab_rows_ * key_row_) +
+           Scratch::bytes<float>(values_in_place_ ? 0 : capacity_ * slab_rows_ * value_row_) +
            Scratch::bytes<float>(block_rows_ * round_up(dim_, 4) * kLanes) +
            Scratch::bytes<float>(block_rows_ * score_size_) +
            Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
   }
 
   void take_memory(Scratch& scratch) {
-    keys_ = scratch.take<float>(rows_ * key_row_);
-    value_memory_ = scratch.take<float>(values_in_place_ ? 0 : rows_ * value_row_);
+    keys_ = scratch.take<float>(capacity_ * slab_rows_ * key_row_);
+    value_memory_ = scratch.take<float>(values_in_place_ ? 0 : capacity_ * slab_rows_ * value_row_);
     values_ = value_memory_;
     if (values_in_place_) {
       const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
@@ -150,9 +158,37 @@ class ForwardSweep {
     lse_ = scratch.take<float>(kLanes);
   }
 
-  /// Number of a packed row of keys.
+  /// Number of a row of keys among the packed ones.
   std::int64_t row_index(std::int64_t k0, std::int64_t k1) const {
-    return (k0 - part_[0].keys.start) * size_of(part_[1].keys) + k1 - part_[1].keys.start;
+    return slide_axis_ == 0 ? (k0 - packed_.start) * slab_rows_ + k1 - part_[1].keys.start : k1 - packed_.start;
+  }
+
+  /// Slabs (planes of keys, or rows where there is one plane) that the windows of some rows of queries hold.
+  Span keys_of_step(std::int64_t q0, const Span& rows) const {
+    if (slide_axis_ == 0) return group_[0]->queries[q0].keys;
+    return {group_[1]->queries[rows.start].keys.start, group_[1]->queries[rows.end - 1].keys.end};
+  }
+
+  /// Packs the slabs of a step that are not yet packed. When memory is used up, those still needed move to its start.
+  void pack(const Span& needed) {
+    if (needed.end > packed_.start + capacity_) {
+      const std::int64_t from = (needed.start - packed_.start) * slab_rows_;
+      const std::int64_t rows = std::max<std::int64_t>(packed_.end - needed.start, 0) * slab_rows_;
+      if (rows > 0) {
+        std::memmove(keys_, keys_ + from * key_row_, rows * key_row_ * sizeof(float));
+        if (!values_in_place_) {
+          std::memmove(value_memory_, value_memory_ + from * value_row_, rows * value_row_ * sizeof(float));
+        }
+      }
+      packed_ = {needed.start, std::max(packed_.end, needed.start)};
+    }
+    for (; packed_.end < needed.end; ++packed_.end) {
+      if (slide_axis_ == 1) {
+        pack_row(part_[0].keys.start, packed_.end);
+      } else {
+        for (std::int64_t k1 = part_[1].keys.start; k1 < part_[1].keys.end; ++k1) pack_row(packed_.end, k1);
+      }
+    }
   }
 
   TensorRows token_rows(const Tensor& tensor, std::int64_t k0, std::int64_t k1, std::int64_t k2) const {
@@ -161,21 +197,17 @@ class ForwardSweep {
             tensor.type};
   }
 
-  void pack_keys_and_values() {
-    const Span &k0s = part_[0].keys, &k1s = part_[1].keys, &k2s = part_[2].keys;
-    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
-      for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-        const std::int64_t row = row_index(k0, k1);
-        for (std::int64_t k2 = k2s.start; k2 < k2s.end; k2 += kLanes) {
-          const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2);
-          pack_transposed(token_rows(pass_.inputs.key, k0, k1, k2), count, 1.0f,
-                          keys_ + row * key_row_ + k2 - first_place_, key_pitch_);
-        }
-        if (values_in_place_) continue;
-        load_rows(token_rows(pass_.inputs.value, k0, k1, k2s.start), size_of(k2s), value_dim_,
-                  value_memory_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
-      }
+  void pack_row(std::int64_t k0, std::int64_t k1) {
+    const Span& k2s = part_[2].keys;
+    const std::int64_t row = row_index(k0, k1);
+    for (std::int64_t k2 = k2s.start; k2 < k2s.end; k2 += kLanes) {
+      const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2);
+      pack_transposed(token_rows(pass_.inputs.key, k0, k1, k2), count, 1.0f, keys_ + row * key_row_ + k2 - first_place_,
+                      key_pitch_);
     }
+    if (values_in_place_) return;
+    load_rows(token_rows(pass_.inputs.value, k0, k1, k2s.start), size_of(k2s), value_dim_,
+              value_memory_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
   }
 
   /// to[channel * pitch + lane] = factor * row[lane][channel]; lanes from `count` on hold anything.
@@ -261,7 +293,8 @@ class ForwardSweep {
     const TileVec max = max_of(row);
     const TileVec sum = exp2_row(row, max);
     hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
-    hn::Store(hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum)), d, lse_);
+    const auto log_sum = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
+    hn::Store(hn::IfThenElse(hn::IsNaN(sum), sum, log_sum), d, lse_);  // Log makes a number of NaN
 
     ValueRows call;
     call.plane_scores = score_plane_;
@@ -273,8 +306,10 @@ class ForwardSweep {
     call.rows = size_of(k1s);
     call.slots = slots;
     call.pitch = value_pitch_;
-    const float* values = values_ + (k0s.start - part_[0].keys.start) * value_plane_ +
-                          (k1s.start - part_[1].keys.start) * value_row_ + (tile.slot0 - first_place_) * value_step_;
+    const std::int64_t first_row = values_in_place_ ? (k0s.start - part_[0].keys.start) * value_plane_ +
+                                                          (k1s.start - part_[1].keys.start) * value_row_
+                                                    : row_index(k0s.start, k1s.start) * value_row_;
+    const float* values = values_ + first_row + (tile.slot0 - first_place_) * value_step_;
     int query = 0;
     for (const QueryWindows& windows : tile.windows) {
       call.probabilities = scores + query;
@@ -357,9 +392,12 @@ class ForwardSweep {
   std::int64_t key_pitch_, key_row_;                   ///< floats from channel to channel, and of a packed row of keys
   bool values_in_place_;                               ///< read where they are, not packed
   std::int64_t value_step_, value_row_, value_plane_;  ///< floats from place to place, row to row, plane to plane
-  std::int64_t rows_;                                  ///< packed rows of keys
-  std::int64_t block_rows_;                            ///< rows of queries at a time
-  std::int64_t score_plane_, score_size_;              ///< floats of scores: of one key plane, of one row of queries
+  int slide_axis_;                         ///< the outermost axis with several keys: what is packed slides along it
+  std::int64_t slab_rows_;                 ///< rows of keys of one of its places
+  std::int64_t capacity_;                  ///< slabs that fit the packed memory
+  Span packed_;                            ///< slabs that are packed
+  std::int64_t block_rows_;                ///< rows of queries at a time
+  std::int64_t score_plane_, score_size_;  ///< floats of scores: of one key plane, of one row of queries
 
   const float* values_;  ///< of first_place_ of the first row
   float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_, *lse_;
