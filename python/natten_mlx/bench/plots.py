@@ -39,6 +39,8 @@ def scaling(report: Report, path: str) -> None:
             style = "--" if series["dense"] else "-"
             axes.plot(xs, ys, style, marker="o", markersize=3, color=f"C{index}", label=label)
         axes.set(xscale="log", yscale="log", xlabel=mine[0]["x_label"], ylabel=mine[0]["y_label"])
+        for axis in (axes.xaxis, axes.yaxis):  # labels of minor ticks overlap
+            axis.set_minor_formatter("")
         axes.set_title(panel, fontsize=9)
         axes.legend(fontsize=6)
         axes.grid(alpha=0.3, which="both")
