@@ -186,6 +186,14 @@ HALF_TABLE: tuple[Case, ...] = tuple(
         Case((5, 6, 4), (3, 2, 4), dim=8, heads=2, gna_stride=(1, 2, 2)),
         Case((8, 8), (3, 3), dim=16, batch=2, lengths=((5, 8), (8, 3))),
         Case((8, 8), (3, 3), dim=16, extra=4),
+        # head dims that matrix units take
+        Case((150,), (31,), dim=16, value_dim=48, heads=2),
+        Case((70,), (40,), dim=128, is_causal=(True,)),
+        Case((21, 18), (7, 5), dim=32, batch=2, heads=4, kv_heads=2),
+        Case((17, 20), (4, 3), dim=64, dilation=(2, 3), is_causal=(False, True)),
+        Case((20, 19), (6, 4), dim=16, stride=(2, 1), gna_stride=(1, 4), rpb=True, heads=2),
+        Case((9, 8, 10), (5, 3, 4), dim=48, value_dim=16, stride=(1, 3, 2)),
+        Case((7, 9, 8), (3, 4, 5), dim=32, batch=2, lengths=((7, 5, 8), (3, 9, 6)), rpb=True, heads=2, kv_heads=1),
     )
 )
 
