@@ -12,6 +12,7 @@ The reports are made by:
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -105,6 +106,13 @@ def target_table(found: Report) -> str:
 
 
 def scaling_text(found: Report) -> str:
+    def late(points: list[dict[str, float]]) -> str:
+        """The exponent between the middle and the end, where fixed costs count less."""
+        first, last = points[len(points) // 2], points[-1]
+        if len(points) < 4:
+            return "-"
+        return f"{math.log(last['y'] / first['y']) / math.log(last['x'] / first['x']):.2f}"
+
     rows = [
         [
             s["panel"],
@@ -112,10 +120,12 @@ def scaling_text(found: Report) -> str:
             s["x_label"],
             f"{s['points'][0]['x']:g} to {s['points'][-1]['x']:g}",
             f"{s['slope']:.2f}",
+            late(s["points"]),
         ]
         for s in found["series"]
     ]
-    text = report.markdown_table(("series", "what", "grows with", "from, to", "fitted exponent"), rows, left=3)
+    columns = ("series", "what", "grows with", "from, to", "fitted exponent", "of the second half")
+    text = report.markdown_table(columns, rows, left=3)
     for crossing in found["crossings"]:
         where = f"{crossing['tokens']:.0f} tokens"
         if crossing["tokens"] < crossing["measured_from"]:
@@ -127,8 +137,8 @@ def scaling_text(found: Report) -> str:
 
 
 def guardrail_text(found: Report) -> str:
-    lines = [f"| {d} | {r['runs']} | {r['failed']} | {r['seconds']:.0f} s |" for d, r in found["directions"].items()]
-    return "| direction | runs | failed | median duration |\n|---|---:|---:|---:|\n" + "\n".join(lines) + "\n"
+    rows = [[direction, str(r["runs"]), str(r["failed"])] for direction, r in found["directions"].items()]
+    return report.markdown_table(("direction", "runs", "failed"), rows, left=1)
 
 
 def page() -> tuple[str, str]:

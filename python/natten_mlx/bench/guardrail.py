@@ -73,7 +73,7 @@ def ratios(row: Row, baseline: Row | None, trim_head: int) -> dict[str, float]:
     return result
 
 
-def _shortfalls(row: Row, thresholds: dict[str, Any], target: str) -> list[str]:
+def shortfalls(row: Row, thresholds: dict[str, Any], target: str) -> list[str]:
     """What the ratios of `row` do not reach. Fills in the floors."""
     tier, case, direction = row["tier"], row["case"], row["direction"]
     row["floors"] = thresholds["floors"].get(tier, {}).get(case, {}).get(direction, {})
@@ -135,7 +135,7 @@ def _judge(measured: list[Row], plan: Plan, thresholds: dict[str, Any]) -> list[
         if row["status"] != OK:
             continue
         row["ratios"] = ratios(row, baseline, plan.trim_head)
-        short = _shortfalls(row, thresholds, _ext.cpu_target())
+        short = shortfalls(row, thresholds, _ext.cpu_target())
         if short:
             row.update(status=SHORT, reason="; ".join(short))
         elif not row["floors"]:
