@@ -11,6 +11,7 @@ ratios of the release are the medians.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def main() -> int:
         print("some results were wrong: nothing is recorded", file=sys.stderr)
         return 1
     thresholds = guardrail.thresholds_of(reports, args.part, args.margin)
-    args.output.write_text(json.dumps(thresholds, indent=1) + "\n")
+    text = json.dumps(thresholds, indent=1)
+    args.output.write_text(re.sub(r"\{[^{}]*\}", lambda innermost: " ".join(innermost[0].split()), text) + "\n")
     print(f"wrote {args.output}")
     return 0
 
