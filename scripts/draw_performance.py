@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 PAGE = ROOT / "docs" / "performance.md"
-NOTES = ROOT / "benchmarks" / "results" / "notes.md"
+NOTES = RESULTS / "notes.md"
 BEGIN, END = "<!-- performance: begin (written by scripts/draw_performance.py) -->\n", "<!-- performance: end -->"
 
 HEADLINE = "na2d_56_k7"
