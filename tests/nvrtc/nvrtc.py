@@ -80,7 +80,6 @@ def compile_cuda(source: str, architecture: str, file_name: str = "kernel.cu") -
     try:
         options = [
             "--device-as-default-execution-space",
-            "--pch",  # not MLX's: parses the headers once for each process and architecture
             f"--gpu-architecture={architecture}",
             f"--include-path={_wheel('cuda_cccl') / 'include'}",
             f"--include-path={_wheel('cuda_runtime') / 'include'}",
