@@ -30,7 +30,8 @@ void load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64
                std::int64_t pitch) {
   const TileTag d;
   for (std::int64_t r = 0; r < rows; ++r, from += stride, to += pitch) {
-    // Rows of one head lie far apart, where hardware prefetchers do not look; the next tile's follow at the same stride.
+    // Rows of one head lie far apart, where hardware prefetchers do not look; the next tile's follow at the same
+    // stride.
     for (std::int64_t c = 0; c < dim; c += 64 / sizeof(T)) __builtin_prefetch(from + kLanes * stride + c);
     std::int64_t c = 0;
     for (; c + kLanes <= dim; c += kLanes) hn::Store(load_float(d, from + c), d, to + c);

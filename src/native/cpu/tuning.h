@@ -25,8 +25,8 @@ inline constexpr int kForwardLeastKernels = 2;
 inline constexpr std::int64_t kForwardPackedBytes = 1 << 20;
 /// Tasks at least, where rows allow.
 inline constexpr int kForwardLeastTasks = 16;
-/// Values are read in place, not packed, up to this distance of two tokens, in floats. At 128 (4 heads of 32 channels) in
-/// place is 8 % faster, at 512 (8 heads of 64, 4 of 128) packing is 12 % faster: pages, and sets of the cache.
+/// Values are read in place, not packed, up to this distance of two tokens, in floats. At 128 (4 heads of 32 channels)
+/// in place is 8 % faster, at 512 (8 heads of 64, 4 of 128) packing is 12 % faster: pages, and sets of the cache.
 inline constexpr int kForwardInPlaceStep = 128;
 /// Along a single axis, from this kernel size on lanes are queries and keys are broadcast ("query lanes"); below,
 /// shift.
