@@ -4,7 +4,7 @@
 
 A verdict depends on the ratios of a report alone. So reports that were kept can be judged by other thresholds:
 
-    python benchmarks/repeat_guardrail.py --judge DIR [--skip 5] --json FILE
+    python benchmarks/repeat_guardrail.py --judge DIR [--skip 5] [--thresholds FILE] --json FILE
 
 where `--skip` leaves out the first reports of each direction, those of which the thresholds were made.
 """
@@ -52,12 +52,13 @@ def main() -> int:
     parser.add_argument("--directions", nargs="+", default=["forward", "backward"])
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep every report there, for record_thresholds.py")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge the reports kept there, run nothing")
+    parser.add_argument("--thresholds", metavar="FILE", help="with --judge: instead of the package's")
     parser.add_argument("--skip", type=int, default=0, help="with --judge: leave out the first reports of a direction")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     try:
-        thresholds = guardrail.load()
+        thresholds = guardrail.load(args.thresholds)
         for direction in args.directions:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = args.judge or args.keep or Path(scratch)
