@@ -75,6 +75,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python scripts/check_docs.py
 	$(BIN)/python scripts/draw_docs.py --check
+	$(BIN)/python scripts/draw_performance.py --check
 
 tidy: $(VENV)/.dev  ## clang-tidy over the library (slow)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
