@@ -99,13 +99,7 @@ class Differentiable : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].shape() != input_shapes_[i]) {
-        throw std::invalid_argument("[natten] a neighborhood attention traced with shape " +
-                                    to_string(input_shapes_[i]) + " cannot be replayed with shape " +
-                                    to_string(inputs[i].shape()) + ": compile it without shapeless=True");
-      }
-    }
+    validate_replay(input_shapes_, inputs);
     return output_shapes_;
   }
 

@@ -412,6 +412,16 @@ void validate_length_values(const Caller& caller, const Problem& problem, const 
   }
 }
 
+void validate_replay(const std::vector<mx::Shape>& traced, const std::vector<mx::array>& inputs) {
+  for (std::size_t i = 0; i < traced.size(); ++i) {
+    if (inputs[i].shape() != traced[i]) {
+      throw std::invalid_argument("[natten] a neighborhood attention traced with shape " + to_string(traced[i]) +
+                                  " cannot be replayed with shape " + to_string(inputs[i].shape()) +
+                                  ": compile it without shapeless=True");
+    }
+  }
+}
+
 void validate_merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors) {
   const Caller caller{"merge_attentions", 0};
   if (outputs.size() < 2) fail(caller, text("expected at least two outputs, got ", outputs.size()));

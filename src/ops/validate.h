@@ -58,6 +58,10 @@ void validate_additional(const Caller& caller, const Problem& problem, const std
 /// Checks K*d <= L_b <= L where `lengths` does not depend on a tracer; evaluates it for that.
 void validate_length_values(const Caller& caller, const Problem& problem, const mx::array& lengths);
 
+/// For a primitive's output_shapes: refuses the replay of a trace (compile with shapeless=True) with other shapes than
+/// those it was traced with, to which its index tables and its problem belong.
+void validate_replay(const std::vector<mx::Shape>& traced, const std::vector<mx::array>& inputs);
+
 void validate_merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors);
 
 }  // namespace natten

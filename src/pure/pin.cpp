@@ -59,13 +59,7 @@ class Pin : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
-    for (std::size_t i = 0; i < shapes_.size(); ++i) {
-      if (inputs[i].shape() != shapes_[i]) {
-        throw std::invalid_argument("[natten] a neighborhood attention traced with shape " + to_string(shapes_[i]) +
-                                    " cannot be replayed with shape " + to_string(inputs[i].shape()) +
-                                    ": compile it without shapeless=True");
-      }
-    }
+    validate_replay(shapes_, inputs);
     return shapes_;
   }
 

@@ -6,6 +6,7 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "native/cpu/dense_copy.h"
 #include "native/cpu/kernels.h"
+#include "ops/validate.h"
 
 namespace natten::cpu {
 namespace {
@@ -22,13 +23,6 @@ constexpr const char* kNames[] = {"NattenAttention",
                                   "NattenAv",
                                   "NattenAvBackwardAttn",
                                   "NattenAvBackwardValue"};
-
-FloatType float_type(mx::Dtype type) {
-  return type == mx::float16    ? FloatType::float16
-         : type == mx::bfloat16 ? FloatType::bfloat16
-         : type == mx::float64  ? FloatType::float64
-                                : FloatType::float32;
-}
 
 // Raw memory of a kernel's arguments: a task must not hold arrays.
 struct Task {
@@ -149,13 +143,7 @@ class KernelPrimitive : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].shape() != input_shapes_[i]) {
-        throw std::invalid_argument(
-            "[natten] a kernel traced for one shape cannot be replayed with another: compile "
-            "it without shapeless=True");
-      }
-    }
+    validate_replay(input_shapes_, inputs);
     return output_shapes_;
   }
 
