@@ -20,7 +20,8 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-python test-fast bench guardrail wheel lint tidy format docs example-cpp clean
+.PHONY: help demo test test-cpp test-neon test-python test-fast bench guardrail wheel lint tidy format docs example-cpp \
+        clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -45,6 +46,15 @@ test-cpp: $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=
 
 test-python: $(VENV)/.dev  ## the Python tests
 	$(BIN)/python -m pytest -q tests/python
+
+# Elsewhere, if the machine is an Arm, the native build is NEON itself.
+test-neon:  ## the CPU kernels for 64-bit Arm: cross-built and run under qemu (Debian)
+ifeq ($(shell uname -sm),Linux x86_64)
+	scripts/neon_packages
+	$(MAKE) test-cpp PRESET=neon
+else
+	@echo "test-neon: skipped, because this is not Linux on x86-64 ($(shell uname -sm)); on Arm 'make test-cpp' runs these kernels"
+endif
 
 # The dev preset puts an extension that has the emulator into the source tree, where PYTHONPATH finds it first.
 test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the emulator, CUDA text compiled by NVRTC

@@ -66,16 +66,17 @@ HWY_INLINE hn::Vec<D> load_float(D d, const Half* HWY_RESTRICT from) {
 }
 
 template <class D>
-HWY_INLINE void store_float(D d, hn::Vec<D> value, Half* HWY_RESTRICT to) {
+HWY_INLINE void store_float(D, hn::Vec<D> value, Half* HWY_RESTRICT to) {
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, value), d16, reinterpret_cast<hwy::float16_t*>(to));
 }
 #endif
 
-// Partial vectors go through a buffer: a masked load of 16-bit lanes may touch memory behind the masked lanes.
+// Partial vectors go through a buffer: a masked load of 16-bit lanes may touch memory behind the masked lanes, and so
+// may any masked load of a target that has none, such as NEON.
 template <class D, class T>
 HWY_INLINE hn::Vec<D> load_float_n(D d, const T* HWY_RESTRICT from, std::size_t count) {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4 && !HWY_MEM_OPS_MIGHT_FAULT) {
     return hn::MaskedLoad(hn::FirstN(d, count), d, from);
   } else {
     alignas(64) T buffer[hn::MaxLanes(D())] = {};

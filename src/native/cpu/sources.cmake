@@ -60,3 +60,7 @@ target_compile_options(natten_cpu PRIVATE -Wall -Wextra $<$<CONFIG:Release,RelWi
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   target_compile_definitions(natten_cpu PUBLIC "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)")
 endif()
+# Tiles are arrays of vectors in registers, which the vectors of SVE, having no size, cannot be. NEON runs instead.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  target_compile_definitions(natten_cpu PUBLIC "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+endif()
