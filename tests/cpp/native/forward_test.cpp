@@ -1,35 +1,16 @@
 // The forward kernels where their designs change and their tiles, pairs of tiles and parts end.
-#include <gtest/gtest.h>
-
-#include "kernel_case.h"
+#include "every_target.h"
 #include "native/cpu/forward_plan.h"
-#include "native/cpu/target.h"
 
 namespace natten::cpu::testing {
 namespace {
 
-class Forward : public ::testing::TestWithParam<std::string> {
+class Forward : public EveryTarget {
  protected:
-  void SetUp() override { set_cpu_target(GetParam()); }
-  void TearDown() override { set_cpu_target(""); }
-
   static void run(std::uint64_t seed, const Problem& problem) {
-    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(problem));
-    Random random(seed);
-    KernelCase(random, problem).run_forward();
+    EveryTarget::run(seed, problem, {&KernelCase::run_forward});
   }
 };
-
-Problem problem_of(int rank, std::int64_t heads, std::int64_t dim) {
-  Problem p;
-  p.rank = rank;
-  p.batch = p.kv_heads = 1;
-  p.heads = heads;
-  p.head_dim = p.value_dim = dim;
-  p.scale = 1 / std::sqrt(static_cast<double>(dim));
-  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
-  return p;
-}
 
 // Windows from the first that the broadcast kernel takes to those of which two tiles share every key.
 TEST_P(Forward, LongWindowsAlongOneAxis) {
@@ -37,7 +18,7 @@ TEST_P(Forward, LongWindowsAlongOneAxis) {
   for (const std::int64_t kernel_size : {23, 24, 25, 31, 64, 95, 96, 127}) {
     for (const std::int64_t length : {kernel_size, kernel_size + 1, kernel_size + 15, 2 * kernel_size + 33}) {
       for (const bool is_causal : {false, true}) {
-        Problem p = problem_of(1, 1 + seed % 2, seed % 3 == 0 ? 33 : 16);
+        Problem p = plain_problem(1, 1 + seed % 2, seed % 3 == 0 ? 33 : 16);
         p.value_dim = seed % 5 == 0 ? 65 : 32;
         p.axes[2] = {length, kernel_size, 1, 1, 1, is_causal};
         if (seed % 4 == 1) p.axes[2].gna_stride = kernel_size / 3;
@@ -53,7 +34,7 @@ TEST_P(Forward, LongWindowsAlongOneAxis) {
 TEST_P(Forward, LongWindowsWithDilationAndHalfTypes) {
   std::uint64_t seed = 100;
   for (const FloatType type : {FloatType::float32, FloatType::float16, FloatType::bfloat16}) {
-    Problem p = problem_of(1, 2, 24);
+    Problem p = plain_problem(1, 2, 24);
     p.axes[2] = {211, 29, 1, 3, 1, false};
     p.query_type = p.key_type = p.value_type = type;
     run(seed++, p);
@@ -64,7 +45,7 @@ TEST_P(Forward, LongWindowsWithDilationAndHalfTypes) {
 
 // One query attends several rows of one token each: the long axis is not the last.
 TEST_P(Forward, LongWindowsAlongOuterAxes) {
-  Problem p = problem_of(2, 2, 16);
+  Problem p = plain_problem(2, 2, 16);
   p.axes[1] = {70, 31, 1, 1, 1, false};
   p.axes[2] = {3, 1, 1, 1, 1, false};
   run(200, p);
@@ -78,13 +59,13 @@ TEST_P(Forward, PartsAndTiles) {
   std::uint64_t seed = 300;
   for (const std::int64_t width : {15, 16, 17, 63, 64, 65, 131}) {
     for (const std::int64_t kernel_size : {3, 4, 7, 13}) {
-      Problem p = problem_of(2, 1, seed % 2 ? 16 : 48);
+      Problem p = plain_problem(2, 1, seed % 2 ? 16 : 48);
       p.axes[1] = {17 + static_cast<std::int64_t>(seed % 3), std::min<std::int64_t>(kernel_size, 5), 1, 1, 1, false};
       p.axes[2] = {width, kernel_size, 1, 1, 1, seed % 5 == 0};
       run(seed++, p);
     }
   }
-  Problem p = problem_of(3, 1, 32);
+  Problem p = plain_problem(3, 1, 32);
   p.axes[0] = {18, 3, 1, 1, 1, false};
   p.axes[1] = {17, 2, 1, 1, 1, true};
   p.axes[2] = {20, 3, 1, 1, 1, false};
@@ -93,19 +74,18 @@ TEST_P(Forward, PartsAndTiles) {
 
 TEST_P(Forward, EveryHeadDimension) {
   for (std::int64_t dim = 1; dim <= 257; dim += dim < 36 ? 1 : 13) {
-    Problem p = problem_of(2, 1, dim);
+    Problem p = plain_problem(2, 1, dim);
     p.axes[1] = {4, 3, 1, 1, 1, false};
     p.axes[2] = {18, 5, 1, 1, 1, false};
     run(dim, p);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Forward, ::testing::ValuesIn(cpu_targets()),
-                         [](const auto& info) { return info.param; });
+NATTEN_ON_EVERY_TARGET(Forward);
 
 TEST(Design, IsDescribed) {
   if (cpu_target() == "SCALAR") GTEST_SKIP() << "the scalar target has the generic kernel only";
-  Problem p = problem_of(1, 1, 32);
+  Problem p = plain_problem(1, 1, 32);
   p.axes[2] = {4096, 31, 1, 1, 1, false};
   EXPECT_EQ(forward::describe(p).kernel, "query lanes");
   p.axes[2].kernel_size = 7;

@@ -1,8 +1,7 @@
 // Every entry point on random problems, on every SIMD target that the machine runs.
 #include <cstdlib>
 
-#include "kernel_case.h"
-#include "native/cpu/target.h"
+#include "every_target.h"
 
 namespace natten::cpu::testing {
 namespace {
@@ -13,37 +12,30 @@ int cases(int count) {
   return factor == nullptr ? count : std::max(1, static_cast<int>(count * std::atof(factor)));
 }
 
-class Kernels : public ::testing::TestWithParam<std::string> {
+class Kernels : public EveryTarget {
  protected:
-  void SetUp() override { set_cpu_target(GetParam()); }
-  void TearDown() override { set_cpu_target(""); }
-
-  void run_random(std::uint64_t first_seed, int count, const Limits& limits, void (KernelCase::*run)()) {
+  void run_random(std::uint64_t first_seed, int count, const Limits& limits, void (KernelCase::*entry)()) {
     for (int i = 0; i < count && !HasFailure(); ++i) {
       Random random(first_seed + i);
-      const Problem problem = random_problem(random, limits);
-      SCOPED_TRACE("seed " + std::to_string(first_seed + i) + ": " + describe(problem));
-      KernelCase kernel_case(random, problem);
-      (kernel_case.*run)();
+      run(first_seed + i, random_problem(random, limits), {entry});
     }
   }
 };
 
 TEST_P(Kernels, Attention) {
-  run_random(1000, cases(150), {}, &KernelCase::run_attention);
+  run_random(1000, cases(1200), {}, &KernelCase::run_attention);
 }
 TEST_P(Kernels, Split) {
-  run_random(5000, cases(150), {}, &KernelCase::run_split);
+  run_random(50000, cases(1200), {}, &KernelCase::run_split);
 }
 TEST_P(Kernels, AttentionWide) {
-  run_random(2000, cases(30), {200000, 80, 257}, &KernelCase::run_attention);
+  run_random(2000, cases(150), {200000, 80, 257}, &KernelCase::run_attention);
 }
 TEST_P(Kernels, SplitWide) {
-  run_random(6000, cases(30), {200000, 80, 257}, &KernelCase::run_split);
+  run_random(60000, cases(150), {200000, 80, 257}, &KernelCase::run_split);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Kernels, ::testing::ValuesIn(cpu_targets()),
-                         [](const auto& info) { return info.param; });
+NATTEN_ON_EVERY_TARGET(Kernels);
 
 }  // namespace
 }  // namespace natten::cpu::testing

@@ -1,10 +1,7 @@
 // The tiled backward and split kernels where their tiles, pieces and parts end: lengths around multiples of a vector,
 // kernels around the slots that fit the registers, every head dimension class, rows longer than one part.
-#include <gtest/gtest.h>
-
-#include "kernel_case.h"
+#include "every_target.h"
 #include "native/cpu/backward_plan.h"
-#include "native/cpu/target.h"
 #include "native/cpu/tile_tasks.h"
 
 namespace natten::cpu::testing {
@@ -45,28 +42,16 @@ Problem boundary_problem(Random& random, int rank) {
 
 Problem one_axis(std::int64_t length, std::int64_t kernel_size, std::int64_t dim, std::int64_t dilation = 1,
                  bool is_causal = false) {
-  Problem p;
-  p.rank = 1;
-  p.batch = p.kv_heads = 1;
-  p.heads = 1;
-  p.head_dim = p.value_dim = dim;
-  p.scale = 0.3;
-  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  Problem p = plain_problem(1, 1, dim);
   p.axes[2] = {length, kernel_size, 1, dilation, 1, is_causal};
   p.has_rpb = true;
   return p;
 }
 
-class Tiles : public ::testing::TestWithParam<std::string> {
+class Tiles : public EveryTarget {
  protected:
-  void SetUp() override { set_cpu_target(GetParam()); }
-  void TearDown() override { set_cpu_target(""); }
-
-  void run_case(std::uint64_t seed, const Problem& problem) {
-    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(problem));
-    Random random(seed);
-    KernelCase(random, problem).run_attention();
-    KernelCase(random, problem).run_split();
+  static void run_case(std::uint64_t seed, const Problem& problem) {
+    run(seed, problem, {&KernelCase::run_attention, &KernelCase::run_split});
   }
 };
 
@@ -107,8 +92,7 @@ TEST_P(Tiles, Threads) {
   run_case(1, p);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Tiles, ::testing::ValuesIn(cpu_targets()),
-                         [](const auto& info) { return info.param; });
+NATTEN_ON_EVERY_TARGET(Tiles);
 
 TEST(TilePlan, PartsCoverEveryPlaceOnce) {
   for (const std::int64_t length : {1, 7, 40, 700, 5000}) {
