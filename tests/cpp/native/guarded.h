@@ -47,4 +47,30 @@ class Guarded {
   std::byte *base_, *inner_begin_, *inner_end_, *data_;
 };
 
+/// Address space of which only the pages that are touched take memory.
+class SparseMemory {
+ public:
+  explicit SparseMemory(std::size_t bytes) : bytes_(bytes) {
+    void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<std::byte*>(base);
+#if defined(MADV_NOHUGEPAGE)
+    madvise(data_, bytes, MADV_NOHUGEPAGE);
+#endif
+  }
+  ~SparseMemory() {
+    munmap(data_, bytes_);
+  }
+  SparseMemory(const SparseMemory&) = delete;
+  SparseMemory& operator=(const SparseMemory&) = delete;
+
+  std::byte* data() const {
+    return data_;
+  }
+
+ private:
+  std::size_t bytes_;
+  std::byte* data_;
+};
+
 }  // namespace natten::cpu::testing

@@ -28,7 +28,11 @@ inline void expect_close(const char* what, const Values& got, const Values& want
 
 class KernelCase {
  public:
-  KernelCase(Random& random, const Problem& problem) : random_(random), p_(problem) {
+  using Layout = TestTensor::Layout;
+
+  /// Every strided tensor gets `layout`, where none is given a random one.
+  KernelCase(Random& random, const Problem& problem, std::optional<Layout> layout = {})
+      : random_(random), p_(problem), layout_(layout) {
     const auto& x = p_.axes;
     const std::int64_t B = p_.batch, L0 = x[0].length, L1 = x[1].length, L2 = x[2].length;
     for (int a = 0; a < kAxes; ++a) out_[a] = output_length(x[a].length, x[a].stride);
@@ -157,9 +161,9 @@ class KernelCase {
   TensorPointer input(const Shape& shape, FloatType type, Values& values, Padding padding,
                       const Values* logits = nullptr) {
     const bool poisoned = chance(random_, 0.8);
-    const auto layout = poisoned               ? random_layout()
-                        : chance(random_, 0.5) ? TestTensor::Layout::broadcast
-                                               : TestTensor::Layout::dense;
+    const Layout layout = layout_.value_or(poisoned               ? random_layout()
+                                           : chance(random_, 0.5) ? Layout::broadcast
+                                                                  : Layout::dense);
     auto tensor = std::make_unique<TestTensor>(random_, shape, type, layout);
     values.clear();
     std::normal_distribution<double> normal;
@@ -178,7 +182,7 @@ class KernelCase {
   }
   /// A dense float32 array without padding.
   TensorPointer input(const Shape& shape, Values& values) {
-    auto tensor = std::make_unique<TestTensor>(random_, shape, FloatType::float32, TestTensor::Layout::dense);
+    auto tensor = std::make_unique<TestTensor>(random_, shape, FloatType::float32, Layout::dense);
     std::normal_distribution<double> normal;
     values.resize(tensor->get().size());
     for (double& x : values) x = normal(random_);
@@ -186,14 +190,12 @@ class KernelCase {
     return tensor;
   }
   TensorPointer output(const Shape& shape, FloatType type) {
-    return std::make_unique<TestTensor>(random_, shape, type, random_layout());
+    return std::make_unique<TestTensor>(random_, shape, type, layout_.value_or(random_layout()));
   }
   TensorPointer dense_output(const Shape& shape) {
-    return std::make_unique<TestTensor>(random_, shape, FloatType::float32, TestTensor::Layout::dense);
+    return std::make_unique<TestTensor>(random_, shape, FloatType::float32, Layout::dense);
   }
-  TestTensor::Layout random_layout() {
-    return chance(random_, 0.5) ? TestTensor::Layout::dense : TestTensor::Layout::scrambled;
-  }
+  Layout random_layout() { return chance(random_, 0.5) ? Layout::dense : Layout::scrambled; }
 
   void check_forward(TensorPointer& out, TensorPointer& lse) {
     run({&out, &lse}, [&] { attention_forward(inputs(), out->tensor(), lse->floats()); });
@@ -205,7 +207,7 @@ class KernelCase {
 
   /// Runs a kernel with one thread and with several: every bit must be the same.
   void run(std::initializer_list<TensorPointer*> outputs, const std::function<void()>& kernel) {
-    std::vector<std::vector<std::byte>> first;
+    std::vector<Values> first;
     for (const int threads : {1, 3}) {
       for (TensorPointer* output : outputs) (*output)->clear();
       set_thread_count(threads);
@@ -213,11 +215,11 @@ class KernelCase {
       set_thread_count(0);
       std::size_t index = 0;
       for (TensorPointer* output : outputs) {
-        const Guarded& memory = (*output)->memory();
+        Values values = (*output)->get();
         if (threads == 1) {
-          first.emplace_back(memory.data(), memory.data() + memory.bytes());
+          first.push_back(std::move(values));
         } else {
-          EXPECT_TRUE(memory.bytes() == 0 || std::memcmp(memory.data(), first[index].data(), memory.bytes()) == 0)
+          EXPECT_TRUE(values.empty() || std::memcmp(values.data(), first[index].data(), 8 * values.size()) == 0)
               << "results depend on the number of threads";
         }
         ++index;
@@ -232,6 +234,7 @@ class KernelCase {
 
   Random& random_;
   Problem p_;
+  std::optional<Layout> layout_;
   std::int64_t out_[3];
   Reference reference_;
   TensorPointer query_, key_, value_, rpb_;

@@ -31,10 +31,11 @@ class TestTensor {
     dense,      ///< row-major
     scrambled,  ///< axes in random order and gaps between the rows
     broadcast,  ///< scrambled, and one axis has stride 0
+    distant,    ///< row-major, but the ends of one axis are more than 2^31 elements apart
   };
 
   TestTensor(Random& random, const Shape& shape, FloatType type, Layout layout) : shape_(shape) {
-    const bool scrambled = layout != Layout::dense;
+    const bool scrambled = layout == Layout::scrambled || layout == Layout::broadcast;
     tensor_.type = type;
     std::array<int, 5> order = {0, 1, 2, 3, 4};
     if (scrambled) std::shuffle(order.begin(), order.end(), random);
@@ -45,16 +46,27 @@ class TestTensor {
       if (scrambled && i > 0 && chance(random, 0.3)) size += pick(random, 1, 5);
     }
     if (layout == Layout::broadcast) tensor_.strides[pick(random, 0, 4)] = 0;
+    if (layout == Layout::distant) {
+      std::int64_t axis;
+      do axis = pick(random, 0, 4);
+      while (shape[axis] == 1);
+      tensor_.strides[axis] = size + (std::int64_t{1} << 31) / (shape[axis] - 1);
+    }
     const bool is_empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
     std::int64_t last = shape[5] - 1;
     for (int i = 0; i < 5; ++i) last += (shape[i] - 1) * tensor_.strides[i];
-    memory_ = std::make_unique<Guarded>(is_empty ? 0 : (last + 1) * element_size(type), chance(random, 0.7));
-    tensor_.data = memory_->data();
+    const std::size_t bytes = is_empty ? 0 : (last + 1) * element_size(type);
+    if (layout == Layout::distant) {
+      sparse_ = std::make_unique<SparseMemory>(bytes);
+      tensor_.data = sparse_->data();
+    } else {
+      guarded_ = std::make_unique<Guarded>(bytes, chance(random, 0.7));
+      tensor_.data = guarded_->data();
+    }
   }
 
   const Tensor& tensor() const { return tensor_; }
-  const Guarded& memory() const { return *memory_; }
-  float* floats() const { return reinterpret_cast<float*>(memory_->data()); }
+  float* floats() const { return static_cast<float*>(tensor_.data); }
 
   /// Stores the values, and replaces them with what is stored (rounded, repeated where broadcast).
   void set(Values& values) {
@@ -70,26 +82,30 @@ class TestTensor {
   }
 
   /// Forgets what was written, so that a second kernel cannot pass with the first one's results.
-  void clear() { std::memset(memory_->data(), Guarded::kSentinel, memory_->bytes()); }
+  void clear() {
+    for_each([](std::int64_t, auto* element) { std::memset(element, Guarded::kSentinel, sizeof(*element)); });
+  }
 
-  /// Whether memory outside of the tensor's elements, the gaps between rows too, is untouched.
+  /// Whether memory outside of the tensor's elements, the gaps between rows too, is untouched. Not known if distant.
   bool is_intact() const {
-    std::vector<bool> is_element(memory_->bytes(), false);
+    if (sparse_) return true;
+    const Guarded& memory = *guarded_;
+    std::vector<bool> is_element(memory.bytes(), false);
     const_cast<TestTensor*>(this)->for_each([&](std::int64_t, auto* element) {
-      const auto offset = reinterpret_cast<std::byte*>(element) - memory_->data();
+      const auto offset = reinterpret_cast<std::byte*>(element) - memory.data();
       for (std::size_t i = 0; i < sizeof(*element); ++i) is_element[offset + i] = true;
     });
-    for (std::size_t i = 0; i < memory_->bytes(); ++i) {
-      if (!is_element[i] && memory_->data()[i] != std::byte{Guarded::kSentinel}) return false;
+    for (std::size_t i = 0; i < memory.bytes(); ++i) {
+      if (!is_element[i] && memory.data()[i] != std::byte{Guarded::kSentinel}) return false;
     }
-    return memory_->is_intact();
+    return memory.is_intact();
   }
 
  private:
   template <class Visit>
   void for_each(Visit&& visit) {
     with_storage_type(tensor_.type, [&](auto storage) {
-      auto* data = reinterpret_cast<decltype(storage)*>(memory_->data());
+      auto* data = static_cast<decltype(storage)*>(tensor_.data);
       std::int64_t flat = 0;
       const std::int64_t* s = tensor_.strides;
       for (std::int64_t b = 0; b < shape_[0]; ++b)
@@ -104,7 +120,8 @@ class TestTensor {
 
   Shape shape_;
   Tensor tensor_;
-  std::unique_ptr<Guarded> memory_;
+  std::unique_ptr<Guarded> guarded_;
+  std::unique_ptr<SparseMemory> sparse_;
 };
 
 }  // namespace natten::cpu::testing
