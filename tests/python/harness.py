@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -39,6 +43,25 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         natten_mlx.set_backend("auto")
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process, because the library reads its environment once."""
+    base = {k: v for k, v in os.environ.items() if not k.startswith("NATTEN_")}
+    base["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**base, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def succeeds(code: str, **environment: str) -> str:
+    result = run_python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def to_mlx(x: np.ndarray, dtype: str = "float32") -> mx.array:

@@ -8,11 +8,7 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +16,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, rounded, to_mlx
+from harness import assert_near, attention, rounded, run_python, succeeds, to_mlx
 
 NAMES = ("pure", "fast_metal", "nanobind")
 FAST = r"fast_(metal|cuda)"  # one tier; its name tells the device it was built for
@@ -28,25 +24,6 @@ FAST = r"fast_(metal|cuda)"  # one tier; its name tells the device it was built 
 
 def pattern(tier: str) -> str:
     return FAST if tier.startswith("fast_") else tier
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh process, because the library reads its environment once."""
-    base = {k: v for k, v in os.environ.items() if not k.startswith("NATTEN_")}
-    base["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**base, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def succeeds(code: str, **environment: str) -> str:
-    result = run_python(code, **environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.fixture(autouse=True)

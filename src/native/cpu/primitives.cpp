@@ -1,5 +1,6 @@
 #include "native/cpu/primitives.h"
 
+#include <new>
 #include <stdexcept>
 
 #include "mlx/allocator.h"
@@ -23,6 +24,13 @@ constexpr const char* kNames[] = {"NattenAttention",
                                   "NattenAv",
                                   "NattenAvBackwardAttn",
                                   "NattenAvBackwardValue"};
+
+// MLX hands out null when memory is short.
+void allocate(mx::array& a) {
+  mx::allocator::Data data = mx::allocator::malloc(a.nbytes());
+  if (a.nbytes() > 0 && data.buffer().ptr() == nullptr) throw std::bad_alloc();
+  a.set_data(std::move(data));
+}
 
 // Raw memory of a kernel's arguments: a task must not hold arrays.
 struct Task {
@@ -90,7 +98,7 @@ class Reader {
  private:
   void* copy(const mx::array& a) {
     mx::array dense(a.shape(), a.dtype(), nullptr, {});
-    dense.set_data(mx::allocator::malloc(dense.nbytes()));
+    allocate(dense);
     encoder_.add_temporary(dense);
     copies_.push_back({a.data<char>(),
                        dense.data<char>(),
@@ -119,7 +127,7 @@ class KernelPrimitive : public mx::Primitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    for (mx::array& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
+    for (mx::array& output : outputs) allocate(output);
     Task task{kernel_, {}, {}, {}, {}, {}, nullptr, {}};
     read(inputs, Reader(inputs, encoder, task.copies), task);
     int tensors = 0;
