@@ -210,3 +210,26 @@ def gradient_dtypes_match(inputs: list[mx.array], grads: list[mx.array]) -> bool
 
 def import_from_root(name: str) -> Any:
     return getattr(importlib.import_module("natten_mlx"), name)
+
+
+def available_gib() -> float:
+    """Memory that this process could still take: of the machine, and of its control group where one limits it."""
+    if sys.platform == "darwin":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31  # half of all
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return 0.0
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    root = Path("/sys/fs/cgroup")
+    folders = {root, root / "memory"}  # versions 2 and 1; a container sees its own group as the root
+    folders |= {root / controllers / path.lstrip("/") for controllers, path in groups if controllers in ("", "memory")}
+    for folder in folders:
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            except (OSError, ValueError):  # no such file; no limit ("max")
+                continue
+            available = min(available, left)
+    return max(available, 0) / 2**30
