@@ -67,6 +67,7 @@ bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
 	$(BIN)/python benchmarks/dispatch_overhead.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/peak_memory.py
+	$(BIN)/python benchmarks/peak_memory.py --tier nanobind --size 512 --head-dim 64 --ratio 1.25
 
 guardrail: $(VENV)/.dev  ## exit 1 if a case is slower than its thresholds
 	$(BIN)/natten-mlx bench guardrail --direction forward
