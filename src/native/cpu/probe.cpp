@@ -29,7 +29,7 @@ std::int64_t float_lanes_of_target() {
   return static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<float>()));
 }
 
-// Returns the operations done; `sink` keeps the compiler from dropping them.
+// `sink` keeps the compiler from dropping the operations.
 double fma_burst_of_target(std::int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto factor = hn::Set(d, 0.999F), term = hn::Set(d, 1e-3F);
@@ -72,15 +72,18 @@ std::int64_t float_lanes() {
   return NATTEN_DISPATCH(float_lanes_of_target)();
 }
 
+double fma_burst(std::int64_t rounds) {
+  float sink = 0.0F;
+  const double operations = NATTEN_DISPATCH(fma_burst_of_target)(rounds, &sink);
+  return sink == -1.0F ? 0 : operations;
+}
+
 double fma_rate(std::int64_t rounds) {
   const std::int64_t items = std::int64_t{kItemsPerThread} * thread_count();
   std::vector<double> operations(items);
   const double elapsed = seconds([&] {
     parallel_for(items, kWorthThreads, [&](std::int64_t item) {
-      float sink = 0.0F;
-      operations[item] =
-          NATTEN_DISPATCH(fma_burst_of_target)(std::max<std::int64_t>(1, rounds / kItemsPerThread), &sink);
-      if (sink == -1.0F) operations[item] = 0;
+      operations[item] = fma_burst(std::max<std::int64_t>(1, rounds / kItemsPerThread));
     });
   });
   double total = 0;

@@ -5,8 +5,11 @@
 
 namespace natten::cpu {
 
-/// One burst of independent float32 multiply-adds in registers, `rounds` per thread, on thread_count() threads and the
-/// SIMD target in use. Returns floating-point operations per second.
+/// Independent float32 multiply-adds in registers, on the calling thread and the SIMD target in use. Returns the
+/// floating-point operations done, for the caller to time.
+double fma_burst(std::int64_t rounds);
+
+/// Bursts of `rounds` per thread on thread_count() threads. Returns floating-point operations per second of wall time.
 double fma_rate(std::int64_t rounds);
 
 /// One pass that copies `bytes` from one buffer into another on thread_count() threads, the best of `repeats`. Returns
