@@ -6,8 +6,10 @@
 
 namespace natten::cpu::tuning {
 
-/// Loops below this many floating-point operations run on the calling thread.
-inline constexpr double kSerialFlops = 4e6;
+/// Loops below this many floating-point operations run on the calling thread. Waking a worker takes 11 us, and a second
+/// thread then finds none of the data in its cache: it breaks even at 1 Mflop (1-D K 7), 2 Mflop (1-D K 31) and 5 Mflop
+/// (2-D K 7, on fewer tasks), that is 50 us of one thread, and gains 1.2 times at twice that (benchmarks/cpp/pool_bench).
+inline constexpr double kSerialFlops = 2e6;
 
 /// Queries (or keys) of one work item of the generic kernels.
 inline constexpr int kGenericItem = 64;
