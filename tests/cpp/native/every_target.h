@@ -5,12 +5,19 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 
 #include "kernel_case.h"
 #include "native/cpu/target.h"
 
 namespace natten::cpu::testing {
+
+/// How many of `count` random problems to run: NATTEN_TEST_CASES multiplies them.
+inline int cases(int count) {
+  const char* factor = std::getenv("NATTEN_TEST_CASES");
+  return factor == nullptr ? count : std::max(1, static_cast<int>(count * std::atof(factor)));
+}
 
 class EveryTarget : public ::testing::TestWithParam<std::string> {
  protected:

@@ -1,16 +1,8 @@
 // Every entry point on random problems, on every SIMD target that the machine runs.
-#include <cstdlib>
-
 #include "every_target.h"
 
 namespace natten::cpu::testing {
 namespace {
-
-// NATTEN_TEST_CASES multiplies the number of random problems.
-int cases(int count) {
-  const char* factor = std::getenv("NATTEN_TEST_CASES");
-  return factor == nullptr ? count : std::max(1, static_cast<int>(count * std::atof(factor)));
-}
 
 class Kernels : public EveryTarget {
  protected:

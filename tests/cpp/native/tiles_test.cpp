@@ -56,7 +56,8 @@ class Tiles : public EveryTarget {
 };
 
 TEST_P(Tiles, Boundaries) {
-  for (std::uint64_t seed = 0; seed < 90 && !HasFailure(); ++seed) {
+  const std::uint64_t count = cases(90);
+  for (std::uint64_t seed = 0; seed < count && !HasFailure(); ++seed) {
     Random random(seed);
     run_case(seed, boundary_problem(random, 1 + static_cast<int>(seed % 3)));
   }
