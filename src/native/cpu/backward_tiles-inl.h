@@ -34,6 +34,8 @@ inline constexpr int kLanes = hn::MaxLanes(TileTag());
 inline constexpr int kAccumulators = 4, kMostSlots = 2, kMostKeys = 2;
 #elif HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
 inline constexpr int kAccumulators = 12, kMostSlots = 4, kMostKeys = 6;
+#elif HWY_ARCH_ARM  // multiplications cannot take an operand from memory: from 24 on GCC 12 spills
+inline constexpr int kAccumulators = 21, kMostSlots = 7, kMostKeys = 10;
 #else
 inline constexpr int kAccumulators = 28, kMostSlots = 7, kMostKeys = 13;
 #endif
