@@ -6,7 +6,8 @@
 // Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
-#include "native/cpu/simd_exp-inl.h"
+#include "native/cpu/tile_dense-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_sweep-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -15,7 +16,7 @@ namespace {
 
 /// Recomputes the probabilities P of a tile from lse, and with dP = dout . v and delta = rowsum(out * dout) - dlse:
 /// dS = P (dP - delta), dq = scale dS K, dk = scale dS^T Q, dv = P^T dout.
-class BackwardSweep final : public TileSweep {
+class BackwardSweep : public TileSweep {
  public:
   BackwardSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
                 const Task& task)
@@ -31,10 +32,15 @@ class BackwardSweep final : public TileSweep {
         value_pitch_(round_to(value_dim_, kLanes)) {
     keys_[0] = {&inputs.key, dim_};
     keys_[1] = {&inputs.value, value_dim_};
+    queries_[0] = {&inputs.query, dim_, true};
+    queries_[1] = {&saved.out, value_dim_, false};
+    queries_[2] = {&saved.dout, value_dim_, false};
     if (gradients.key != nullptr) {
       dkeys_[0] = {gradients.key, dim_};
       dkeys_[1] = {gradients.value, value_dim_};
     }
+    const Problem& p = inputs.problem;
+    is_streamed_ = p.batch * p.tokens() * p.heads * dim_ * 4 >= tuning::kStreamBytes;
     widest_ = std::max(dim_, value_dim_);
     const auto place = [this](std::int64_t floats) {
       const std::int64_t at = tile_size_;
@@ -50,19 +56,19 @@ class BackwardSweep final : public TileSweep {
     delta_ = place(kLanes);
   }
 
- private:
+ protected:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
     const TileTag d;
     float *query = to + query_, *dout = to + dout_;
     load_tile(query_rows(inputs_.query, true, q0, q1, tile.query, head), tile, dim_, query, pitch_);
     load_tile(query_rows(saved_.dout, false, q0, q1, tile.query, head), tile, value_dim_, dout, value_pitch_);
     load_tile(query_rows(saved_.out, false, q0, q1, tile.query, head), tile, value_dim_, buffer_, value_pitch_);
-    // The scale belongs to the logits and to dk.
+    // The scale belongs to the logits, which are base-2 logarithms here, and to dk.
+    transpose_in(query, pitch_, round_to(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
     const auto scale = hn::Set(d, scale_);
     for (std::int64_t c = 0; c < kLanes * pitch_; c += kLanes) {
       hn::Store(hn::Mul(scale, hn::Load(d, query + c)), d, query + c);
     }
-    transpose_in(query, pitch_, round_to(dim_, 4), 1.0f, to + query_t_, kLanes);
     transpose_in(dout, value_pitch_, round_to(value_dim_, 4), 1.0f, to + dout_t_, kLanes);
     std::fill_n(to + dquery_t_, kLanes * round_to(dim_, 4), 0.0f);
     std::fill_n(to + lse_, kLanes, 0.0f);
@@ -78,7 +84,7 @@ class BackwardSweep final : public TileSweep {
       }
       const std::int64_t flat =
           (row + queries[tile.query + lane].output) * problem_.heads + task_.kv_head * heads_ + head;
-      to[lse_ + lane] = saved_.lse[flat];
+      to[lse_ + lane] = saved_.lse[flat] * kLog2E;
       to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[flat]);
     }
   }
@@ -99,8 +105,14 @@ class BackwardSweep final : public TileSweep {
     call_tiles(kMultiply, tile, keys, dim_, pointers_[0], count, slots, probabilities);
     call_tiles(kMultiply, tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots,
                dlogits);
+    const auto finish =
+        inputs_.rpb == nullptr
+            ? (tile.is_masked ? &BackwardSweep::finish_scores<false, true>
+                              : &BackwardSweep::finish_scores<false, false>)
+            : (tile.is_masked ? &BackwardSweep::finish_scores<true, true> : &BackwardSweep::finish_scores<true, false>);
     for (int r = 0; r < count; ++r) {
-      finish_scores(tile, rows[r], tile_start, slot, slots, probabilities + r * score_size_, dlogits + r * score_size_);
+      (this->*finish)(tile, rows[r], tile_start, slot, slots, probabilities + r * score_size_,
+                      dlogits + r * score_size_);
       add_bias_gradient(tile, rows[r], slot, slots, dlogits + r * score_size_);
     }
     if (owned > 0) {
@@ -117,24 +129,26 @@ class BackwardSweep final : public TileSweep {
   }
 
   /// From logits and dP to P and dS.
-  HWY_INLINE void finish_scores(const Tile& tile, const QueryRow& row, std::int64_t tile_start, int slot, int slots,
-                                float* logits, float* dlogits) const {
+  template <bool kBias, bool kMasked>
+  void finish_scores(const Tile& tile, const QueryRow& row, std::int64_t tile_start, int slot, int slots, float* logits,
+                     float* dlogits) const {
     const TileTag d;
     const auto lse = hn::Load(d, row.tiles + tile_start + lse_);
     const auto delta = hn::Load(d, row.tiles + tile_start + delta_);
+    const auto log2e = hn::Set(d, kLog2E);
     const float* bias = bias_of(inputs_.rpb, row);
-    for (int s = 0; s < slots; ++s) {
-      auto logit = hn::Load(d, logits + s * kLanes);
-      if (bias != nullptr) logit = hn::Add(logit, bias_lanes(tile, bias + slot + s));
-      auto probability = exp_float(d, hn::Sub(logit, lse));
-      auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits + s * kLanes), delta));
-      if (tile.is_masked) {
+    for (int s = 0; s < slots; ++s, logits += kLanes, dlogits += kLanes) {
+      auto logit = hn::Sub(hn::Load(d, logits), lse);
+      if constexpr (kBias) logit = hn::MulAdd(log2e, bias_lanes(tile, bias + slot + s), logit);
+      auto probability = exp2_float(logit);
+      auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
+      if constexpr (kMasked) {
         const auto empty = empty_lanes(tile, slot + s);
         probability = hn::IfThenZeroElse(empty, probability);
         dlogit = hn::IfThenZeroElse(empty, dlogit);
       }
-      hn::Store(probability, d, logits + s * kLanes);
-      hn::Store(dlogit, d, dlogits + s * kLanes);
+      hn::Store(probability, d, logits);
+      hn::Store(dlogit, d, dlogits);
     }
   }
 
@@ -148,8 +162,228 @@ class BackwardSweep final : public TileSweep {
   std::int64_t query_t_, dout_t_, dquery_t_, query_, dout_, lse_, delta_;
 };
 
+/// Long windows along one axis: blocks of keys and of queries are dense, those that are not of a window become zeros.
+class DenseSweep final : public BackwardSweep {
+ public:
+  DenseSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
+             const Task& task)
+      : BackwardSweep(inputs, saved, gradients, task) {
+    is_dense_ = true;
+    const auto& queries = group_[2]->queries;
+    for (const Tile& tile : tiles_) {
+      DenseTile dense{};
+      for (int lane = 0; lane < tile.count; ++lane) {
+        const AxisGroup::Query& query = queries[tile.query + lane];
+        dense.start[lane] = static_cast<std::int32_t>(query.keys.start - first_place_);
+        dense.end[lane] = static_cast<std::int32_t>(query.keys.end - first_place_);
+        dense.bias[lane] = static_cast<std::int32_t>(rpb_index(axes_[2], query.place, first_place_));
+      }
+      dense.keys = {dense.start[0], dense.end[tile.count - 1]};
+      dense.common = {dense.start[tile.count - 1], tile.count == kLanes ? dense.end[0] : 0};
+      dense.is_owned = size_of(owned_of(tile)) > 0;
+      dense_tiles_.push_back(dense);
+    }
+  }
+
+  /// Whether no zero weight met an infinity or a NaN, which would have spread to queries that do not attend it.
+  bool is_finite() const { return is_finite_; }
+
+ private:
+  /// A tile's windows, in places from the first packed one.
+  struct DenseTile {
+    alignas(64) std::int32_t start[Tile::kMaxLanes], end[Tile::kMaxLanes];
+    std::int32_t bias[Tile::kMaxLanes];  ///< entry of the first packed place
+    Span keys, common;                   ///< of any and of all lanes
+    bool is_owned;
+  };
+
+  static bool all_finite(const float* from, std::int64_t count) {
+    const TileTag d;
+    auto sum = hn::Zero(d);
+    for (std::int64_t i = 0; i < count; i += kLanes) sum = hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
+    return hn::GetLane(hn::SumOfLanes(d, sum)) == 0.0f;
+  }
+
+  void check(std::int64_t block_row) {
+    const Span& keys = part_[2].keys;
+    is_finite_ &=
+        all_finite(key_memory_ + block_row * key_row_size_ + keys_[0].offset + (keys.start - first_place_) * pitch_,
+                   size_of(keys) * pitch_);
+    for (const QueryRow& row : rows_[block_row]) {
+      for (std::size_t t = 0; t < tiles_.size(); ++t) {
+        const float* tile = row.tiles + t * tile_size_;
+        is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
+      }
+    }
+  }
+
+  void multiply_block(std::int64_t k0, const Span& k1s) override {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      const std::int64_t row = k1 - k1s.start;
+      check(row);
+      const Span owned = is_owned_key(k0, k1)
+                             ? Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_}
+                             : Span{0, 0};
+      const std::int64_t chunk = axes_[2].kernel_size > tuning::kDenseChunk ? tuning::kDenseChunk : places_;
+      for (std::int64_t begin = 0; begin < places_; begin += chunk) {
+        for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
+          for (const QueryRow& query_row : rows_[row]) {
+            multiply_tiles(row, query_row, t, {begin, std::min(begin + chunk, places_)}, owned);
+          }
+        }
+      }
+    }
+  }
+
+  /// Some tiles with the keys of a chunk: those of the first tile alone, of both, of the second alone.
+  void multiply_tiles(std::int64_t block_row, const QueryRow& row, std::size_t tile, Span keys, const Span& owned) {
+    const DenseTile& first = dense_tiles_[tile];
+    const bool is_pair = tile + 1 < dense_tiles_.size();
+    const DenseTile& last = dense_tiles_[is_pair ? tile + 1 : tile];
+    // Tiles without an owned query only matter to owned keys.
+    if (!row.owned || !(first.is_owned || last.is_owned)) {
+      keys = {std::max(keys.start, owned.start), std::min(keys.end, owned.end)};
+    }
+    const auto multiply = [&](std::size_t t, int tiles, const Span& range) {
+      const std::int64_t begin = std::max(keys.start, range.start), end = std::min(keys.end, range.end);
+      if (begin >= end) return;
+      for_each_piece(static_cast<int>(end - begin), tuning::kDenseKeys,
+                     [&](int key, int count) { multiply_keys(block_row, row, t, tiles, begin + key, count, owned); });
+    };
+    if (!is_pair) return multiply(tile, 1, first.keys);
+    const std::int64_t both = std::min(last.keys.start, first.keys.end);
+    multiply(tile, 1, {first.keys.start, both});
+    multiply(tile, 2, {last.keys.start, first.keys.end});
+    multiply(tile + 1, 1, {std::max(last.keys.start, first.keys.end), last.keys.end});
+  }
+
+  void multiply_keys(std::int64_t block_row, const QueryRow& row, std::size_t tile, int tiles, std::int64_t key,
+                     int count, const Span& owned) {
+    float *probabilities = scores_[0], *dlogits = scores_[1];
+    float* packed = row.tiles + tile * tile_size_;
+    const float* key_row = key_memory_ + block_row * key_row_size_;
+    const float* keys = key_row + keys_[0].offset + key * pitch_;
+    const auto call = [&](const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t b_next,
+                          std::int64_t b_step, std::int64_t k, float* sums, std::int64_t sums_next,
+                          std::int64_t sums_row) {
+      prefetch_.step();
+      return DenseCall{a, a_row, a_step, {b, b + b_next}, b_step, k, {sums, sums + sums_next}, sums_row};
+    };
+    multiply_dense<false>(
+        call(keys, pitch_, 1, packed + query_t_, tile_size_, kLanes, dim_, probabilities, score_size_, kLanes), count,
+        tiles);
+    multiply_dense<false>(call(key_row + keys_[1].offset + key * value_pitch_, value_pitch_, 1, packed + dout_t_,
+                               tile_size_, kLanes, value_dim_, dlogits, score_size_, kLanes),
+                          count, tiles);
+    for (int t = 0; t < tiles; ++t) {
+      const auto finish = inputs_.rpb == nullptr ? &DenseSweep::finish<false> : &DenseSweep::finish<true>;
+      (this->*finish)(row, tile + t, key, count, probabilities + t * score_size_, dlogits + t * score_size_);
+    }
+    if (row.owned && gradients_.query != nullptr) {
+      multiply_dense<true>(
+          call(keys, 1, pitch_, dlogits, score_size_, kLanes, count, packed + dquery_t_, tile_size_, kLanes),
+          static_cast<int>(dim_), tiles);
+    }
+    const std::int64_t begin = std::max(key, owned.start), end = std::min(key + count, owned.end);
+    if (begin >= end) return;
+    float* sums = dkey_memory_ + block_row * dkey_row_size_;
+    for (int t = 0; t < tiles; ++t) {
+      const std::int64_t scores = t * score_size_ + (begin - key) * kLanes;
+      const float* queries = packed + t * tile_size_;
+      add_queries(tile + t, probabilities + scores, queries + dout_, value_pitch_, begin, end,
+                  sums + dkeys_[1].offset + begin * value_pitch_);
+      add_queries(tile + t, dlogits + scores, queries + query_, pitch_, begin, end,
+                  sums + dkeys_[0].offset + begin * pitch_);
+    }
+  }
+
+  /// sums[key] += scores[key][query] * query
+  void add_queries(std::size_t tile, const float* scores, const float* queries, std::int64_t pitch, std::int64_t begin,
+                   std::int64_t end, float* sums) {
+    const int count = tiles_[tile].count;
+    for (std::int64_t c = 0; c < pitch; c += kMostVecs * kLanes) {
+      const int vecs = c + kLanes < pitch ? 2 : 1;
+      for_each_piece(static_cast<int>(end - begin), most_dense_rows(vecs), [&](int key, int keys) {
+        // Queries whose windows hold any of these keys.
+        const DenseTile& windows = dense_tiles_[tile];
+        int first = 0, last = count;
+        while (first < last && windows.end[first] <= begin + key) ++first;
+        while (first < last && windows.start[last - 1] >= begin + key + keys) --last;
+        if (first == last) return;
+        prefetch_.step();
+        float* to = sums + key * pitch + c;
+        const float* from = queries + first * pitch + c;
+        multiply_dense<true>({scores + key * kLanes + first,
+                              kLanes,
+                              1,
+                              {from, from + kLanes},
+                              pitch,
+                              last - first,
+                              {to, to + kLanes},
+                              pitch},
+                             keys, vecs);
+      });
+    }
+  }
+
+  /// From logits and dP to P and dS.
+  template <bool kBias>
+  void finish(const QueryRow& row, std::size_t tile, std::int64_t key, int count, float* logits, float* dlogits) const {
+    const TileTag d;
+    const hn::Rebind<std::int32_t, TileTag> di;
+    const DenseTile& windows = dense_tiles_[tile];
+    const float* packed = row.tiles + tile * tile_size_;
+    const auto lse = hn::Load(d, packed + lse_), delta = hn::Load(d, packed + delta_);
+    const auto start = hn::LoadU(di, windows.start), end = hn::LoadU(di, windows.end);
+    const auto bias0 = hn::LoadU(di, windows.bias);
+    const auto last_bias = hn::Set(di, static_cast<std::int32_t>(2 * axes_[2].kernel_size - 2));
+    const auto log2e = hn::Set(d, kLog2E);
+    const float* bias = bias_of(inputs_.rpb, row);
+    float* dbias =
+        kBias && task_.drpb != nullptr && row.owned ? task_.drpb + row.head * bias_table_ + row.bias : nullptr;
+    const Span owned = owned_of(tiles_[tile]);
+    for (int i = 0; i < count; ++i, logits += kLanes, dlogits += kLanes) {
+      const auto k = hn::Set(di, static_cast<std::int32_t>(key + i));
+      auto logit = hn::Sub(hn::Load(d, logits), lse);
+      if constexpr (kBias) {
+        const auto entry = hn::Min(hn::Max(hn::Add(bias0, k), hn::Zero(di)), last_bias);
+        logit = hn::MulAdd(log2e, hn::GatherIndex(d, bias, entry), logit);
+      }
+      auto probability = exp2_float(logit);
+      auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
+      if (!contains(windows.common, key + i)) {
+        const auto outside = hn::RebindMask(d, hn::Or(hn::Gt(start, k), hn::Not(hn::Gt(end, k))));
+        probability = hn::IfThenZeroElse(outside, probability);
+        dlogit = hn::IfThenZeroElse(outside, dlogit);
+      }
+      hn::Store(probability, d, logits);
+      hn::Store(dlogit, d, dlogits);
+      if (dbias == nullptr) continue;
+      for (std::int64_t query = owned.start; query < owned.end; ++query) {
+        const std::int64_t lane = query - tiles_[tile].query;
+        if (windows.start[lane] <= key + i && key + i < windows.end[lane]) {
+          dbias[windows.bias[lane] + key + i] += dlogits[lane];
+        }
+      }
+    }
+  }
+
+  std::vector<DenseTile> dense_tiles_;
+  bool is_finite_ = true;
+};
+
 void run_backward(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
                   const Task& task) {
+  const auto& axes = inputs.problem.axes;
+  if (axes[0].kernel_size == 1 && axes[1].kernel_size == 1 && axes[2].kernel_size >= tuning::kDenseKernel) {
+    DenseSweep sweep(inputs, saved, gradients, task);
+    sweep.run();
+    if (sweep.is_finite()) return;
+    if (task.drpb != nullptr) {
+      const std::int64_t heads = inputs.problem.heads / inputs.problem.kv_heads;
+      std::fill_n(task.drpb, heads * (2 * axes[2].kernel_size - 1), 0.0f);
+    }
+  }
   BackwardSweep(inputs, saved, gradients, task).run();
 }
 

@@ -11,8 +11,10 @@
 #include <cstring>
 #include <vector>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/prefetch.h"
 #include "native/cpu/scratch.h"
 #include "native/cpu/tensor.h"
 #include "native/cpu/tile_rows-inl.h"
@@ -35,6 +37,33 @@ constexpr std::int64_t round_to(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+/// Tiles of queries that share the keys of a dense block.
+inline constexpr int kDenseTiles = 2;
+
+/// Like store_rows(), past the caches where whole lines are written.
+template <class T>
+void stream_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, T* to,
+                 std::int64_t stride) {
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  if (HWY_TARGET == HWY_SCALAR || dim % kLine != 0 || stride % kLine != 0 ||
+      reinterpret_cast<std::uintptr_t>(to) % 64 != 0) {
+    return store_rows(from, pitch, rows, dim, to, stride);
+  }
+  const TileTag d;
+  for (std::int64_t r = 0; r < rows; ++r, from += pitch, to += stride) {
+    for (std::int64_t c = 0; c < dim; c += kLanes) {
+      if constexpr (sizeof(T) == 4) {
+        hn::Stream(hn::Load(d, from + c), d, to + c);
+      } else {
+        const hn::Rebind<std::uint16_t, TileTag> d16;
+        alignas(64) std::uint16_t lanes[kLanes];
+        store_float(d, hn::Load(d, from + c), reinterpret_cast<T*>(lanes));
+        hn::Stream(hn::Load(d16, lanes), d16, reinterpret_cast<std::uint16_t*>(to + c));
+      }
+    }
+  }
+}
+
 /// A tensor over the keys' tokens, and its channels.
 struct KeyTensor {
   const Tensor* tensor = nullptr;
@@ -43,6 +72,13 @@ struct KeyTensor {
 
   std::int64_t pitch() const { return round_to(dim, kLanes); }
   std::int64_t packed_dim() const { return round_to(dim, 4); }
+};
+
+/// A tensor over the tokens or output positions of queries, which pack_tile() reads.
+struct QueryTensor {
+  const Tensor* tensor = nullptr;
+  std::int64_t dim = 0;
+  bool over_tokens = false;
 };
 
 /// One packed row of queries that attends the current row of keys.
@@ -65,11 +101,26 @@ class TileSweep {
     plan_memory();
     Scratch scratch(scratch_bytes());
     take_memory(scratch);
-    for (std::int64_t k0 = part_[0].keys.start; k0 < part_[0].keys.end; ++k0) {
-      for (std::int64_t k1 = part_[1].keys.start; k1 < part_[1].keys.end; k1 += block_rows_) {
-        sweep_block(k0, {k1, std::min(k1 + block_rows_, part_[1].keys.end)});
+    const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
+    const auto block = [&](std::int64_t k1) { return Span{k1, std::min(k1 + block_rows_, k1s.end)}; };
+    if (size_of(k0s) > 0 && size_of(k1s) > 0) prefetch_block(k0s.start, block(k1s.start));
+    prefetch_.finish();
+    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+      for (std::int64_t k1 = k1s.start; k1 < k1s.end; k1 += block_rows_) {
+        const bool is_last = k1 + block_rows_ >= k1s.end;
+        pack_block(k0, block(k1));
+        prefetch_.restart();
+        if (!is_last) {
+          prefetch_block(k0, block(k1 + block_rows_));
+        } else if (k0 + 1 < k0s.end) {
+          prefetch_block(k0 + 1, block(k1s.start));
+        }
+        prefetch_.start();
+        sweep_block(k0, block(k1));
+        prefetch_.finish();
       }
     }
+    if (is_streamed_) hwy::FlushStream();
   }
 
  protected:
@@ -91,8 +142,11 @@ class TileSweep {
   // To be set by the subclass before run().
   KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
   KeyTensor dkeys_[2];          ///< summed, [place][channel pitch]
+  QueryTensor queries_[3];      ///< read by pack_tile()
   std::int64_t tile_size_ = 0;  ///< floats of a packed tile of queries
   std::int64_t widest_ = 1;     ///< channels of the widest tensor
+  bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
+  bool is_streamed_ = false;    ///< results are too large to stay in a cache
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
   virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) = 0;
@@ -100,6 +154,15 @@ class TileSweep {
   /// which have to be stored; `tile_start` is the tile's place in each.
   virtual void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int owned, int slot,
                         int slots, std::int64_t block_row, bool owned_key) = 0;
+
+  /// All products of a packed block.
+  virtual void multiply_block(std::int64_t k0, const Span& k1s) {
+    for (std::size_t t = 0; t < tiles_.size(); ++t) {
+      for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+        multiply_row(tiles_[t], t * tile_size_, k1 - k1s.start, is_owned_key(k0, k1));
+      }
+    }
+  }
 
   /// Packed keys from slot 0 of a tile's first query on.
   const float* packed_keys(int which, const Tile& tile, std::int64_t block_row) const {
@@ -149,15 +212,23 @@ class TileSweep {
     if (size_of(owned) <= 0) return;
     const std::int64_t pitch = round_to(dim, kLanes);
     transpose_out(from, round_to(dim, 4), factor, buffer_, pitch);
-    store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
-               query_rows(tensor, over_tokens, q0, q1, owned.start, head));
+    store(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
+          query_rows(tensor, over_tokens, q0, q1, owned.start, head));
+  }
+
+  void store(const float* from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, const TensorRows& to) const {
+    if (!is_streamed_) return store_rows(from, pitch, rows, dim, to);
+    with_storage_type(to.type, [&](auto storage) {
+      stream_rows(from, pitch, rows, dim, reinterpret_cast<decltype(storage)*>(to.data), to.stride);
+    });
   }
 
   template <class Table>
   void call_tiles(const Table& table, const Tile& tile, const float* keys, std::int64_t channels, float* const* queries,
-                  int rows, int slots, float* scores) const {
+                  int rows, int slots, float* scores) {
     for_each_piece(slots, kMostSlots, [&](int slot, int slot_count) {
       for_each_piece(rows, most_rows(slot_count), [&](int row, int row_count) {
+        prefetch_.step();
         table[slot_count - 1][row_count - 1][tile.is_shift]({keys + slot, row_pitch_, channels, tile.offset,
                                                              queries + row, scores + row * score_size_ + slot * kLanes,
                                                              score_size_});
@@ -166,9 +237,10 @@ class TileSweep {
   }
 
   void call_keys(const Tile& tile, const float* scores, const float* const* queries, int rows, int slots, float* keys,
-                 std::int64_t pitch) const {
+                 std::int64_t pitch) {
     for_each_piece(slots, kMostKeys, [&](int slot, int slot_count) {
       for (std::int64_t c = 0; c < pitch; c += 2 * kLanes) {
+        prefetch_.step();
         const int vecs = c + kLanes < pitch ? 2 : 1;
         kAddQueries[slot_count - 1][vecs - 1]({scores + slot * kLanes, score_size_, queries, c, rows,
                                                keys + slot * pitch + c, pitch, tile.offset, tile.count});
@@ -207,6 +279,13 @@ class TileSweep {
     }
   }
 
+  bool is_owned_query(std::int64_t q0, std::int64_t q1) const {
+    return contains(part_[0].owned_queries, q0) && contains(part_[1].owned_queries, q1);
+  }
+  bool is_owned_key(std::int64_t k0, std::int64_t k1) const {
+    return contains(part_[0].owned_keys, k0) && contains(part_[1].owned_keys, k1);
+  }
+
   const Problem& problem_;
   const Task& task_;
   const std::array<Axis, kAxes>& axes_;
@@ -217,8 +296,28 @@ class TileSweep {
   float* scores_[2] = {};        ///< of some rows each
   float* buffer_ = nullptr;      ///< [lane][pitch of the widest rows, or slots]
   float** pointers_[3] = {};     ///< of some rows each
+  std::vector<Tile> tiles_;
+  std::int64_t first_place_, places_;  ///< of the packed rows of keys
+  std::int64_t bias_table_ = 0;        ///< entries of one head
+  std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
+  float *key_memory_ = nullptr, *dkey_memory_ = nullptr;
+  std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
+  Prefetcher prefetch_;                      ///< of the next block, while one is computed
 
  private:
+  void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
+    const std::vector<QueryRow>& rows = rows_[block_row];
+    const int kernel_size = static_cast<int>(axes_[2].kernel_size);
+    for_each_piece(kernel_size - tile.first_slot, slot_rows_, [&](int slot, int slots) {
+      for_each_piece(static_cast<int>(rows.size()), score_rows_, [&](int first, int count) {
+        int owned = 0;
+        while (owned < count && rows[first + owned].owned) ++owned;
+        multiply(tile, tile_start, rows.data() + first, count, owned, tile.first_slot + slot, slots, block_row,
+                 owned_key);
+      });
+    });
+  }
+
   /// Queries of axis `a` that attend any of the keys, as far as this task needs them.
   Span attending(int a, const Span& keys) const {
     Span span{part_[a].queries.end, part_[a].queries.start};
@@ -243,7 +342,7 @@ class TileSweep {
     key_row_size_ = dkey_row_size_ = 0;
     for (KeyTensor& key : keys_) {
       key.offset = key_row_size_;
-      key_row_size_ += row_pitch_ * key.packed_dim();
+      key_row_size_ += is_dense_ ? places_ * key.pitch() : row_pitch_ * key.packed_dim();
     }
     for (KeyTensor& key : dkeys_) {
       key.offset = dkey_row_size_;
@@ -269,6 +368,10 @@ class TileSweep {
     score_size_ = round_to(slot_rows_, 4) * kLanes;
     const std::int64_t most_rows = ring_[0] * ring_[1] * heads_;
     score_rows_ = static_cast<int>(std::clamp<std::int64_t>(tuning::kScoreBytes / (4 * score_size_), 1, most_rows));
+    if (is_dense_) {
+      score_size_ = tuning::kDenseKeys * kLanes;
+      score_rows_ = kDenseTiles;
+    }
   }
 
   std::int64_t buffer_size() const {
@@ -303,13 +406,6 @@ class TileSweep {
     return ring_memory_ + (ring_slot(q0, q1) * heads_ + head) * row_size_;
   }
 
-  bool is_owned_query(std::int64_t q0, std::int64_t q1) const {
-    return contains(part_[0].owned_queries, q0) && contains(part_[1].owned_queries, q1);
-  }
-  bool is_owned_key(std::int64_t k0, std::int64_t k1) const {
-    return contains(part_[0].owned_keys, k0) && contains(part_[1].owned_keys, k1);
-  }
-
   void pack_query_row(std::int64_t q0, std::int64_t q1) {
     std::int64_t* tag = ring_tags_ + 2 * ring_slot(q0, q1);
     if (tag[0] == q0 && tag[1] == q1) return;
@@ -325,6 +421,11 @@ class TileSweep {
   }
 
   void pack_keys(const KeyTensor& key, std::int64_t k0, std::int64_t k1, float* to) const {
+    if (is_dense_) {
+      const std::int64_t first = part_[2].keys.start;
+      return load_rows(token_rows(*key.tensor, k0, k1, first), size_of(part_[2].keys), key.dim,
+                       to + (first - first_place_) * key.pitch(), key.pitch());
+    }
     for (std::int64_t place = part_[2].keys.start; place < part_[2].keys.end;) {
       // Aligned stores: the first vector may be a partial one.
       const std::int64_t x = place - first_place_;
@@ -367,31 +468,69 @@ class TileSweep {
     }
   }
 
-  /// Some rows of keys, which stay packed while all tiles of queries pass by.
-  void sweep_block(std::int64_t k0, const Span& k1s) {
+  bool any_owned_key(std::int64_t k0, const Span& k1s) const {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      if (is_owned_key(k0, k1)) return true;
+    }
+    return false;
+  }
+
+  void prefetch_rows(const TensorRows& rows, std::int64_t count, std::int64_t dim) {
+    const std::int64_t size = element_size(rows.type);
+    prefetch_.add(rows.data, rows.stride * size, count, dim * size);
+  }
+
+  /// What pack_block() will read of a block.
+  void prefetch_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
-    bool any_owned_key = false;
+    const bool with_all = any_owned_key(k0, k1s);
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      for (const KeyTensor& key : keys_) {
+        if (key.tensor == nullptr) continue;
+        const TensorRows rows = token_rows(*key.tensor, k0, k1, part_[2].keys.start);
+        prefetch_rows(rows, size_of(part_[2].keys), key.dim);
+      }
+    }
+    if (tiles_.empty()) return;
+    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+      for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
+        const std::int64_t* tag = ring_tags_ + 2 * ring_slot(q0, q1);
+        if ((tag[0] == q0 && tag[1] == q1) || !(with_all || is_owned_query(q0, q1))) continue;
+        for (std::int64_t head = 0; head < heads_; ++head) {
+          for (const QueryTensor& query : queries_) {
+            if (query.tensor == nullptr) continue;
+            prefetch_rows(query_rows(*query.tensor, query.over_tokens, q0, q1, part_[2].queries.start, head),
+                          size_of(part_[2].queries), query.dim);
+          }
+        }
+      }
+    }
+  }
+
+  /// Some rows of keys, and the rows of queries that attend them.
+  void pack_block(std::int64_t k0, const Span& k1s) {
+    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
+    const bool with_all = any_owned_key(k0, k1s);
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       float* row = key_memory_ + (k1 - k1s.start) * key_row_size_;
       for (const KeyTensor& key : keys_) {
         if (key.tensor != nullptr) pack_keys(key, k0, k1, row + key.offset);
       }
-      any_owned_key |= is_owned_key(k0, k1);
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        if (any_owned_key || is_owned_query(q0, q1)) pack_query_row(q0, q1);
+        if (with_all || is_owned_query(q0, q1)) pack_query_row(q0, q1);
       }
     }
-    if (any_owned_key) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
+    if (with_all) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
     rows_.resize(size_of(k1s));
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) list_rows(k0, k1, rows_[k1 - k1s.start]);
+  }
 
-    for (std::size_t t = 0; t < tiles_.size(); ++t) {
-      for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-        multiply_row(tiles_[t], t * tile_size_, k1 - k1s.start, is_owned_key(k0, k1));
-      }
-    }
+  /// A packed block, past which all tiles of queries go.
+  void sweep_block(std::int64_t k0, const Span& k1s) {
+    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
+    multiply_block(k0, k1s);
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
@@ -403,25 +542,12 @@ class TileSweep {
     }
   }
 
-  void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
-    const std::vector<QueryRow>& rows = rows_[block_row];
-    const int kernel_size = static_cast<int>(axes_[2].kernel_size);
-    for_each_piece(kernel_size - tile.first_slot, slot_rows_, [&](int slot, int slots) {
-      for_each_piece(static_cast<int>(rows.size()), score_rows_, [&](int first, int count) {
-        int owned = 0;
-        while (owned < count && rows[first + owned].owned) ++owned;
-        multiply(tile, tile_start, rows.data() + first, count, owned, tile.first_slot + slot, slots, block_row,
-                 owned_key);
-      });
-    });
-  }
-
   void store_keys(std::int64_t k0, std::int64_t k1, const float* row) const {
     const Span& owned = part_[2].owned_keys;
     for (const KeyTensor& key : dkeys_) {
       if (key.tensor == nullptr) continue;
-      store_rows(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
-                 token_rows(*key.tensor, k0, k1, owned.start));
+      store(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
+            token_rows(*key.tensor, k0, k1, owned.start));
     }
   }
 
@@ -435,18 +561,13 @@ class TileSweep {
     }
   }
 
-  std::vector<Tile> tiles_;
-  std::int64_t first_place_, places_;  ///< of the packed rows of keys
-  std::int64_t bias_table_ = 0;        ///< entries of one head
-  std::int64_t row_size_ = 0;          ///< floats of a packed row of queries
-  std::int64_t row_pitch_ = 0;         ///< floats from channel to channel of a packed row of keys
-  std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
+  std::int64_t row_size_ = 0;           ///< floats of a packed row of queries
+  std::int64_t row_pitch_ = 0;          ///< floats from channel to channel of a packed row of keys
   std::int64_t block_rows_ = 1;         ///< rows of keys between passes over the queries
   std::int64_t ring_[2] = {1, 1};       ///< packed rows of queries on axes 0 and 1
   int slot_rows_ = 1, score_rows_ = 1;  ///< slots and rows of queries of one call of multiply()
-  float *ring_memory_ = nullptr, *key_memory_ = nullptr, *dkey_memory_ = nullptr;
+  float* ring_memory_ = nullptr;
   std::int64_t* ring_tags_ = nullptr;
-  std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

@@ -57,6 +57,15 @@ inline constexpr int kKeyBlockBytes = 512 << 10;
 /// cache next to a tile.
 inline constexpr int kSlotBlock = 64;
 inline constexpr int kScoreBytes = 16 << 10;
+/// Along a single axis, from this kernel size on blocks of keys and queries are dense; keys of one product (their scores
+/// fit the first-level cache) and keys that stay in the second-level cache while all queries pass by, where windows are
+/// longer than that.
+inline constexpr int kDenseKernel = 24;
+inline constexpr int kDenseKeys = 64;
+inline constexpr int kDenseChunk = 256;
+/// Results of at least this many bytes are written past the caches: rows of one head, written through them, take two to
+/// five times as long.
+inline constexpr std::int64_t kStreamBytes = 512 << 10;
 /// Split form: slots of a query up to which all are packed. Reading a few slots for every row of keys instead costs
 /// 1.4 times (2-D 64x64 K 13) to 2 times (3-D K 5): a page per query and row.
 inline constexpr int kMostPackedSlots = 1024;
