@@ -46,6 +46,7 @@ test-cpp: $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=
 
 test-python: $(VENV)/.dev  ## the Python tests
 	$(BIN)/python -m pytest -q tests/python
+	NATTEN_TEST_TIERS=nanobind NATTEN_TEST_EXAMPLES=800 $(BIN)/python -m pytest -q tests/python -k "random and not float64"
 
 # Elsewhere, if the machine is an Arm, the native build is NEON itself.
 test-neon:  ## the CPU kernels for 64-bit Arm: cross-built and run under qemu (Debian)
