@@ -36,6 +36,8 @@ def measure(args: argparse.Namespace) -> None:
     import natten_mlx
 
     natten_mlx.set_backend(args.tier)
+    if args.tier == "nanobind":
+        mx.set_default_device(mx.Device(mx.cpu))  # which it is compiled for, also where there is a GPU
     shape = (1, args.size, args.size, args.heads, args.head_dim)
 
     def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
