@@ -32,9 +32,6 @@ class BackwardSweep : public TileSweep {
         value_pitch_(round_to(value_dim_, kLanes)) {
     keys_[0] = {&inputs.key, dim_};
     keys_[1] = {&inputs.value, value_dim_};
-    queries_[0] = {&inputs.query, dim_, true};
-    queries_[1] = {&saved.out, value_dim_, false};
-    queries_[2] = {&saved.dout, value_dim_, false};
     if (gradients.key != nullptr) {
       dkeys_[0] = {gradients.key, dim_};
       dkeys_[1] = {gradients.value, value_dim_};
@@ -169,6 +166,7 @@ class DenseSweep final : public BackwardSweep {
              const Task& task)
       : BackwardSweep(inputs, saved, gradients, task) {
     is_dense_ = true;
+    packs_late_ = axes_[2].kernel_size <= tuning::kDenseChunk;
     const auto& queries = group_[2]->queries;
     for (const Tile& tile : tiles_) {
       DenseTile dense{};
@@ -204,34 +202,51 @@ class DenseSweep final : public BackwardSweep {
     return hn::GetLane(hn::SumOfLanes(d, sum)) == 0.0f;
   }
 
-  void check(std::int64_t block_row) {
+  void check_keys(std::int64_t block_row) {
     const Span& keys = part_[2].keys;
-    is_finite_ &=
-        all_finite(key_memory_ + block_row * key_row_size_ + keys_[0].offset + (keys.start - first_place_) * pitch_,
-                   size_of(keys) * pitch_);
-    for (const QueryRow& row : rows_[block_row]) {
-      for (std::size_t t = 0; t < tiles_.size(); ++t) {
-        const float* tile = row.tiles + t * tile_size_;
-        is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
-      }
-    }
+    const float* row = key_memory_ + block_row * key_row_size_ + keys_[0].offset;
+    is_finite_ &= all_finite(row + (keys.start - first_place_) * pitch_, size_of(keys) * pitch_);
+  }
+  void check_queries(const float* tile) {
+    is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
   }
 
   void multiply_block(std::int64_t k0, const Span& k1s) override {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-      const std::int64_t row = k1 - k1s.start;
-      check(row);
+      const std::int64_t block_row = k1 - k1s.start;
+      check_keys(block_row);
       const Span owned = is_owned_key(k0, k1)
                              ? Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_}
                              : Span{0, 0};
-      const std::int64_t chunk = axes_[2].kernel_size > tuning::kDenseChunk ? tuning::kDenseChunk : places_;
-      for (std::int64_t begin = 0; begin < places_; begin += chunk) {
-        for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
-          for (const QueryRow& query_row : rows_[row]) {
-            multiply_tiles(row, query_row, t, {begin, std::min(begin + chunk, places_)}, owned);
-          }
-        }
+      for (const QueryRow& row : rows_[block_row])
+        packs_late_ ? sweep_tiles(block_row, row, owned) : sweep_chunks(block_row, row, owned);
+    }
+  }
+
+  /// Windows that fit the cache: every tile is packed, done with and stored.
+  void sweep_tiles(std::int64_t block_row, QueryRow row, const Span& owned) {
+    float* const packed = row.tiles;
+    for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
+      const std::size_t end = std::min(t + kDenseTiles, tiles_.size());
+      for (std::size_t i = t; i < end; ++i) {
+        float* to = packed + (i - t) * tile_size_;
+        pack_tile(row.q0, row.q1, row.head, tiles_[i], to);
+        check_queries(to);
       }
+      row.tiles = packed - t * tile_size_;
+      multiply_tiles(block_row, row, t, {0, places_}, owned);
+      for (std::size_t i = t; i < end && row.owned && gradients_.query != nullptr; ++i) {
+        store_tile(row.q0, row.q1, row.head, tiles_[i], packed + (i - t) * tile_size_);
+      }
+    }
+  }
+
+  /// Longer ones: all tiles pass by some keys that stay in the cache.
+  void sweep_chunks(std::int64_t block_row, const QueryRow& row, const Span& owned) {
+    for (std::size_t t = 0; t < tiles_.size(); ++t) check_queries(row.tiles + t * tile_size_);
+    for (std::int64_t begin = 0; begin < places_; begin += tuning::kDenseChunk) {
+      const Span keys{begin, std::min<std::int64_t>(begin + tuning::kDenseChunk, places_)};
+      for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) multiply_tiles(block_row, row, t, keys, owned);
     }
   }
 
@@ -266,7 +281,6 @@ class DenseSweep final : public BackwardSweep {
     const auto call = [&](const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t b_next,
                           std::int64_t b_step, std::int64_t k, float* sums, std::int64_t sums_next,
                           std::int64_t sums_row) {
-      prefetch_.step();
       return DenseCall{a, a_row, a_step, {b, b + b_next}, b_step, k, {sums, sums + sums_next}, sums_row};
     };
     multiply_dense<false>(
@@ -310,7 +324,6 @@ class DenseSweep final : public BackwardSweep {
         while (first < last && windows.end[first] <= begin + key) ++first;
         while (first < last && windows.start[last - 1] >= begin + key + keys) --last;
         if (first == last) return;
-        prefetch_.step();
         float* to = sums + key * pitch + c;
         const float* from = queries + first * pitch + c;
         multiply_dense<true>({scores + key * kLanes + first,

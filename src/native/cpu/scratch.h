@@ -32,6 +32,10 @@ class Scratch {
     return result;
   }
 
+  /// Memory taken after position() was p is free again after rewind(p).
+  std::byte* position() const { return next_; }
+  void rewind(std::byte* position) { next_ = position; }
+
  private:
   std::byte* block_;
   std::byte* next_;

@@ -14,7 +14,6 @@
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "native/cpu/backward_tiles-inl.h"
-#include "native/cpu/prefetch.h"
 #include "native/cpu/scratch.h"
 #include "native/cpu/tensor.h"
 #include "native/cpu/tile_rows-inl.h"
@@ -74,13 +73,6 @@ struct KeyTensor {
   std::int64_t packed_dim() const { return round_to(dim, 4); }
 };
 
-/// A tensor over the tokens or output positions of queries, which pack_tile() reads.
-struct QueryTensor {
-  const Tensor* tensor = nullptr;
-  std::int64_t dim = 0;
-  bool over_tokens = false;
-};
-
 /// One packed row of queries that attends the current row of keys.
 struct QueryRow {
   float* tiles;
@@ -98,29 +90,75 @@ class TileSweep {
 
   void run() {
     if (places_ <= 0) return;
-    plan_memory();
-    Scratch scratch(scratch_bytes());
-    take_memory(scratch);
-    const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
-    const auto block = [&](std::int64_t k1) { return Span{k1, std::min(k1 + block_rows_, k1s.end)}; };
-    if (size_of(k0s) > 0 && size_of(k1s) > 0) prefetch_block(k0s.start, block(k1s.start));
-    prefetch_.finish();
-    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
-      for (std::int64_t k1 = k1s.start; k1 < k1s.end; k1 += block_rows_) {
-        const bool is_last = k1 + block_rows_ >= k1s.end;
-        pack_block(k0, block(k1));
-        prefetch_.restart();
-        if (!is_last) {
-          prefetch_block(k0, block(k1 + block_rows_));
-        } else if (k0 + 1 < k0s.end) {
-          prefetch_block(k0 + 1, block(k1s.start));
-        }
-        prefetch_.start();
-        sweep_block(k0, block(k1));
-        prefetch_.finish();
-      }
+    const std::vector<Tile> tiles = std::move(tiles_);
+    const std::size_t strips = plan_strips(tiles);
+    std::size_t most = 0;
+    for (std::size_t strip = 0; strip < strips; ++strip) {
+      select_strip(tiles, strip, strips);
+      most = std::max(most, scratch_bytes());
+    }
+    const std::int64_t owned_rows = size_of(part_[0].owned_keys) * size_of(part_[1].owned_keys);
+    const std::int64_t carried = strips > 1 ? owned_rows * 2 * axes_[2].kernel_size * dkey_pitch() : 0;
+    Scratch scratch(Scratch::bytes<float>(carried) + most);
+    carry_ = scratch.take<float>(carried);
+    std::byte* const start = scratch.position();
+    for (std::size_t strip = 0; strip < strips; ++strip) {
+      select_strip(tiles, strip, strips);
+      scratch.rewind(start);
+      take_memory(scratch);
+      run_strip();
     }
     if (is_streamed_) hwy::FlushStream();
+  }
+
+ private:
+  /// Tiles of a strip, the places of their keys, and which of these no other strip adds to.
+  void select_strip(const std::vector<Tile>& tiles, std::size_t strip, std::size_t strips) {
+    const auto first = [&](std::size_t s) { return tiles.size() * s / strips; };
+    const auto& queries = group_[2]->queries;
+    const auto begin = tiles.begin() + first(strip), end = tiles.begin() + first(strip + 1);
+    tiles_.assign(begin, end);
+    const std::int64_t carried_end = strip_keys_.end;
+    const bool is_first = strip == 0, is_last = strip + 1 == strips;
+    strip_keys_ = part_[2].keys;
+    strip_queries_ = part_[2].queries;
+    if (!is_first) {
+      strip_keys_.start = queries[begin->query].keys.start;
+      strip_queries_.start = begin->query;
+    }
+    final_keys_ = strip_keys_;
+    if (!is_last) {
+      strip_queries_.end = end->query;
+      final_keys_.end = queries[end->query].keys.start;
+      strip_keys_.end = std::max(queries[end->query - 1].keys.end, final_keys_.end);
+    }
+    carried_ = {strip_keys_.start, is_first ? strip_keys_.start : carried_end};
+    first_place_ = strip_keys_.start;
+    if (!tiles_.empty()) first_place_ = std::min(first_place_, tiles_.front().slot0);
+    places_ = strip_keys_.end - first_place_;
+    plan_memory();
+  }
+
+  /// Strips of tiles, whose packed queries stay in the second-level cache.
+  std::size_t plan_strips(const std::vector<Tile>& tiles) {
+    const std::size_t most = is_dense_ ? 1 : std::max<std::size_t>(tiles.size() / tuning::kLeastStripTiles, 1);
+    std::size_t strips = 1;
+    for (; strips < most; ++strips) {
+      select_strip(tiles, 0, strips);
+      if (static_cast<std::int64_t>(scratch_bytes()) <= tuning::kStripBytes) break;
+    }
+    return strips;
+  }
+
+  void run_strip() {
+    const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
+    const auto block = [&](std::int64_t k1) { return Span{k1, std::min(k1 + block_rows_, k1s.end)}; };
+    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+      for (std::int64_t k1 = k1s.start; k1 < k1s.end; k1 += block_rows_) {
+        pack_block(k0, block(k1));
+        sweep_block(k0, block(k1));
+      }
+    }
   }
 
  protected:
@@ -142,10 +180,10 @@ class TileSweep {
   // To be set by the subclass before run().
   KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
   KeyTensor dkeys_[2];          ///< summed, [place][channel pitch]
-  QueryTensor queries_[3];      ///< read by pack_tile()
   std::int64_t tile_size_ = 0;  ///< floats of a packed tile of queries
   std::int64_t widest_ = 1;     ///< channels of the widest tensor
   bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
+  bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
   bool is_streamed_ = false;    ///< results are too large to stay in a cache
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
@@ -228,7 +266,6 @@ class TileSweep {
                   int rows, int slots, float* scores) {
     for_each_piece(slots, kMostSlots, [&](int slot, int slot_count) {
       for_each_piece(rows, most_rows(slot_count), [&](int row, int row_count) {
-        prefetch_.step();
         table[slot_count - 1][row_count - 1][tile.is_shift]({keys + slot, row_pitch_, channels, tile.offset,
                                                              queries + row, scores + row * score_size_ + slot * kLanes,
                                                              score_size_});
@@ -240,7 +277,6 @@ class TileSweep {
                  std::int64_t pitch) {
     for_each_piece(slots, kMostKeys, [&](int slot, int slot_count) {
       for (std::int64_t c = 0; c < pitch; c += 2 * kLanes) {
-        prefetch_.step();
         const int vecs = c + kLanes < pitch ? 2 : 1;
         kAddQueries[slot_count - 1][vecs - 1]({scores + slot * kLanes, score_size_, queries, c, rows,
                                                keys + slot * pitch + c, pitch, tile.offset, tile.count});
@@ -302,7 +338,6 @@ class TileSweep {
   std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
   float *key_memory_ = nullptr, *dkey_memory_ = nullptr;
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
-  Prefetcher prefetch_;                      ///< of the next block, while one is computed
 
  private:
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
@@ -331,7 +366,7 @@ class TileSweep {
   }
 
   void plan_memory() {
-    row_size_ = tile_size_ * static_cast<std::int64_t>(tiles_.size());
+    row_size_ = tile_size_ * (packs_late_ ? kDenseTiles : static_cast<std::int64_t>(tiles_.size()));
     bias_table_ = 1;
     for (const Axis& axis : axes_) bias_table_ *= 2 * axis.kernel_size - 1;
 
@@ -379,7 +414,7 @@ class TileSweep {
     return kLanes * round_to(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
   }
 
-  std::int64_t scratch_bytes() const {
+  std::size_t scratch_bytes() const {
     const std::int64_t slots = ring_[0] * ring_[1];
     return Scratch::bytes<float>(slots * heads_ * row_size_) + Scratch::bytes<std::int64_t>(2 * slots) +
            Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
@@ -422,15 +457,15 @@ class TileSweep {
 
   void pack_keys(const KeyTensor& key, std::int64_t k0, std::int64_t k1, float* to) const {
     if (is_dense_) {
-      const std::int64_t first = part_[2].keys.start;
-      return load_rows(token_rows(*key.tensor, k0, k1, first), size_of(part_[2].keys), key.dim,
+      const std::int64_t first = strip_keys_.start;
+      return load_rows(token_rows(*key.tensor, k0, k1, first), size_of(strip_keys_), key.dim,
                        to + (first - first_place_) * key.pitch(), key.pitch());
     }
-    for (std::int64_t place = part_[2].keys.start; place < part_[2].keys.end;) {
+    for (std::int64_t place = strip_keys_.start; place < strip_keys_.end;) {
       // Aligned stores: the first vector may be a partial one.
       const std::int64_t x = place - first_place_;
       const std::int64_t lane = x % kLanes;
-      const std::int64_t count = std::min(kLanes - lane, part_[2].keys.end - place);
+      const std::int64_t count = std::min(kLanes - lane, strip_keys_.end - place);
       const TensorRows rows = token_rows(*key.tensor, k0, k1, place);
       if (count == kLanes && is_plain(rows, key.dim)) {
         transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, key.dim, 1.0f, to + x, row_pitch_);
@@ -475,38 +510,6 @@ class TileSweep {
     return false;
   }
 
-  void prefetch_rows(const TensorRows& rows, std::int64_t count, std::int64_t dim) {
-    const std::int64_t size = element_size(rows.type);
-    prefetch_.add(rows.data, rows.stride * size, count, dim * size);
-  }
-
-  /// What pack_block() will read of a block.
-  void prefetch_block(std::int64_t k0, const Span& k1s) {
-    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
-    const bool with_all = any_owned_key(k0, k1s);
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-      for (const KeyTensor& key : keys_) {
-        if (key.tensor == nullptr) continue;
-        const TensorRows rows = token_rows(*key.tensor, k0, k1, part_[2].keys.start);
-        prefetch_rows(rows, size_of(part_[2].keys), key.dim);
-      }
-    }
-    if (tiles_.empty()) return;
-    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-      for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        const std::int64_t* tag = ring_tags_ + 2 * ring_slot(q0, q1);
-        if ((tag[0] == q0 && tag[1] == q1) || !(with_all || is_owned_query(q0, q1))) continue;
-        for (std::int64_t head = 0; head < heads_; ++head) {
-          for (const QueryTensor& query : queries_) {
-            if (query.tensor == nullptr) continue;
-            prefetch_rows(query_rows(*query.tensor, query.over_tokens, q0, q1, part_[2].queries.start, head),
-                          size_of(part_[2].queries), query.dim);
-          }
-        }
-      }
-    }
-  }
-
   /// Some rows of keys, and the rows of queries that attend them.
   void pack_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
@@ -519,10 +522,13 @@ class TileSweep {
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        if (with_all || is_owned_query(q0, q1)) pack_query_row(q0, q1);
+        if (!packs_late_ && (with_all || is_owned_query(q0, q1))) pack_query_row(q0, q1);
       }
     }
     if (with_all) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      if (is_owned_key(k0, k1)) copy_carried(k0, k1, carried_, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_, false);
+    }
     rows_.resize(size_of(k1s));
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) list_rows(k0, k1, rows_[k1 - k1s.start]);
   }
@@ -534,7 +540,7 @@ class TileSweep {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
-    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+    for (std::int64_t q0 = q0s.start; q0 < q0s.end && !packs_late_; ++q0) {
       if (group_[0]->queries[q0].keys.end != k0 + 1) continue;
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
         if (is_owned_query(q0, q1) && contains(k1s, group_[1]->queries[q1].keys.end - 1)) store_query_row(q0, q1);
@@ -542,13 +548,31 @@ class TileSweep {
     }
   }
 
-  void store_keys(std::int64_t k0, std::int64_t k1, const float* row) const {
-    const Span& owned = part_[2].owned_keys;
+  std::int64_t dkey_pitch() const { return dkeys_[0].pitch() + dkeys_[1].pitch(); }
+
+  /// Sums at the places that two strips add to, from one strip to the next.
+  void copy_carried(std::int64_t k0, std::int64_t k1, const Span& places, float* row, bool save) const {
+    if (size_of(places) <= 0) return;
+    const std::int64_t index =
+        (k0 - part_[0].owned_keys.start) * size_of(part_[1].owned_keys) + k1 - part_[1].owned_keys.start;
+    float* carry = carry_ + index * 2 * axes_[2].kernel_size * dkey_pitch();
     for (const KeyTensor& key : dkeys_) {
-      if (key.tensor == nullptr) continue;
+      float* sums = row + key.offset + (places.start - first_place_) * key.pitch();
+      const std::int64_t count = size_of(places) * key.pitch();
+      save ? std::copy_n(sums, count, carry) : std::copy_n(carry, count, sums);
+      carry += count;
+    }
+  }
+
+  void store_keys(std::int64_t k0, std::int64_t k1, float* row) const {
+    const Span owned{std::max(part_[2].owned_keys.start, final_keys_.start),
+                     std::min(part_[2].owned_keys.end, final_keys_.end)};
+    for (const KeyTensor& key : dkeys_) {
+      if (key.tensor == nullptr || size_of(owned) <= 0) continue;
       store(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
             token_rows(*key.tensor, k0, k1, owned.start));
     }
+    copy_carried(k0, k1, {final_keys_.end, strip_keys_.end}, row, true);
   }
 
   void store_query_row(std::int64_t q0, std::int64_t q1) {
@@ -561,6 +585,10 @@ class TileSweep {
     }
   }
 
+  Span strip_keys_{0, 0};                  ///< places
+  Span final_keys_{0, 0}, carried_{0, 0};  ///< places that this strip is the last to add to; that the last one added to
+  Span strip_queries_{0, 0};
+  float* carry_ = nullptr;              ///< of every owned row of keys
   std::int64_t row_size_ = 0;           ///< floats of a packed row of queries
   std::int64_t row_pitch_ = 0;          ///< floats from channel to channel of a packed row of keys
   std::int64_t block_rows_ = 1;         ///< rows of keys between passes over the queries

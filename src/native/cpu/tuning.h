@@ -53,6 +53,10 @@ inline constexpr int kLongestRow = 512;
 /// from the second- or third-level cache once per block: 3 bytes per cycle instead of 12 at D 64, K 13.
 inline constexpr int kKeyBlockRows = 4;
 inline constexpr int kKeyBlockBytes = 512 << 10;
+/// A pass is cut into strips of at least so many tiles along the last axis, of which the memory is at most this, where
+/// packed rows of all tiles would not fit the second-level cache.
+inline constexpr std::size_t kLeastStripTiles = 2;
+inline constexpr std::int64_t kStripBytes = 1280 << 10;
 /// Slots of a row of scores, and bytes of all scores at a time, of which there are two kinds: both fit the first-level
 /// cache next to a tile.
 inline constexpr int kSlotBlock = 64;
