@@ -71,6 +71,59 @@ TEST_P(Tiles, LongKernels) {
   }
 }
 
+// Windows longer than the keys that stay in the cache, rows of several parts, heads that share keys, rows of windows.
+TEST_P(Tiles, DenseBlocks) {
+  run_case(1, one_axis(700, 300, 3));
+  run_case(2, one_axis(1100, 30, 3, 1, true));
+  Problem p = one_axis(60, 26, 20, 2);
+  p.rank = 2;
+  p.heads = 2;
+  p.axes[1] = {5, 1, 1, 2, 1, false};
+  run_case(3, p);
+  p.axes[2] = {60, 26, 5, 1, 1, false};
+  run_case(4, p);
+}
+
+// A zero weight times a NaN is one: blocks of keys and queries must not let it out of the windows.
+TEST_P(Tiles, NotANumberStaysInItsWindows) {
+  constexpr std::int64_t kLength = 120, kDim = 8, kPlace = 60, kReach = 15;
+  Problem p = one_axis(kLength, 2 * kReach + 1, kDim);
+  p.has_rpb = false;
+  const auto tensor = [&](std::vector<float>& values) {
+    return Tensor{values.data(), {kLength * kDim, kLength * kDim, kLength * kDim, kDim, kDim}, FloatType::float32};
+  };
+  for (const int poisoned : {0, 1, 2}) {
+    std::vector<std::vector<float>> values(8, std::vector<float>(kLength * kDim, 0.5f));
+    std::vector<float> lse(kLength);
+    auto &query = values[0], &key = values[1], &dout = values[2], &value = values[3], &out = values[4];
+    AttentionInputs inputs{p, tensor(query), tensor(key), tensor(value), nullptr, nullptr};
+    attention_forward(inputs, tensor(out), lse.data());
+    values[poisoned][kPlace * kDim] = std::numeric_limits<float>::quiet_NaN();
+    auto &dq = values[5], &dk = values[6], &dv = values[7];
+    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr}, tensor(dq), nullptr, tensor(dk),
+                       tensor(dv));
+    for (std::int64_t i = 0; i < kLength; ++i) {
+      const bool is_near = std::abs(i - kPlace) <= kReach;
+      // A key spoils the gradients of the queries that attend it, a query or its gradient those of its keys.
+      EXPECT_EQ(std::isnan(poisoned == 1 ? dq[i * kDim] : dk[i * kDim]), is_near) << "array " << poisoned << ", " << i;
+    }
+  }
+}
+
+// Rows too wide for the cache at once; the windows of a strip may reach over the next one.
+TEST_P(Tiles, Strips) {
+  Problem p = plain_problem(2, 1, 256);
+  p.axes[1] = {12, 5, 1, 1, 1, false};
+  for (const Axis& axis : {Axis{70, 7, 1, 1, 1, false}, Axis{70, 8, 1, 1, 1, true}, Axis{100, 35, 1, 1, 1, false},
+                           Axis{200, 7, 3, 1, 1, false}, Axis{80, 6, 1, 1, 5, false}}) {
+    p.axes[2] = axis;
+    p.query_type = axis.is_causal ? FloatType::float16 : FloatType::float32;
+    p.key_type = axis.is_causal ? FloatType::bfloat16 : FloatType::float32;
+    run_case(axis.length, p);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_P(Tiles, HeadDimensions) {
   for (const std::int64_t dim : {1, 2, 3, 4, 7, 31, 63, 65, 96, 127, 128, 129, 255, 256, 257}) {
     run_case(dim, one_axis(19, 5, dim));
