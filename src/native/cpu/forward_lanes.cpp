@@ -144,10 +144,12 @@ class LanesSweep {
 
     for (std::int64_t q0 = part_[0].queries.start; q0 < part_[0].queries.end; ++q0) {
       for (std::int64_t q1 = part_[1].queries.start; q1 < part_[1].queries.end; ++q1) {
-        pack_keys_and_values(q0, q1);
-        for (std::int64_t head = task_.kv_head * heads_; head < (task_.kv_head + 1) * heads_; ++head) {
-          for (std::int64_t q = owned.start; q < owned.end; q += together) {
-            run_tiles(head, q0, q1, {q, std::min(q + together, owned.end)});
+        for (std::int64_t kv_head = task_.kv_heads.start; kv_head < task_.kv_heads.end; ++kv_head) {
+          pack_keys_and_values(kv_head, q0, q1);
+          for (std::int64_t head = kv_head * heads_; head < (kv_head + 1) * heads_; ++head) {
+            for (std::int64_t q = owned.start; q < owned.end; q += together) {
+              run_tiles(head, q0, q1, {q, std::min(q + together, owned.end)});
+            }
           }
         }
       }
@@ -155,12 +157,12 @@ class LanesSweep {
   }
 
  private:
-  void pack_keys_and_values(std::int64_t q0, std::int64_t q1) {
+  void pack_keys_and_values(std::int64_t kv_head, std::int64_t q0, std::int64_t q1) {
     const Span& k2s = part_[2].keys;
     const Place at{group_[0]->token(group_[0]->queries[q0].keys.start),
                    group_[1]->token(group_[1]->queries[q1].keys.start), group_[2]->token(k2s.start)};
     const auto rows = [&](const Tensor& tensor) {
-      return TensorRows{row_of(tensor, task_.plan->batch, at, task_.kv_head), tensor.strides[3] * group_[2]->token_step,
+      return TensorRows{row_of(tensor, task_.plan->batch, at, kv_head), tensor.strides[3] * group_[2]->token_step,
                         tensor.type};
     };
     load_rows(rows(pass_.inputs.key), size_of(k2s), p_.head_dim, keys_, pitch_);
@@ -225,20 +227,19 @@ class LanesSweep {
     ValueRows call{};
     call.place_values = value_pitch_;
     call.pitch = value_pitch_;
+    const float* values = values_;
+    call.row_values = &values;
+    call.value = (first_key - part_[2].keys.start) * value_pitch_;
     for (int q = 0; q < count; q += kQueries) {
       call.probabilities = scores + q;
       call.factor = factors_ + q;
-      for (std::int64_t c = 0; c < value_pitch_;) {
-        const std::int64_t left = (value_pitch_ - c) / kLanes;
-        const int vectors = left >= kMostVectors ? kMostVectors : left >= 2 ? 2 : 1;
-        call.values = values_ + (first_key - part_[2].keys.start) * value_pitch_ + c;
-        call.sums = buffer_ + q * value_pitch_ + c;
-        const auto add = vectors == 1   ? add_values_of_row<1>
-                         : vectors == 2 ? add_values_of_row<2>
-                                        : add_values_of_row<kMostVectors>;
-        add(call, std::min(kQueries, count - q), begin + q, end + q);
-        c += vectors * kLanes;
-      }
+      call.sums = buffer_ + q * value_pitch_;
+      for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
+        ValueRows part = call;
+        part.value += channel;
+        part.sums += channel;
+        add_values_of_row<kVectors>(part, std::min(kQueries, count - q), begin + q, end + q);
+      });
     }
     const Place output = place_of(q0, q1, span.start);
     store_rows(

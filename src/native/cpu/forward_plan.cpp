@@ -21,28 +21,21 @@ Design choose_design(const Problem& p) {
   return Design::shift;
 }
 
-namespace {
-
-std::int64_t keys_along(const Axis& axis, std::int64_t places, std::int64_t parts) {
-  return (places + parts - 1) / parts + axis.kernel_size - 1;
-}
-
-}  // namespace
-
-std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
+Partition partition_of(const Problem& p) {
   std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
-  std::int64_t tasks = p.batch * p.kv_heads;
+  std::int64_t groups = p.batch;
   for (int a = 0; a < kAxes; ++a) {
     const Axis& axis = p.axes[a];
     places[a] = (axis.length + axis.dilation - 1) / axis.dilation;
-    tasks *= axis.dilation;
+    groups *= axis.dilation;
   }
+  const auto cut = [&](int axis, std::int64_t longest) { parts[axis] = (places[axis] + longest - 1) / longest; };
   // The last axis in whole vectors, as long as a row of tiles is worth its border.
-  const std::int64_t row =
-      choose_design(p) == Design::query_lanes
-          ? std::max<std::int64_t>(tuning::kForwardRow, tuning::kQueryLanesPart * p.axes[2].kernel_size)
-          : tuning::kForwardRow;
-  parts[2] = (places[2] + row - 1) / row;
+  const bool is_lanes = choose_design(p) == Design::query_lanes;
+  std::int64_t row = is_lanes
+                         ? std::max<std::int64_t>(tuning::kForwardRow, tuning::kQueryLanesPart * p.axes[2].kernel_size)
+                         : tuning::kForwardRow;
+  cut(2, row);
   for (int a = 0; a < 2; ++a) {
     const std::int64_t least =
         std::max<std::int64_t>(tuning::kForwardLeastRows, tuning::kForwardLeastKernels * p.axes[a].kernel_size);
@@ -50,13 +43,32 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
   }
   // What has to be packed at a time slides along the outermost axis.
   const int slide_axis = p.axes[0].kernel_size > 1 ? 0 : 1;
-  const auto bytes = [&] {
-    std::int64_t packed = 4 * (p.head_dim + p.value_dim);
-    for (int a = slide_axis; a < kAxes; ++a) {
-      packed *= a == slide_axis ? p.axes[a].kernel_size : keys_along(p.axes[a], places[a], parts[a]);
-    }
-    return packed;
+  const auto keys_along = [&](int a) { return (places[a] + parts[a] - 1) / parts[a] + p.axes[a].kernel_size - 1; };
+  std::int64_t heads = is_lanes ? 1 : p.kv_heads;
+  const auto is_too_large = [&] {
+    std::int64_t packed = 4 * heads * (p.head_dim + p.value_dim) * keys_along(2);
+    packed *=
+        slide_axis == 0 ? p.axes[0].kernel_size * keys_along(1) : p.axes[1].kernel_size + tuning::kForwardLeastStep;
+    return packed > tuning::kForwardPackedBytes;
   };
+  // Heads of a token lie side by side: several at a time read memory in longer runs.
+  const auto run_of_heads = [&] {
+    return heads * std::min(p.head_dim, p.value_dim) * static_cast<std::int64_t>(element_size(p.key_type));
+  };
+  const auto drop_heads = [&](std::int64_t least_run) {
+    while (heads > 1 && is_too_large() && run_of_heads() >= 2 * least_run) heads = (heads + 1) / 2;
+  };
+  if (!is_lanes) {
+    while (heads > 1 && run_of_heads() > tuning::kForwardLongestRun) heads = (heads + 1) / 2;
+    const auto shorten = [&](std::int64_t least) {
+      while (slide_axis == 1 && is_too_large() && row > least) cut(2, row /= 2);
+    };
+    shorten(tuning::kForwardShortRow);
+    drop_heads(tuning::kForwardShortRun);
+    shorten(tuning::kForwardShortestRow);
+    drop_heads(1);
+    while (slide_axis == 0 && is_too_large() && parts[1] < most[1]) ++parts[1];
+  }
   const auto split = [&] {
     // The axis whose halo grows least.
     const int axis = parts[0] < most[0] && (parts[1] >= most[1] || places[0] / parts[0] * p.axes[1].kernel_size >=
@@ -67,21 +79,21 @@ std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
     ++parts[axis];
     return true;
   };
-  while (slide_axis == 0 && bytes() > tuning::kForwardPackedBytes && parts[1] < most[1]) ++parts[1];
-  while (tasks * parts[0] * parts[1] * parts[2] < tuning::kForwardLeastTasks && split()) {
+  const auto are_few = [&](std::int64_t least) {
+    return groups * ((p.kv_heads + heads - 1) / heads) * parts[0] * parts[1] * parts[2] < least;
+  };
+  while (are_few(tuning::kForwardLeastTasks) && split()) {
   }
-  const std::int64_t outer = tasks * parts[0] * parts[1];
-  if (outer * parts[2] < tuning::kForwardLeastTasks) {
-    const std::int64_t longest = std::max<std::int64_t>(1, places[2] / tuning::kForwardLeastRow);
-    parts[2] = std::clamp((tuning::kForwardLeastTasks + outer - 1) / outer, parts[2], std::max(parts[2], longest));
-  }
-  return parts;
+  while (heads > 1 && are_few(tuning::kForwardLeastTasks)) heads = (heads + 1) / 2;
+  const std::int64_t longest = std::max<std::int64_t>(1, places[2] / tuning::kForwardLeastRow);
+  while (are_few(tuning::kForwardLeastTasks) && parts[2] < longest) ++parts[2];
+  return {parts, heads};
 }
 
 Description describe(const Problem& p) {
   if (p.op != Op::attention) return {"split form", cpu_target()};
   if (choose_design(p) == Design::generic) return {"generic", "one query at a time, " + cpu_target()};
-  const auto parts = count_parts(p);
+  const auto parts = partition_of(p).parts;
   std::string tile;
   for (int a = kAxes - p.rank; a < kAxes; ++a) {
     const std::int64_t places = (p.axes[a].length + p.axes[a].dilation - 1) / p.axes[a].dilation;
@@ -124,24 +136,27 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
     plans.push_back(std::move(plan));
   }
 
-  const std::array<std::int64_t, kAxes> parts = count_parts(p);
+  const auto [parts, heads] = partition_of(p);
   const Place cuts{p.axes[0].dilation * parts[0], p.axes[1].dilation * parts[1], p.axes[2].dilation * parts[2]};
   const Grid grid{static_cast<std::int64_t>(plans.size()), cuts};
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
   const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
-  parallel_for(grid.size() * p.kv_heads, flops, [&](std::int64_t item) {
+  const std::int64_t head_groups = (p.kv_heads + heads - 1) / heads, items = grid.size() * head_groups;
+  const auto task_of = [&, &parts = parts, heads = heads](std::int64_t item) {
     // Heads inside: their rows share pages, and cache lines when they are short.
-    const SamplePlan& plan = plans[item / p.kv_heads / grid.per_sample()];
-    const Place at = grid.place(item / p.kv_heads % grid.per_sample());
-    Task task{&plan, item % p.kv_heads, {}, {}};
+    const SamplePlan& plan = plans[item / head_groups / grid.per_sample()];
+    const Place at = grid.place(item / head_groups % grid.per_sample());
+    const std::int64_t head = item % head_groups * heads;
+    Task task{&plan, {head, std::min(head + heads, p.kv_heads)}, {}, {}};
     for (int a = 0; a < kAxes; ++a) {
       task.group[a] = at[a] / parts[a];
       task.owned[a] = backward::part_of(plan.groups[a][task.group[a]].places, parts[a], at[a] % parts[a]);
     }
-    run(pass, task);
-  });
+    return task;
+  };
+  parallel_for(items, flops, [&](std::int64_t item) { run(pass, task_of(item)); });
 }
 
 }  // namespace natten::cpu::forward

@@ -31,8 +31,12 @@ struct Description {
 };
 Description describe(const Problem& problem);
 
-/// Parts per axis (inside a dilation group). Depends on the problem only, so that results do not depend on the threads.
-std::array<std::int64_t, kAxes> count_parts(const Problem& problem);
+/// How a problem is cut into tasks. Depends on the problem only, so that results do not depend on the threads.
+struct Partition {
+  std::array<std::int64_t, kAxes> parts;  ///< per axis, inside a dilation group
+  std::int64_t heads;                     ///< key/value heads of a task
+};
+Partition partition_of(const Problem& problem);
 
 /// What the tasks of one sample share.
 struct SamplePlan {
@@ -41,10 +45,10 @@ struct SamplePlan {
   std::array<std::vector<AxisGroup>, kAxes> groups;  ///< one per dilation group
 };
 
-/// Queries of one key/value head, and of all query heads that read it.
+/// Queries of some key/value heads, and of all query heads that read them.
 struct Task {
   const SamplePlan* plan;
-  std::int64_t kv_head;
+  Span kv_heads;
   std::array<std::int64_t, kAxes> group;
   std::array<Span, kAxes> owned;  ///< places
 };

@@ -1,9 +1,9 @@
 // The "shift" forward kernel. Lanes are consecutive queries of the last axis; keys are packed transposed, so that the
 // keys of one slot are one load, shifted by the slot, which serves all rows of queries whose windows hold that row of
-// keys. Probabilities of a tile stay in the cache; the values' lanes are channels.
+// keys. Scores of these rows stay in the cache until the last row of their windows has passed; the values' lanes are
+// channels.
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -16,11 +16,13 @@
 #define HWY_TARGET_INCLUDE "native/cpu/forward_tiled.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "native/cpu/backward_tiles-inl.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tile_scores-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_values-inl.h"
 
@@ -47,8 +49,56 @@ struct ForwardTile : Tile {
 
   ForwardTile(const Tile& tile, std::int64_t slots) : Tile(tile) {
     for (int q = 0; q < count; ++q) is_ragged |= empty_slots[q] > 0;
-    for (int q = 0; q < count; q += kQueries) windows.emplace_back(tile, q, slots);
+    for (int q = 0; q < count; q += windows.back().queries) windows.emplace_back(tile, q, slots);
   }
+};
+
+/// What a task computes.
+struct Region {
+  const Task& task;
+  const AxisGroup* group[kAxes];
+  AxisPart part[kAxes];
+
+  explicit Region(const Task& t) : task(t) {
+    for (int a = 0; a < kAxes; ++a) {
+      group[a] = &t.plan->groups[a][t.group[a]];
+      part[a] = make_part(*group[a], t.owned[a], {true, false}, true);
+    }
+  }
+  bool is_empty() const {
+    return size_of(part[0].queries) <= 0 || size_of(part[1].queries) <= 0 || size_of(part[2].queries) <= 0;
+  }
+  /// Keys or values of the last axis from place k2 on.
+  TensorRows key_rows(const Tensor& tensor, std::int64_t head, std::int64_t k0, std::int64_t k1,
+                      std::int64_t k2) const {
+    const Place at{group[0]->token(k0), group[1]->token(k1), group[2]->token(k2)};
+    return {row_of(tensor, task.plan->batch, at, head), tensor.strides[3] * group[2]->token_step, tensor.type};
+  }
+  Place output_of(std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
+    return {group[0]->queries[q0].output, group[1]->queries[q1].output, group[2]->queries[q2].output};
+  }
+  /// Distance, in output positions, of two queries of the last axis.
+  std::int64_t query_step() const {
+    const auto& queries = group[2]->queries;
+    return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
+  }
+  /// Queries of the last axis from q2 on.
+  TensorRows query_rows(const Tensor& query, std::int64_t head, std::int64_t q0, std::int64_t q1,
+                        std::int64_t q2) const {
+    const std::array<Axis, kAxes>& axes = task.plan->sample.axes;
+    const Place output = output_of(q0, q1, q2);
+    const Place token{output[0] * axes[0].stride, output[1] * axes[1].stride, output[2] * axes[2].stride};
+    return {row_of(query, task.plan->batch, token, head), query.strides[3] * axes[2].stride * query_step(), query.type};
+  }
+  TensorRows out_rows(const Tensor& out, std::int64_t head, std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
+    return {row_of(out, task.plan->batch, output_of(q0, q1, q2), head), out.strides[3] * query_step(), out.type};
+  }
+};
+
+/// Rows of queries between two packings of keys: what tiles pass over one after the other.
+struct Step {
+  std::int64_t q0;
+  Span rows;
 };
 
 class ForwardSweep {
@@ -56,41 +106,59 @@ class ForwardSweep {
   ForwardSweep(const Pass& pass, const Task& task)
       : pass_(pass),
         p_(pass.inputs.problem),
-        task_(task),
+        region_(task),
         axes_(task.plan->sample.axes),
-        group_{&task.plan->groups[0][task.group[0]], &task.plan->groups[1][task.group[1]],
-               &task.plan->groups[2][task.group[2]]},
+        group_(region_.group),
+        part_(region_.part),
         heads_(p_.heads / p_.kv_heads),
         dim_(p_.head_dim),
         value_dim_(p_.value_dim),
         pitch_(round_up(dim_, kLanes)),
-        value_pitch_(round_up(value_dim_, kLanes)) {
-    for (int a = 0; a < kAxes; ++a) part_[a] = make_part(*group_[a], task.owned[a], {true, false}, true);
-  }
+        value_pitch_(round_up(value_dim_, kLanes)),
+        query_row_(round_up(dim_, 4) * kLanes),
+        is_streamed_(p_.batch * p_.queries() * p_.heads * value_dim_ * 4 >= tuning::kStreamBytes) {}
 
   void run() {
-    for (const AxisPart& part : part_) {
-      if (size_of(part.queries) <= 0) return;
-    }
+    if (region_.is_empty()) return;
     for (const Tile& tile : make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes)) {
       tiles_.emplace_back(tile, axes_[2].kernel_size);
     }
     plan_memory();
     Scratch scratch(scratch_bytes());
     take_memory(scratch);
-    const Span &q0s = part_[0].queries, &q1s = part_[1].queries;
-    for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-      for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += block_rows_) {
-        const Span rows{q1, std::min(q1 + block_rows_, q1s.end)};
-        pack(keys_of_step(q0, rows));
-        for (std::int64_t head = 0; head < heads_; ++head) {
-          for (const ForwardTile& tile : tiles_) run_tile(head, q0, rows, tile);
-        }
+    const Span heads = query_heads();
+    for (Step step = first_step(region_); step.q0 < part_[0].queries.end; step = step_after(step)) {
+      pack(keys_of_step(region_, step));
+      for (const ForwardTile& tile : tiles_) {
+        pack_queries(step, tile);
+        for (std::int64_t head = heads.start; head < heads.end; ++head) run_tile(head, step, tile);
       }
     }
+    if (is_streamed_) hwy::FlushStream();
   }
 
  private:
+  Step first_step(const Region& region) const {
+    const Span& q1s = region.part[1].queries;
+    return {region.part[0].queries.start, {q1s.start, std::min(q1s.start + block_rows_, q1s.end)}};
+  }
+  Step step_after(const Step& step) const {
+    const Span& q1s = part_[1].queries;
+    if (step.rows.end < q1s.end) return {step.q0, {step.rows.end, std::min(step.rows.end + block_rows_, q1s.end)}};
+    return {step.q0 + 1, first_step(region_).rows};
+  }
+
+  /// Rows of queries whose windows hold one row of keys, at most.
+  std::int64_t most_active_rows() const {
+    const auto& queries = group_[1]->queries;
+    std::int64_t most = 1, first = part_[1].queries.start;
+    for (std::int64_t q = first; q < part_[1].queries.end; ++q) {
+      while (queries[first].keys.end <= queries[q].keys.start) ++first;
+      most = std::max(most, q + 1 - first);
+    }
+    return most;
+  }
+
   void plan_memory() {
     // Empty slots of a causal window may lie before the first key. Rows of keys are packed in aligned vectors.
     const std::int64_t before = std::max<std::int64_t>(part_[2].keys.start - tiles_.front().slot0, 0);
@@ -107,108 +175,128 @@ class ForwardSweep {
     values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 &&
                        std::abs(value.strides[3] * group_[2]->token_step) <= tuning::kForwardInPlaceStep;
     value_step_ = values_in_place_ ? value.strides[3] * group_[2]->token_step : value_pitch_;
-    value_row_ = values_in_place_ ? value.strides[2] * group_[1]->token_step : places_ * value_pitch_;
-    value_plane_ = values_in_place_ ? value.strides[1] * group_[0]->token_step : value_row_ * size_of(part_[1].keys);
+    value_row_ = places_ * value_pitch_;
 
-    const std::int64_t slots = axes_[2].kernel_size;
-    const std::int64_t pieces = (slots + kMostSlots - 1) / kMostSlots;
-    block_rows_ =
-        std::min<std::int64_t>(most_rows(static_cast<int>((slots + pieces - 1) / pieces)), size_of(part_[1].queries));
-    // Rows of keys that any window of a block of rows may hold.
-    std::int64_t planes = 1, rows = 1;
-    const auto& outer = group_[0]->queries;
-    for (std::int64_t q = part_[0].queries.start; q < part_[0].queries.end; ++q) {
-      planes = std::max(planes, size_of(outer[q].keys));
-    }
-    const auto& inner = group_[1]->queries;
-    for (std::int64_t q = part_[1].queries.start; q < part_[1].queries.end; ++q) {
-      const std::int64_t last = std::min(q + block_rows_, part_[1].queries.end) - 1;
-      rows = std::max(rows, inner[last].keys.end - inner[q].keys.start);
-    }
-    // Slabs of keys that a step needs, and more so that they seldom move.
-    const std::int64_t slabs = size_of(part_[slide_axis_].keys), needed = slide_axis_ == 0 ? planes : rows;
-    const std::int64_t slab_bytes = 4 * slab_rows_ * (key_row_ + (values_in_place_ ? 0 : value_row_));
-    capacity_ = std::min(slabs, std::max(2 * needed, tuning::kForwardPackedBytes / slab_bytes));
-    packed_ = {part_[slide_axis_].keys.start, part_[slide_axis_].keys.start};
-    score_plane_ = rows * slots * kLanes;
+    const auto most_keys = [](const AxisGroup& group, const Span& queries) {
+      std::int64_t most = 1;
+      for (std::int64_t q = queries.start; q < queries.end; ++q) most = std::max(most, size_of(group.queries[q].keys));
+      return most;
+    };
+    const std::int64_t planes = most_keys(*group_[0], part_[0].queries);
+    const std::int64_t window_rows = most_keys(*group_[1], part_[1].queries);
+    score_plane_ = window_rows * axes_[2].kernel_size * kLanes;
     score_size_ = planes * score_plane_;
+
+    // Rows of one step: as many as the packed keys allow, but where scores take much memory no more than that holds.
+    const std::int64_t slab_bytes =
+        4 * size_of(region_.task.kv_heads) * slab_rows_ * (key_row_ + (values_in_place_ ? 0 : value_row_));
+    ring_rows_ = most_active_rows();
+    const std::int64_t rows = size_of(part_[1].queries);
+    block_rows_ = rows;
+    if (slide_axis_ == 1) {
+      block_rows_ = std::clamp<std::int64_t>(tuning::kForwardPackedBytes / slab_bytes - window_rows + 1,
+                                             std::min<std::int64_t>(tuning::kForwardLeastStep, rows),
+                                             std::min<std::int64_t>(tuning::kForwardMostStep, rows));
+    }
+    ring_rows_ = std::min(ring_rows_, block_rows_);
+    if (4 * ring_rows_ * score_size_ > tuning::kForwardScoreBytes) {
+      block_rows_ = std::clamp<std::int64_t>(tuning::kForwardScoreBytes / (4 * score_size_), 1, block_rows_);
+      ring_rows_ = block_rows_;
+    }
+
+    capacity_ = 1;
+    for (Step step = first_step(region_); step.q0 < part_[0].queries.end; step = step_after(step)) {
+      capacity_ = std::max(capacity_, size_of(keys_of_step(region_, step)));
+    }
+    packed_end_ = part_[slide_axis_].keys.start;
+    value_rows_.resize(planes * window_rows);
   }
 
+  std::int64_t packed_rows() const { return size_of(region_.task.kv_heads) * capacity_ * slab_rows_; }
+
   std::int64_t scratch_bytes() const {
-    return Scratch::bytes<float>(capacity_ * slab_rows_ * key_row_) +
-           Scratch::bytes<float>(values_in_place_ ? 0 : capacity_ * slab_rows_ * value_row_) +
-           Scratch::bytes<float>(block_rows_ * round_up(dim_, 4) * kLanes) +
-           Scratch::bytes<float>(block_rows_ * score_size_) +
-           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
+    return Scratch::bytes<float>(packed_rows() * key_row_) +
+           Scratch::bytes<float>(values_in_place_ ? 0 : packed_rows() * value_row_) +
+           Scratch::bytes<float>(size_of(query_heads()) * block_rows_ * query_row_) +
+           Scratch::bytes<float>(ring_rows_ * score_size_) +
+           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(kLanes);
   }
 
   void take_memory(Scratch& scratch) {
-    keys_ = scratch.take<float>(capacity_ * slab_rows_ * key_row_);
-    value_memory_ = scratch.take<float>(values_in_place_ ? 0 : capacity_ * slab_rows_ * value_row_);
-    values_ = value_memory_;
-    if (values_in_place_) {
-      const Span &k0s = part_[0].keys, &k1s = part_[1].keys;
-      const TensorRows rows = token_rows(pass_.inputs.value, k0s.start, k1s.start, part_[2].keys.start);
-      values_ = reinterpret_cast<const float*>(rows.data) - (part_[2].keys.start - first_place_) * value_step_;
-    }
-    queries_ = scratch.take<float>(block_rows_ * round_up(dim_, 4) * kLanes);
-    scores_ = scratch.take<float>(block_rows_ * score_size_);
+    keys_ = scratch.take<float>(packed_rows() * key_row_);
+    value_memory_ = scratch.take<float>(values_in_place_ ? 0 : packed_rows() * value_row_);
+    queries_ = scratch.take<float>(size_of(query_heads()) * block_rows_ * query_row_);
+    scores_ = scratch.take<float>(ring_rows_ * score_size_);
     buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
     factors_ = scratch.take<float>(kLanes);
-    lse_ = scratch.take<float>(kLanes);
   }
 
-  /// Number of a row of keys among the packed ones.
-  std::int64_t row_index(std::int64_t k0, std::int64_t k1) const {
-    return slide_axis_ == 0 ? (k0 - packed_.start) * slab_rows_ + k1 - part_[1].keys.start : k1 - packed_.start;
+  /// Number of a row of keys among the packed ones, which form a ring of slabs.
+  std::int64_t row_index(std::int64_t kv_head, std::int64_t k0, std::int64_t k1) const {
+    const std::int64_t slab = slide_axis_ == 0 ? k0 : k1, row = slide_axis_ == 0 ? k1 - part_[1].keys.start : 0;
+    return ((kv_head - region_.task.kv_heads.start) * capacity_ + slab % capacity_) * slab_rows_ + row;
+  }
+  float* packed_keys(std::int64_t kv_head, std::int64_t k0, std::int64_t k1) const {
+    return keys_ + row_index(kv_head, k0, k1) * key_row_;
+  }
+  /// Values at first_place_.
+  const float* values_of(std::int64_t kv_head, std::int64_t k0, std::int64_t k1) const {
+    if (!values_in_place_) return value_memory_ + row_index(kv_head, k0, k1) * value_row_;
+    const TensorRows rows = region_.key_rows(pass_.inputs.value, kv_head, k0, k1, part_[2].keys.start);
+    return reinterpret_cast<const float*>(rows.data) - (part_[2].keys.start - first_place_) * value_step_;
   }
 
-  /// Slabs (planes of keys, or rows where there is one plane) that the windows of some rows of queries hold.
-  Span keys_of_step(std::int64_t q0, const Span& rows) const {
-    if (slide_axis_ == 0) return group_[0]->queries[q0].keys;
-    return {group_[1]->queries[rows.start].keys.start, group_[1]->queries[rows.end - 1].keys.end};
+  /// Slabs (planes of keys, or rows where there is one plane) that the windows of a step hold.
+  Span keys_of_step(const Region& region, const Step& step) const {
+    if (slide_axis_ == 0) return region.group[0]->queries[step.q0].keys;
+    const auto& queries = region.group[1]->queries;
+    return {queries[step.rows.start].keys.start, queries[step.rows.end - 1].keys.end};
   }
 
-  /// Packs the slabs of a step that are not yet packed. When memory is used up, those still needed move to its start.
+  /// Calls visit(k0, k1) for the rows of keys of a slab.
+  template <class Visit>
+  void for_each_row(const Region& region, std::int64_t slab, Visit&& visit) const {
+    if (slide_axis_ == 1) return visit(region.part[0].keys.start, slab);
+    for (std::int64_t k1 = region.part[1].keys.start; k1 < region.part[1].keys.end; ++k1) visit(slab, k1);
+  }
+
+  /// Packs the slabs of a step that are not yet packed, over those that no window holds any more.
   void pack(const Span& needed) {
-    if (needed.end > packed_.start + capacity_) {
-      const std::int64_t from = (needed.start - packed_.start) * slab_rows_;
-      const std::int64_t rows = std::max<std::int64_t>(packed_.end - needed.start, 0) * slab_rows_;
-      if (rows > 0) {
-        std::memmove(keys_, keys_ + from * key_row_, rows * key_row_ * sizeof(float));
-        if (!values_in_place_) {
-          std::memmove(value_memory_, value_memory_ + from * value_row_, rows * value_row_ * sizeof(float));
-        }
-      }
-      packed_ = {needed.start, std::max(packed_.end, needed.start)};
-    }
-    for (; packed_.end < needed.end; ++packed_.end) {
-      if (slide_axis_ == 1) {
-        pack_row(part_[0].keys.start, packed_.end);
-      } else {
-        for (std::int64_t k1 = part_[1].keys.start; k1 < part_[1].keys.end; ++k1) pack_row(packed_.end, k1);
-      }
+    packed_end_ = std::max(packed_end_, needed.start);
+    for (; packed_end_ < needed.end; ++packed_end_) {
+      for_each_row(region_, packed_end_, [&](std::int64_t k0, std::int64_t k1) { pack_row(k0, k1); });
     }
   }
 
-  TensorRows token_rows(const Tensor& tensor, std::int64_t k0, std::int64_t k1, std::int64_t k2) const {
-    const Place at{group_[0]->token(k0), group_[1]->token(k1), group_[2]->token(k2)};
-    return {row_of(tensor, task_.plan->batch, at, task_.kv_head), tensor.strides[3] * group_[2]->token_step,
-            tensor.type};
-  }
-
+  /// All heads of a few tokens before the next tokens: the order of memory.
   void pack_row(std::int64_t k0, std::int64_t k1) {
-    const Span& k2s = part_[2].keys;
-    const std::int64_t row = row_index(k0, k1);
+    const Span &k2s = part_[2].keys, &heads = region_.task.kv_heads;
     for (std::int64_t k2 = k2s.start; k2 < k2s.end; k2 += kLanes) {
-      const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2);
-      pack_transposed(token_rows(pass_.inputs.key, k0, k1, k2), count, 1.0f, keys_ + row * key_row_ + k2 - first_place_,
-                      key_pitch_);
+      const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2), place = k2 - first_place_;
+      for (std::int64_t head = heads.start; head < heads.end; ++head) {
+        pack_transposed(region_.key_rows(pass_.inputs.key, head, k0, k1, k2), count, 1.0f,
+                        packed_keys(head, k0, k1) + place, key_pitch_);
+      }
+      if (values_in_place_) continue;
+      for (std::int64_t head = heads.start; head < heads.end; ++head) {
+        load_rows(region_.key_rows(pass_.inputs.value, head, k0, k1, k2), count, value_dim_,
+                  value_memory_ + row_index(head, k0, k1) * value_row_ + place * value_pitch_, value_pitch_);
+      }
     }
-    if (values_in_place_) return;
-    load_rows(token_rows(pass_.inputs.value, k0, k1, k2s.start), size_of(k2s), value_dim_,
-              value_memory_ + row * value_row_ + (k2s.start - first_place_) * value_pitch_, value_pitch_);
   }
+
+  /// Queries of a tile: all rows of a step, all heads.
+  void pack_queries(const Step& step, const ForwardTile& tile) {
+    const Span heads = query_heads();
+    for (std::int64_t q1 = step.rows.start; q1 < step.rows.end; ++q1) {
+      for (std::int64_t head = heads.start; head < heads.end; ++head) {
+        pack_transposed(region_.query_rows(pass_.inputs.query, head, step.q0, q1, tile.query), tile.count,
+                        static_cast<float>(p_.scale) * kLog2E, packed_queries(head, step, q1), kLanes);
+      }
+    }
+  }
+
+  Span query_heads() const { return {region_.task.kv_heads.start * heads_, region_.task.kv_heads.end * heads_}; }
 
   /// to[channel * pitch + lane] = factor * row[lane][channel]; lanes from `count` on hold anything.
   void pack_transposed(const TensorRows& rows, std::int64_t count, float factor, float* to, std::int64_t pitch) {
@@ -220,123 +308,102 @@ class ForwardSweep {
     }
   }
 
-  Place place_of(std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
-    return {group_[0]->queries[q0].output, group_[1]->queries[q1].output, group_[2]->queries[q2].output};
+  float* packed_queries(std::int64_t head, const Step& step, std::int64_t q1) const {
+    return queries_ + ((head - query_heads().start) * block_rows_ + q1 - step.rows.start) * query_row_;
+  }
+  /// Scores of a row of queries: [plane][row of keys of its window][slot][lane].
+  float* ring_scores(const Step& step, std::int64_t q1) const {
+    return scores_ + (q1 - step.rows.start) % ring_rows_ * score_size_;
   }
 
-  /// Distance, in output positions, of two queries of the last axis.
-  std::int64_t query_step() const {
-    const auto& queries = group_[2]->queries;
-    return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
-  }
-
-  void run_tile(std::int64_t head, std::int64_t q0, const Span& rows, const ForwardTile& tile) {
-    const std::int64_t query_head = task_.kv_head * heads_ + head;
-    for (std::int64_t q1 = rows.start; q1 < rows.end; ++q1) {
-      const Place output = place_of(q0, q1, tile.query);
-      const Place token{output[0] * axes_[0].stride, output[1] * axes_[1].stride, output[2] * axes_[2].stride};
-      const Tensor& query = pass_.inputs.query;
-      pack_transposed({row_of(query, task_.plan->batch, token, query_head),
-                       query.strides[3] * axes_[2].stride * query_step(), query.type},
-                      tile.count, static_cast<float>(p_.scale) * kLog2E,
-                      queries_ + (q1 - rows.start) * round_up(dim_, 4) * kLanes, kLanes);
-    }
-    multiply(q0, rows, tile);
-    for (std::int64_t q1 = rows.start; q1 < rows.end; ++q1) finish_row(query_head, q0, q1, rows, tile);
-  }
-
-  /// Scores of all rows: [row][plane][row of keys of the block's windows][slot][lane].
-  void multiply(std::int64_t q0, const Span& rows, const ForwardTile& tile) {
+  /// Rows of keys pass by; a row of queries is finished when its last one has.
+  void run_tile(std::int64_t head, const Step& step, const ForwardTile& tile) {
     const auto& queries = group_[1]->queries;
-    const Span& k0s = group_[0]->queries[q0].keys;
-    const std::int64_t first_key = queries[rows.start].keys.start, end_key = queries[rows.end - 1].keys.end;
-    const std::int64_t slots = axes_[2].kernel_size;
-    float* query_rows[kMostRows];
-    for (std::int64_t r = 0; r < size_of(rows); ++r) query_rows[r] = queries_ + r * round_up(dim_, 4) * kLanes;
-    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
-      Span active{rows.start, rows.start};  // rows whose windows hold the row of keys
-      for (std::int64_t k1 = first_key; k1 < end_key; ++k1) {
-        while (queries[active.start].keys.end <= k1) ++active.start;
-        while (active.end < rows.end && queries[active.end].keys.start <= k1) ++active.end;
-        if (size_of(active) <= 0) continue;
-        const float* keys = keys_ + row_index(k0, k1) * key_row_ + tile.slot0 - first_place_;
-        float* scores = scores_ + (k0 - k0s.start) * score_plane_ + (k1 - first_key) * slots * kLanes +
-                        (active.start - rows.start) * score_size_;
-        for_each_piece(slots, kMostSlots, [&](std::int64_t slot, int slot_count) {
-          for_each_piece(size_of(active), most_rows(slot_count), [&](std::int64_t row, int row_count) {
-            TileCall call{};
-            call.keys = keys + slot;
-            call.pitch = key_pitch_;
-            call.channels = dim_;
-            call.offsets = tile.offset;
-            call.queries = query_rows + active.start - rows.start + row;
-            call.scores = scores + row * score_size_ + slot * kLanes;
-            call.score_row = score_size_;
-            kMultiply[slot_count - 1][row_count - 1][tile.is_shift](call);
-          });
-        });
+    Span active{step.rows.start, step.rows.start};  // rows of queries whose windows hold the row of keys
+    for (std::int64_t k1 = queries[step.rows.start].keys.start; active.start < step.rows.end; ++k1) {
+      while (active.end < step.rows.end && queries[active.end].keys.start <= k1) ++active.end;
+      multiply(head, step, tile, active, k1);
+      for (; active.start < active.end && queries[active.start].keys.end <= k1 + 1; ++active.start) {
+        finish_row(head, step, active.start, tile);
       }
     }
   }
 
-  /// Softmax and values of one row of a tile.
-  void finish_row(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& rows, const ForwardTile& tile) {
-    const TileTag d;
+  /// Scores of the active rows of queries with the rows of keys k1 of all planes.
+  void multiply(std::int64_t head, const Step& step, const ForwardTile& tile, const Span& active, std::int64_t k1) {
+    const auto& queries = group_[1]->queries;
+    const Span& k0s = group_[0]->queries[step.q0].keys;
     const std::int64_t slots = axes_[2].kernel_size;
-    const Span &k0s = group_[0]->queries[q0].keys, &k1s = group_[1]->queries[q1].keys;
-    float* scores = scores_ + (q1 - rows.start) * score_size_ +
-                    (k1s.start - group_[1]->queries[rows.start].keys.start) * slots * kLanes;
-    if (pass_.inputs.rpb != nullptr) add_bias(head, q0, q1, tile, scores);
+    for_each_piece(size_of(active), kMostScoreRows, [&](std::int64_t first, int rows) {
+      const float* query_rows[kMostScoreRows];
+      float* score_rows[kMostScoreRows];
+      for (int r = 0; r < rows; ++r) {
+        const std::int64_t q1 = active.start + first + r;
+        query_rows[r] = packed_queries(head, step, q1);
+        score_rows[r] = ring_scores(step, q1) + (k1 - queries[q1].keys.start) * slots * kLanes;
+      }
+      ScoreCall call{nullptr, key_pitch_, dim_, tile.offset, query_rows, score_rows, 0};
+      for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+        call.keys = packed_keys(head / heads_, k0, k1) + tile.slot0 - first_place_;
+        for_each_piece(slots, most_score_slots(rows), [&](std::int64_t slot, int slot_count) {
+          call.slot = slot;
+          kMultiplyScores[rows - 1][slot_count - 1][tile.is_shift](call);
+        });
+        for (int r = 0; r < rows; ++r) score_rows[r] += score_plane_;
+      }
+    });
+  }
+
+  /// Softmax and values of one row of a tile.
+  void finish_row(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile) {
+    const std::int64_t slots = axes_[2].kernel_size;
+    const Span &k0s = group_[0]->queries[step.q0].keys, &k1s = group_[1]->queries[q1].keys;
+    normalize(head, step, q1, tile);
+
+    auto next_row = value_rows_.begin();
+    for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
+      for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) *next_row++ = values_of(head / heads_, k0, k1);
+    }
+    ValueRows row{};
+    row.plane_scores = score_plane_;
+    row.row_scores = slots * kLanes;
+    row.row_values = value_rows_.data();
+    row.place_values = value_step_;
+    row.planes = size_of(k0s);
+    row.rows = size_of(k1s);
+    row.slots = slots;
+    row.pitch = value_pitch_;
+    for (const QueryWindows& windows : tile.windows) {
+      for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
+        row.probabilities = ring_scores(step, q1) + windows.first;
+        row.factor = factors_ + windows.first;
+        row.value = (tile.slot0 - first_place_) * value_step_ + channel;
+        row.sums = buffer_ + windows.first * value_pitch_ + channel;
+        add_values<kVectors>(row, windows);
+      });
+    }
+    store_rows(buffer_, value_pitch_, tile.count, value_dim_,
+               region_.out_rows(pass_.out, head, step.q0, q1, tile.query), is_streamed_);
+  }
+
+  /// Replaces the scores of a row by exponentials, and computes the reciprocals of their sums and the log-sum-exp.
+  void normalize(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile) {
+    const TileTag d;
+    const Span &k0s = group_[0]->queries[step.q0].keys, &k1s = group_[1]->queries[q1].keys;
+    float* scores = ring_scores(step, q1);
+    if (pass_.inputs.rpb != nullptr) add_bias(head, step.q0, q1, tile, scores);
     if (tile.is_ragged) mask(tile, k0s, k1s, scores);
 
-    const ScoreRow row{scores, size_of(k0s), score_plane_, size_of(k1s) * slots};
+    const ScoreRow row{scores, size_of(k0s), score_plane_, size_of(k1s) * axes_[2].kernel_size};
     const TileVec max = max_of(row);
     const TileVec sum = exp2_row(row, max);
     hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
     const auto log_sum = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
-    hn::Store(hn::IfThenElse(hn::IsNaN(sum), sum, log_sum), d, lse_);  // Log makes a number of NaN
-
-    ValueRows call;
-    call.plane_scores = score_plane_;
-    call.row_scores = slots * kLanes;
-    call.plane_values = value_plane_;
-    call.row_values = value_row_;
-    call.place_values = value_step_;
-    call.planes = size_of(k0s);
-    call.rows = size_of(k1s);
-    call.slots = slots;
-    call.pitch = value_pitch_;
-    const std::int64_t first_row = values_in_place_ ? (k0s.start - part_[0].keys.start) * value_plane_ +
-                                                          (k1s.start - part_[1].keys.start) * value_row_
-                                                    : row_index(k0s.start, k1s.start) * value_row_;
-    const float* values = values_ + first_row + (tile.slot0 - first_place_) * value_step_;
-    int query = 0;
-    for (const QueryWindows& windows : tile.windows) {
-      call.probabilities = scores + query;
-      call.factor = factors_ + query;
-      for (std::int64_t c = 0; c < value_pitch_;) {
-        const std::int64_t left = (value_pitch_ - c) / kLanes;
-        call.values = values + c;
-        call.sums = buffer_ + query * value_pitch_ + c;
-        if (left >= kMostVectors) {
-          add_values<kMostVectors>(call, windows);
-          c += kMostVectors * kLanes;
-        } else if (left >= 2) {
-          add_values<2>(call, windows);
-          c += 2 * kLanes;
-        } else {
-          add_values<1>(call, windows);
-          c += kLanes;
-        }
-      }
-      query += kQueries;
-    }
-    const Place output = place_of(q0, q1, tile.query);
-    store_rows(
-        buffer_, value_pitch_, tile.count, value_dim_,
-        {row_of(pass_.out, task_.plan->batch, output, head), pass_.out.strides[3] * query_step(), pass_.out.type});
-    float* lse = pass_.lse + output_grid(p_).index(task_.plan->batch, output) * p_.heads + head;
-    for (int lane = 0; lane < tile.count; ++lane) lse[lane * query_step() * p_.heads] = lse_[lane];
+    alignas(64) float lanes[kLanes];
+    hn::Store(hn::IfThenElse(hn::IsNaN(sum), sum, log_sum), d, lanes);  // Log makes a number of NaN
+    const Place output = region_.output_of(step.q0, q1, tile.query);
+    float* lse = pass_.lse + output_grid(p_).index(region_.task.plan->batch, output) * p_.heads + head;
+    for (int lane = 0; lane < tile.count; ++lane) lse[lane * region_.query_step() * p_.heads] = lanes[lane];
   }
 
   void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Tile& tile, float* scores) const {
@@ -380,27 +447,30 @@ class ForwardSweep {
 
   const Pass& pass_;
   const Problem& p_;
-  const Task& task_;
+  const Region region_;
   const std::array<Axis, kAxes>& axes_;
-  const AxisGroup* group_[kAxes];
+  const AxisGroup* const* const group_;
+  const AxisPart* const part_;
   const std::int64_t heads_;  ///< query heads of the key head
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
+  const std::int64_t query_row_;  ///< floats of a packed row of queries of a tile
+  const bool is_streamed_;        ///< results are too large to stay in a cache
 
-  AxisPart part_[kAxes];
   std::vector<ForwardTile> tiles_;
-  std::int64_t first_place_, places_;                  ///< of the packed rows of keys
-  std::int64_t key_pitch_, key_row_;                   ///< floats from channel to channel, and of a packed row of keys
-  bool values_in_place_;                               ///< read where they are, not packed
-  std::int64_t value_step_, value_row_, value_plane_;  ///< floats from place to place, row to row, plane to plane
+  std::int64_t first_place_, places_;      ///< of the packed rows of keys
+  std::int64_t key_pitch_, key_row_;       ///< floats from channel to channel, and of a packed row of keys
+  bool values_in_place_;                   ///< read where they are, not packed
+  std::int64_t value_step_, value_row_;    ///< floats from place to place, and of a packed row
   int slide_axis_;                         ///< the outermost axis with several keys: what is packed slides along it
   std::int64_t slab_rows_;                 ///< rows of keys of one of its places
-  std::int64_t capacity_;                  ///< slabs that fit the packed memory
-  Span packed_;                            ///< slabs that are packed
-  std::int64_t block_rows_;                ///< rows of queries at a time
+  std::int64_t capacity_;                  ///< packed slabs of one key head
+  std::int64_t packed_end_;                ///< slabs before it are packed, as far as they are needed
+  std::int64_t block_rows_;                ///< rows of queries of a step
+  std::int64_t ring_rows_;                 ///< of them whose scores are kept at a time
   std::int64_t score_plane_, score_size_;  ///< floats of scores: of one key plane, of one row of queries
 
-  const float* values_;  ///< of first_place_ of the first row
-  float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_, *lse_;
+  std::vector<const float*> value_rows_;  ///< at first_place_, of the rows of keys of one row of queries
+  float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_;
 };
 
 void run_task_of_target(const Pass& pass, const Task& task) {

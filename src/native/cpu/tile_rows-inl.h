@@ -30,9 +30,6 @@ void load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64
                std::int64_t pitch) {
   const TileTag d;
   for (std::int64_t r = 0; r < rows; ++r, from += stride, to += pitch) {
-    // Rows of one head lie far apart, where hardware prefetchers do not look; the next tile's follow at the same
-    // stride.
-    for (std::int64_t c = 0; c < dim; c += 64 / sizeof(T)) __builtin_prefetch(from + kLanes * stride + c);
     std::int64_t c = 0;
     for (; c + kLanes <= dim; c += kLanes) hn::Store(load_float(d, from + c), d, to + c);
     if (c < dim) hn::Store(load_float_n(d, from + c, dim - c), d, to + c);
@@ -56,10 +53,37 @@ void store_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t
   }
 }
 
+/// Like store_rows(), past the caches where whole lines are written. Needs a hwy::FlushStream() at the end.
+template <class T>
+void write_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, T* to,
+                std::int64_t stride) {
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  if (HWY_TARGET == HWY_SCALAR || dim % kLine != 0 || stride % kLine != 0 ||
+      reinterpret_cast<std::uintptr_t>(to) % 64 != 0) {
+    return store_rows(from, pitch, rows, dim, to, stride);
+  }
+  const TileTag d;
+  for (std::int64_t r = 0; r < rows; ++r, from += pitch, to += stride) {
+    for (std::int64_t c = 0; c < dim; c += kLanes) {
+      if constexpr (sizeof(T) == 4) {
+        hn::Stream(hn::Load(d, from + c), d, to + c);
+      } else {
+        const hn::Rebind<std::uint16_t, TileTag> d16;
+        alignas(64) std::uint16_t lanes[kLanes];
+        store_float(d, hn::Load(d, from + c), reinterpret_cast<T*>(lanes));
+        hn::Stream(hn::Load(d16, lanes), d16, reinterpret_cast<std::uint16_t*>(to + c));
+      }
+    }
+  }
+}
+
+/// `is_streamed`: results are too large to stay in a cache.
 HWY_INLINE void store_rows(const float* from, std::int64_t pitch, std::int64_t rows, std::int64_t dim,
-                           const TensorRows& to) {
+                           const TensorRows& to, bool is_streamed = false) {
   with_storage_type(to.type, [&](auto storage) {
-    store_rows(from, pitch, rows, dim, reinterpret_cast<decltype(storage)*>(to.data), to.stride);
+    auto* data = reinterpret_cast<decltype(storage)*>(to.data);
+    is_streamed ? write_rows(from, pitch, rows, dim, data, to.stride)
+                : store_rows(from, pitch, rows, dim, data, to.stride);
   });
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "native/cpu/backward_plan.h"
@@ -22,36 +23,60 @@ namespace hn = hwy::HWY_NAMESPACE;
 #undef NATTEN_INLINE_LAMBDA
 #define NATTEN_INLINE_LAMBDA __attribute__((always_inline))
 
-/// Queries at a time. With the vectors of channels that follow, 16 accumulators (8 where there are 16 registers).
-inline constexpr int kQueries = 4;
+/// Queries at a time, and vectors of channels: 16 accumulators (8 where there are 16 registers), enough to hide the
+/// latency of a multiplication even where a band of keys begins and ends.
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+inline constexpr int kQueries = kLanes < 4 ? kLanes : 4;
 inline constexpr int kMostVectors = 2;
 #else
-inline constexpr int kMostVectors = 4;
+inline constexpr int kQueries = kLanes < 8 ? kLanes : 8;
+inline constexpr int kMostVectors = 16 / kQueries;
 #endif
+/// Queries at a time of windows without a pattern.
+inline constexpr int kFewQueries = kQueries < 4 ? kQueries : 4;
 
-/// The windows of kQueries queries, or fewer, of a tile.
+/// The windows of a few consecutive queries of a tile, which are summed together.
 struct QueryWindows {
   enum class Kind {
-    band,    ///< every window one place after that of the query before
-    shared,  ///< the same window
-    any,
+    band,    ///< every window one place after that of the query before: kQueries or kFewQueries of them
+    shared,  ///< the same window, kQueries or kFewQueries times
+    any,     ///< at most kFewQueries
   };
   Kind kind;
+  int first;  ///< query of the tile
   int queries;
   std::int64_t first_slot[kQueries];  ///< slots before it are empty
   std::int64_t offset[kQueries];      ///< places from the tile's first query's slot 0
 
-  QueryWindows(const backward::Tile& tile, int first, std::int64_t slots) {
-    queries = tile.count - first < kQueries ? tile.count - first : kQueries;
-    bool is_band = queries == kQueries && slots >= 3, is_shared = queries == kQueries;
+  QueryWindows(const backward::Tile& tile, int first_query, std::int64_t slots) : first(first_query) {
+    const int band = run_length(tile, 1), shared = run_length(tile, 0);
+    // Bands of these sizes have code of their own, see add_values_of_pattern().
+    const bool is_short = slots == 3 || slots == 5;
+    if (band >= kFewQueries && (is_short || slots >= kFewQueries - 1)) {
+      kind = Kind::band;
+      queries = band >= kQueries && (is_short || slots >= kQueries - 1) ? kQueries : kFewQueries;
+    } else if (shared >= kFewQueries) {
+      kind = Kind::shared;
+      queries = shared >= kQueries ? kQueries : kFewQueries;
+    } else {
+      kind = Kind::any;
+      queries = tile.count - first < kFewQueries ? tile.count - first : kFewQueries;
+    }
     for (int q = 0; q < queries; ++q) {
       first_slot[q] = tile.empty_slots[first + q];
       offset[q] = tile.offset[first + q];
-      is_band &= first_slot[q] == 0 && offset[q] == offset[0] + q;
-      is_shared &= first_slot[q] == 0 && offset[q] == offset[0];
     }
-    kind = is_band ? Kind::band : is_shared ? Kind::shared : Kind::any;
+  }
+
+ private:
+  /// Queries from `first` on without empty slots, whose windows are `step` places apart.
+  int run_length(const backward::Tile& tile, int step) const {
+    int length = 0;
+    while (first + length < tile.count && tile.empty_slots[first + length] == 0 &&
+           tile.offset[first + length] == tile.offset[first] + step * length) {
+      ++length;
+    }
+    return length;
   }
 };
 
@@ -59,9 +84,9 @@ struct QueryWindows {
 struct ValueRows {
   const float* probabilities;  ///< [plane][row][slot][lane], of the first query; lanes are queries
   std::int64_t plane_scores, row_scores;
-  const float* values;  ///< [plane][row][place][channel], slot 0 of the tile's first query, first channel
-  std::int64_t plane_values, row_values;
-  std::int64_t place_values;  ///< floats from one place to the next
+  const float* const* row_values;  ///< of every row of keys, [place][channel]
+  std::int64_t value;              ///< slot 0 of the tile's first query, first channel: an offset in every row
+  std::int64_t place_values;       ///< floats from one place to the next
   std::int64_t planes, rows;
   std::int64_t slots;
   const float* factor;  ///< of every query
@@ -69,13 +94,13 @@ struct ValueRows {
   std::int64_t pitch;   ///< of `sums`
 };
 
-template <int kVectors>
+template <int kCount, int kVectors>
 struct ValueSums {
-  TileVec sum[kQueries][kVectors];
+  TileVec sum[kCount][kVectors];
 
   HWY_INLINE ValueSums() {
     NATTEN_UNROLL
-    for (int q = 0; q < kQueries; ++q) {
+    for (int q = 0; q < kCount; ++q) {
       NATTEN_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[q][v] = hn::Zero(TileTag());
     }
@@ -112,7 +137,7 @@ struct ValueSums {
   HWY_INLINE void store(const ValueRows& r, int queries) const {
     const TileTag d;
     NATTEN_UNROLL
-    for (int q = 0; q < kQueries; ++q) {
+    for (int q = 0; q < kCount; ++q) {
       if (q >= queries) break;
       const auto factor = hn::Set(d, r.factor[q]);
       NATTEN_UNROLL
@@ -121,81 +146,89 @@ struct ValueSums {
   }
 };
 
+/// Calls visit(std::integral_constant) for 0 .. kCount - 1.
+template <int kCount, class Visit>
+HWY_INLINE void for_each_constant(Visit&& visit) {
+  [&]<int... i>(std::integer_sequence<int, i...>) NATTEN_INLINE_LAMBDA {
+    (visit(std::integral_constant<int, i>()), ...);
+  }
+  (std::make_integer_sequence<int, kCount>());
+}
+
 template <class Visit>
 HWY_INLINE void for_each_value_row(const ValueRows& r, Visit&& visit) {
+  const float* const* values = r.row_values;
   for (std::int64_t plane = 0; plane < r.planes; ++plane) {
     const float* probabilities = r.probabilities + plane * r.plane_scores;
-    const float* values = r.values + plane * r.plane_values;
-    for (std::int64_t row = 0; row < r.rows; ++row, probabilities += r.row_scores, values += r.row_values) {
-      visit(probabilities, values);
+    for (std::int64_t row = 0; row < r.rows; ++row, probabilities += r.row_scores) {
+      visit(probabilities, *values++ + r.value);
     }
   }
 }
 
-/// A band of keys, without waste. kSlots is the number of slots, or 0 for any number from 3 up.
-template <int kVectors, int kSlots>
+/// A band of keys, without waste. kSlots is the number of slots, or 0 for any number from kCount - 1 up.
+template <int kCount, int kVectors, int kSlots>
 void add_values_of_band(const ValueRows& r, std::int64_t offset) {
-  ValueSums<kVectors> sums;
+  ValueSums<kCount, kVectors> sums;
   const std::int64_t step = r.place_values;
   for_each_value_row(r, [&](const float* probabilities, const float* values) NATTEN_INLINE_LAMBDA {
     values += offset * step;
-    sums.template add<0, 1, -1>(values, probabilities);
-    sums.template add<0, 2, -1>(values + step, probabilities + kLanes);
-    sums.template add<0, 3, -1>(values + 2 * step, probabilities + 2 * kLanes);
-    values += 3 * step;
-    probabilities += 3 * kLanes;
     if constexpr (kSlots > 0) {
-      NATTEN_UNROLL
-      for (int s = 3; s < kSlots; ++s, values += step, probabilities += kLanes) {
-        sums.template add<0, 4, -1>(values, probabilities);
-      }
+      for_each_constant<kCount + kSlots - 1>([&]<int kPlace>(std::integral_constant<int, kPlace>) NATTEN_INLINE_LAMBDA {
+        constexpr int kBegin = kPlace < kSlots ? 0 : kPlace - kSlots + 1, kEnd = kPlace < kCount ? kPlace + 1 : kCount;
+        sums.template add<kBegin, kEnd, -1>(values + kPlace * step, probabilities + kPlace * kLanes);
+      });
     } else {
-      for (std::int64_t s = 3; s < r.slots; ++s, values += step, probabilities += kLanes) {
-        sums.template add<0, 4, -1>(values, probabilities);
+      for_each_constant<kCount - 1>([&]<int kPlace>(std::integral_constant<int, kPlace>) NATTEN_INLINE_LAMBDA {
+        sums.template add<0, kPlace + 1, -1>(values + kPlace * step, probabilities + kPlace * kLanes);
+      });
+      values += (kCount - 1) * step;
+      probabilities += (kCount - 1) * kLanes;
+      for (std::int64_t s = kCount - 1; s < r.slots; ++s, values += step, probabilities += kLanes) {
+        sums.template add<0, kCount, -1>(values, probabilities);
       }
+      for_each_constant<kCount - 1>([&]<int kPlace>(std::integral_constant<int, kPlace>) NATTEN_INLINE_LAMBDA {
+        sums.template add<kPlace + 1, kCount, -1>(values + kPlace * step, probabilities + kPlace * kLanes);
+      });
     }
-    sums.template add<1, 4, -1>(values, probabilities);
-    sums.template add<2, 4, -1>(values + step, probabilities + kLanes);
-    sums.template add<3, 4, -1>(values + 2 * step, probabilities + 2 * kLanes);
   });
-  sums.store(r, kQueries);
+  sums.store(r, kCount);
 }
 
-template <int kVectors>
+template <int kCount, int kVectors>
 void add_values_of_shared_window(const ValueRows& r, std::int64_t offset) {
-  ValueSums<kVectors> sums;
+  ValueSums<kCount, kVectors> sums;
   for_each_value_row(r, [&](const float* probabilities, const float* values) NATTEN_INLINE_LAMBDA {
     values += offset * r.place_values;
     for (std::int64_t s = 0; s < r.slots; ++s, values += r.place_values, probabilities += kLanes) {
-      sums.template add<0, kQueries, 0>(values, probabilities);
+      sums.template add<0, kCount, 0>(values, probabilities);
     }
   });
-  sums.store(r, kQueries);
+  sums.store(r, kCount);
 }
 
 template <int kVectors>
 void add_values_of_windows(const ValueRows& r, const QueryWindows& w) {
-  ValueSums<kVectors> sums;
+  ValueSums<kFewQueries, kVectors> sums;
   std::int64_t common = 0;
   for (int q = 0; q < w.queries; ++q) common = common < w.first_slot[q] ? w.first_slot[q] : common;
   for_each_value_row(r, [&](const float* probabilities, const float* values) NATTEN_INLINE_LAMBDA {
-    sums.template add_run<0>(r, w, values, probabilities, w.first_slot[0], common);
-    if (w.queries > 1) sums.template add_run<1>(r, w, values, probabilities, w.first_slot[1], common);
-    if (w.queries > 2) sums.template add_run<2>(r, w, values, probabilities, w.first_slot[2], common);
-    if (w.queries > 3) sums.template add_run<3>(r, w, values, probabilities, w.first_slot[3], common);
-    if (w.queries == kQueries) {
+    const auto add_runs = [&](const std::int64_t* begin, std::int64_t end) NATTEN_INLINE_LAMBDA {
+      for_each_constant<kFewQueries>([&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
+        if (kQuery < w.queries) sums.template add_run<kQuery>(r, w, values, probabilities, begin[kQuery], end);
+      });
+    };
+    add_runs(w.first_slot, common);
+    if (w.queries == kFewQueries) {
       for (std::int64_t s = common; s < r.slots; ++s) {
-        const float* value = values + s * r.place_values;
-        const float* probability = probabilities + s * kLanes;
-        sums.template add<0, 1, 0>(value + w.offset[0] * r.place_values, probability);
-        sums.template add<1, 2, 0>(value + w.offset[1] * r.place_values, probability);
-        sums.template add<2, 3, 0>(value + w.offset[2] * r.place_values, probability);
-        sums.template add<3, 4, 0>(value + w.offset[3] * r.place_values, probability);
+        for_each_constant<kFewQueries>([&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
+          sums.template add<kQuery, kQuery + 1, 0>(values + (w.offset[kQuery] + s) * r.place_values,
+                                                   probabilities + s * kLanes);
+        });
       }
     } else {
-      sums.template add_run<0>(r, w, values, probabilities, common, r.slots);
-      if (w.queries > 1) sums.template add_run<1>(r, w, values, probabilities, common, r.slots);
-      if (w.queries > 2) sums.template add_run<2>(r, w, values, probabilities, common, r.slots);
+      const std::int64_t begin[] = {common, common, common, common};
+      add_runs(begin, r.slots);
     }
   });
   sums.store(r, w.queries);
@@ -205,53 +238,71 @@ void add_values_of_windows(const ValueRows& r, const QueryWindows& w) {
 /// key. Keys that all of the queries attend serve them together.
 template <int kVectors>
 void add_values_of_row(const ValueRows& r, int queries, const std::int64_t* begin, const std::int64_t* end) {
-  ValueSums<kVectors> sums;
+  ValueSums<kQueries, kVectors> sums;
   std::int64_t first = begin[0], last = end[0];
   for (int q = 1; q < queries; ++q) {
     first = begin[q] > first ? begin[q] : first;
     last = end[q] < last ? end[q] : last;
   }
-  const auto add_alone = [&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
+  const bool has_common = queries == kQueries && first < last;
+  const float* values = r.row_values[0] + r.value;
+  for_each_constant<kQueries>([&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
     if (kQuery >= queries) return;
-    const bool has_common = queries == kQueries && first < last;
-    const std::int64_t stop = has_common ? first : end[kQuery];
-    for (std::int64_t k = begin[kQuery]; k < stop; ++k) {
-      sums.template add<kQuery, kQuery + 1, 0>(r.values + k * r.place_values, r.probabilities + k * kLanes);
-    }
-    for (std::int64_t k = has_common ? last : stop; k < end[kQuery]; ++k) {
-      sums.template add<kQuery, kQuery + 1, 0>(r.values + k * r.place_values, r.probabilities + k * kLanes);
-    }
-  };
-  add_alone(std::integral_constant<int, 0>());
-  add_alone(std::integral_constant<int, 1>());
-  add_alone(std::integral_constant<int, 2>());
-  add_alone(std::integral_constant<int, 3>());
-  if (queries == kQueries) {
+    const auto add_keys = [&](std::int64_t from, std::int64_t to) NATTEN_INLINE_LAMBDA {
+      for (std::int64_t k = from; k < to; ++k) {
+        sums.template add<kQuery, kQuery + 1, 0>(values + k * r.place_values, r.probabilities + k * kLanes);
+      }
+    };
+    add_keys(begin[kQuery], has_common ? first : end[kQuery]);
+    if (has_common) add_keys(last, end[kQuery]);
+  });
+  if (has_common) {
     for (std::int64_t k = first; k < last; ++k) {
-      sums.template add<0, kQueries, 0>(r.values + k * r.place_values, r.probabilities + k * kLanes);
+      sums.template add<0, kQueries, 0>(values + k * r.place_values, r.probabilities + k * kLanes);
     }
   }
   sums.store(r, queries);
 }
 
+template <int kCount, int kVectors>
+HWY_INLINE void add_values_of_pattern(const ValueRows& r, const QueryWindows& windows) {
+  if (windows.kind == QueryWindows::Kind::shared) {
+    return add_values_of_shared_window<kCount, kVectors>(r, windows.offset[0]);
+  }
+  switch (r.slots) {
+    case 3:
+      return add_values_of_band<kCount, kVectors, 3>(r, windows.offset[0]);
+    case 5:
+      return add_values_of_band<kCount, kVectors, 5>(r, windows.offset[0]);
+    case 7:
+      return add_values_of_band<kCount, kVectors, 7>(r, windows.offset[0]);
+    default:
+      return add_values_of_band<kCount, kVectors, 0>(r, windows.offset[0]);
+  }
+}
+
 template <int kVectors>
 HWY_INLINE void add_values(const ValueRows& r, const QueryWindows& windows) {
-  switch (windows.kind) {
-    case QueryWindows::Kind::band:
-      switch (r.slots) {
-        case 3:
-          return add_values_of_band<kVectors, 3>(r, windows.offset[0]);
-        case 5:
-          return add_values_of_band<kVectors, 5>(r, windows.offset[0]);
-        case 7:
-          return add_values_of_band<kVectors, 7>(r, windows.offset[0]);
-        default:
-          return add_values_of_band<kVectors, 0>(r, windows.offset[0]);
-      }
-    case QueryWindows::Kind::shared:
-      return add_values_of_shared_window<kVectors>(r, windows.offset[0]);
-    case QueryWindows::Kind::any:
-      return add_values_of_windows<kVectors>(r, windows);
+  if (windows.kind == QueryWindows::Kind::any) return add_values_of_windows<kVectors>(r, windows);
+  if (windows.queries == kQueries) return add_values_of_pattern<kQueries, kVectors>(r, windows);
+  add_values_of_pattern<kFewQueries, kVectors>(r, windows);
+}
+
+/// Calls add(integral_constant of vectors, first channel) for parts of `pitch` channels.
+template <class Add>
+HWY_INLINE void for_each_value_part(std::int64_t pitch, Add&& add) {
+  for (std::int64_t channel = 0; channel < pitch;) {
+    const std::int64_t left = (pitch - channel) / kLanes;
+    if (left >= kMostVectors) {
+      add(std::integral_constant<int, kMostVectors>(), channel);
+      channel += kMostVectors * kLanes;
+    } else if (left >= 2 && kMostVectors > 2) {
+      add(std::integral_constant<int, 2>(), channel);
+      channel += 2 * kLanes;
+    } else {
+      add(std::integral_constant<int, 1>(), channel);
+      channel += kLanes;
+    }
   }
 }
 

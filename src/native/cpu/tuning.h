@@ -25,11 +25,19 @@ inline constexpr int kForwardLeastRows = 8;
 inline constexpr int kForwardLeastKernels = 2;
 /// Packed keys and values of a task, about, which should stay in the second-level cache.
 inline constexpr std::int64_t kForwardPackedBytes = 1 << 20;
+/// Scores (and packed queries) of the unfinished rows of one tile, at most, unless one row alone needs more.
+inline constexpr std::int64_t kForwardScoreBytes = 512 << 10;
+/// Rows of queries of a step, which what it reads and writes should not crowd out of the second-level cache.
+inline constexpr int kForwardLeastStep = 4, kForwardMostStep = 16;
+/// Bytes of neighbouring heads of a token that a task reads at a time, at most; and places of the last axis of a task
+/// and bytes of heads that are given up for the other where their packed keys would not fit the cache.
+inline constexpr int kForwardLongestRun = 2048, kForwardShortRun = 512;
+inline constexpr int kForwardShortRow = 32, kForwardShortestRow = 16;
 /// Tasks at least, where rows allow.
-inline constexpr int kForwardLeastTasks = 16;
+inline constexpr int kForwardLeastTasks = 8;
 /// Values are read in place, not packed, up to this distance of two tokens, in floats. At 128 (4 heads of 32 channels)
 /// in place is 8 % faster, at 512 (8 heads of 64, 4 of 128) packing is 12 % faster: pages, and sets of the cache.
-inline constexpr int kForwardInPlaceStep = 128;
+inline constexpr int kForwardInPlaceStep = 64;
 /// Along a single axis, from this kernel size on lanes are queries and keys are broadcast ("query lanes"); below,
 /// shift.
 inline constexpr int kQueryLanesKernel = 24;
