@@ -301,42 +301,55 @@ class DenseSweep final : public BackwardSweep {
     const std::int64_t begin = std::max(key, owned.start), end = std::min(key + count, owned.end);
     if (begin >= end) return;
     float* sums = dkey_memory_ + block_row * dkey_row_size_;
-    for (int t = 0; t < tiles; ++t) {
-      const std::int64_t scores = t * score_size_ + (begin - key) * kLanes;
-      const float* queries = packed + t * tile_size_;
-      add_queries(tile + t, probabilities + scores, queries + dout_, value_pitch_, begin, end,
-                  sums + dkeys_[1].offset + begin * value_pitch_);
-      add_queries(tile + t, dlogits + scores, queries + query_, pitch_, begin, end,
-                  sums + dkeys_[0].offset + begin * pitch_);
-    }
+    const std::int64_t scores = (begin - key) * kLanes;
+    add_queries(tile, tiles, probabilities + scores, packed + dout_, value_pitch_, begin, end,
+                sums + dkeys_[1].offset + begin * value_pitch_);
+    add_queries(tile, tiles, dlogits + scores, packed + query_, pitch_, begin, end,
+                sums + dkeys_[0].offset + begin * pitch_);
   }
 
-  /// sums[key] += scores[key][query] * query
-  void add_queries(std::size_t tile, const float* scores, const float* queries, std::int64_t pitch, std::int64_t begin,
-                   std::int64_t end, float* sums) {
-    const int count = tiles_[tile].count;
+  /// sums[key] += scores[key][query] * query, over the queries of the tiles
+  void add_queries(std::size_t tile, int tiles, const float* scores, const float* queries, std::int64_t pitch,
+                   std::int64_t begin, std::int64_t end, float* sums) {
     for (std::int64_t c = 0; c < pitch; c += kMostVecs * kLanes) {
       const int vecs = c + kLanes < pitch ? 2 : 1;
       for_each_piece(static_cast<int>(end - begin), most_dense_rows(vecs), [&](int key, int keys) {
-        // Queries whose windows hold any of these keys.
-        const DenseTile& windows = dense_tiles_[tile];
-        int first = 0, last = count;
-        while (first < last && windows.end[first] <= begin + key) ++first;
-        while (first < last && windows.start[last - 1] >= begin + key + keys) --last;
-        if (first == last) return;
         float* to = sums + key * pitch + c;
-        const float* from = queries + first * pitch + c;
-        multiply_dense<true>({scores + key * kLanes + first,
-                              kLanes,
-                              1,
-                              {from, from + kLanes},
-                              pitch,
-                              last - first,
-                              {to, to + kLanes},
-                              pitch},
-                             keys, vecs);
+        const auto add = [&](int t, int segments, const Span& lanes) {
+          if (size_of(lanes) <= 0) return;
+          const float* from = queries + t * tile_size_ + lanes.start * pitch + c;
+          multiply_dense<true>({scores + t * score_size_ + key * kLanes + lanes.start,
+                                kLanes,
+                                1,
+                                {from, from + kLanes},
+                                pitch,
+                                size_of(lanes),
+                                {to, to + kLanes},
+                                pitch,
+                                segments,
+                                score_size_,
+                                tile_size_},
+                               keys, vecs);
+        };
+        Span lanes[kDenseTiles];
+        bool all = tiles > 1;
+        for (int t = 0; t < tiles; ++t) {
+          lanes[t] = lanes_of(tile + t, {begin + key, begin + key + keys});
+          all &= size_of(lanes[t]) == kLanes;
+        }
+        if (all) return add(0, tiles, lanes[0]);
+        for (int t = 0; t < tiles; ++t) add(t, 1, lanes[t]);
       });
     }
+  }
+
+  /// Queries of a tile whose windows hold any of the keys.
+  Span lanes_of(std::size_t tile, const Span& keys) const {
+    const DenseTile& windows = dense_tiles_[tile];
+    Span lanes{0, tiles_[tile].count};
+    while (lanes.start < lanes.end && windows.end[lanes.start] <= keys.start) ++lanes.start;
+    while (lanes.start < lanes.end && windows.start[lanes.end - 1] >= keys.end) --lanes.end;
+    return lanes;
   }
 
   /// From logits and dP to P and dS.

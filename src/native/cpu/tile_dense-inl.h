@@ -32,6 +32,8 @@ struct DenseCall {
   std::int64_t count;  ///< of k
   float* sums[kMostVecs];
   std::int64_t sums_row;
+  int segments = 1;  ///< runs of `count` k, each so far from the one before:
+  std::int64_t a_segment = 0, b_segment = 0;
 };
 
 template <int kRows, int kVecs, bool kAdd>
@@ -51,25 +53,27 @@ void multiply_dense(const DenseCall& call) {
       }
     }
   }
-  const float* a = call.a;
   const std::int64_t a_row = call.a_row, a_step = call.a_step, b_step = call.b_step;
-  const float* b[kVecs];
-  NATTEN_UNROLL
-  for (int v = 0; v < kVecs; ++v) b[v] = call.b[v];
-  for (std::int64_t k = 0; k < call.count; ++k, a += a_step) {
-    TileVec operand[kVecs];
+  for (int segment = 0; segment < call.segments; ++segment) {
+    const float* a = call.a + segment * call.a_segment;
+    const float* b[kVecs];
     NATTEN_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      operand[v] = hn::Load(d, b[v]);
-      keep_in_register(operand[v]);
-      b[v] += b_step;
-    }
-    NATTEN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      TileVec factor = hn::Set(d, a[r * a_row]);
-      if constexpr (kVecs > 1) keep_in_register(factor);
+    for (int v = 0; v < kVecs; ++v) b[v] = call.b[v] + segment * call.b_segment;
+    for (std::int64_t k = 0; k < call.count; ++k, a += a_step) {
+      TileVec operand[kVecs];
       NATTEN_UNROLL
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = hn::MulAdd(factor, operand[v], sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) {
+        operand[v] = hn::Load(d, b[v]);
+        keep_in_register(operand[v]);
+        b[v] += b_step;
+      }
+      NATTEN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        TileVec factor = hn::Set(d, a[r * a_row]);
+        if constexpr (kVecs > 1) keep_in_register(factor);
+        NATTEN_UNROLL
+        for (int v = 0; v < kVecs; ++v) sums[r][v] = hn::MulAdd(factor, operand[v], sums[r][v]);
+      }
     }
   }
   NATTEN_UNROLL
