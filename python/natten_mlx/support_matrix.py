@@ -32,6 +32,7 @@ class Explanation:
     """Reason of each tier that declined, in order of preference."""
     tile: str = ""
     cost: str = ""
+    """A line for each kernel of the call, forward and backward; empty where the tier does not know."""
 
     @property
     def reason(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 
 #include "fast/bodies/groups.h"
 #include "fast/plan.h"
@@ -14,14 +15,16 @@ namespace {
 struct AxisSums {
   double region = 0;    ///< positions that tiles stream, over tiles
   double met = 0;       ///< positions met, over stationary positions
-  double executed = 0;  ///< the same with everything that threads compute besides
+  double executed = 0;  ///< pairs that simdgroups compute: they take every step together
 };
 
 Range<int> met_by(AxisConstants c, const AxisGroup& group, bool keys, int position) {
   return keys ? queries_of_key(c, group, position) : keys_of_query(c, group, position);
 }
 
-AxisSums sums_of(const Axis& a, int extent, int run, int batch, bool keys) {
+/// `extent` of a tile, `simd` of what a simdgroup holds of it, `run` of what a thread holds of that; `batch` and
+/// `chunk` on axis 2, along which each thread walks its own way, and 0 on the others.
+AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int batch, int chunk) {
   AxisConstants c;
   c.axis = {static_cast<int>(a.length),   static_cast<int>(a.kernel_size), static_cast<int>(a.stride),
             static_cast<int>(a.dilation), static_cast<int>(a.gna_stride),  a.is_causal};
@@ -33,16 +36,25 @@ AxisSums sums_of(const Axis& a, int extent, int run, int batch, bool keys) {
     const int positions = keys ? group.places : group.queries;
     for (int origin = 0; origin < positions; origin += extent) {
       const int last = std::min(origin + extent, positions) - 1;
-      const int start = met_by(c, group, keys, origin).start, end = met_by(c, group, keys, last).end;
-      sums.region += std::max(end - start, 0);
-      for (int i = 0; i < extent; i += run) {
-        const int first_held = std::min(origin + i, last), last_held = std::min(origin + i + run - 1, last);
-        const Range<int> first = met_by(c, group, keys, first_held), final = met_by(c, group, keys, last_held);
-        sums.executed += double(run) * ceil_div(std::max(final.end - first.start, 0), batch) * batch;
-      }
-      for (int i = origin; i <= last; ++i) {
-        const Range<int> met = met_by(c, group, keys, i);
-        sums.met += met.end - met.start;
+      // What `count` positions of the tile meet between `from` and `to`; past the end the last one is repeated.
+      const auto met = [&](int first, int count, int from, int to) {
+        const int start = met_by(c, group, keys, std::min(origin + first, last)).start;
+        const int end = met_by(c, group, keys, std::min(origin + first + count - 1, last)).end;
+        return std::max(std::min(end, to) - std::max(start, from), 0);
+      };
+      constexpr int kAll = std::numeric_limits<int>::max();
+      const int region = met(0, extent, 0, kAll), start = met_by(c, group, keys, origin).start;
+      sums.region += region;
+      for (int i = origin; i <= last; ++i) sums.met += met(i - origin, 1, 0, kAll);
+      for (int first = 0; first < extent; first += simd) {
+        if (batch == 0) sums.executed += double(simd) * met(first, simd, 0, kAll);  // rows that some thread meets
+        for (int x = start; batch > 0 && x < start + region; x += chunk) {
+          int steps = 0;
+          for (int i = first; i < first + simd; i += run) {
+            steps = std::max(steps, ceil_div(met(i, run, x, x + chunk), batch));
+          }
+          sums.executed += double(simd) * steps * batch;
+        }
       }
     }
   }
@@ -105,26 +117,30 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
   result.compulsory += result.stored;
   if (!has_tiles(kernel)) {
     for (const ArraySpec& input : source.inputs) result.loaded += bytes_of(input);
-    result.flops = result.useful_flops = result.compulsory;
+    result.pairs = result.useful_pairs = 1;  // no tile, no waste
+    result.flops = kernel == KernelId::delta ? 2 * double(p.batch * p.queries() * p.heads * p.value_dim)
+                                             : bytes_of(source.inputs[0]) / bytes_of(source.inputs[0].type);
     return result;
   }
   const Plan plan = fast::plan(p, kernel, platform);
   const bool keys = holds_keys(kernel);
+  const std::array<int, 3> simd = plan.simd_extent();
   AxisSums total{1, 1, 1};
   for (int a = 0; a < kAxes; ++a) {
-    const AxisSums sums =
-        sums_of(p.axes[a], plan.extent[a], plan.run_axis == a ? plan.run : 1, a == 2 ? plan.batch : 1, keys);
+    const bool walked = a == 2;
+    const AxisSums sums = sums_of(p.axes[a], keys, plan.extent[a], simd[a], plan.run_axis == a ? plan.run : 1,
+                                  walked ? plan.batch : 0, walked ? plan.chunk : 0);
     total.region *= sums.region;
     total.met *= sums.met;
     total.executed *= sums.executed;
   }
-  const double pairs = double(p.batch) * double(p.heads);
-  result.useful_flops = 2 * product_channels(p, kernel) * pairs * total.met;
-  result.flops = 2 * product_channels(p, kernel) * pairs * total.executed;
+  const double pairs = double(p.batch) * double(p.heads);  // for each query and key
+  result.useful_pairs = pairs * total.met;
+  result.pairs = pairs * total.executed;
   if (plan.matrix) {  // every position of a tile with all that the tile meets, though warps skip some of it
-    const int positions = plan.extent[0] * plan.extent[1] * plan.extent[2];
-    result.flops = 2 * product_channels(p, kernel) * pairs * total.region * positions;
+    result.pairs = pairs * total.region * plan.extent[0] * plan.extent[1] * plan.extent[2];
   }
+  result.flops = 2 * product_channels(p, kernel) * result.pairs;
   for (const ArraySpec& input : source.inputs) {
     const std::int64_t channels = input.shape.size() == 6 ? input.shape[5] : 1;
     if (is_pairs(input.name)) {
@@ -147,7 +163,7 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
 
 std::string describe(const Cost& c) {
   char text[200];
-  std::snprintf(text, sizeof text, "%s: %.4g MB moved (%.2f times the arrays), %.4g GFLOP (%.2f times what is needed)",
+  std::snprintf(text, sizeof text, "%s: %.4g MB moved (%.2f times the arrays), %.4g GFLOP (tile waste %.2f)",
                 kernel_name(c.kernel), (c.loaded + c.stored) * 1e-6, c.traffic(), c.flops * 1e-9, c.waste());
   return text;
 }

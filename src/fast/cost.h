@@ -13,11 +13,13 @@ struct Cost {
   double loaded = 0;        ///< bytes from device memory or caches, each counted once for every tile that loads it
   double stored = 0;        ///< bytes
   double compulsory = 0;    ///< bytes of all inputs and outputs, once
-  double useful_flops = 0;  ///< multiplications and additions of the products, of pairs that attend each other
-  double flops = 0;         ///< executed, with overhang, neighbours that share a thread, and padded batches
+  double useful_pairs = 0;  ///< queries times the keys that they attend, over heads and samples
+  double pairs = 0;  ///< computed: also for positions past the end, for what only a neighbour in the thread or in
+                     ///< the simdgroup meets, and to fill batches; on matrix units at most so many
+  double flops = 0;  ///< multiplications and additions of the products of these pairs
 
   double traffic() const { return (loaded + stored) / compulsory; }
-  double waste() const { return flops / useful_flops; }
+  double waste() const { return pairs / useful_pairs; }
 };
 
 Cost cost(const Problem& problem, KernelId kernel, Platform platform);

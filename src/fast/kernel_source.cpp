@@ -41,38 +41,25 @@ std::uint64_t hash_of(const std::string& text) {
 
 std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units) {
   using namespace text;
-  if (on_matrix_units) {
-    switch (kernel) {
-      case KernelId::backward_query:
-        return {groups, tile, tensor, sweep, pairs, query_gradient, matrix, matrix_backward_query};
-      case KernelId::backward_key_value:
-        return {groups, tile, tensor, sweep, pairs, token_gradient, matrix, matrix_backward_key_value};
-      default:
-        return {groups, tile, tensor, sweep, pairs, matrix, matrix_forward};
-    }
-  }
+  if (!has_tiles(kernel)) return {groups, tile, tensor, sums};
+  std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
+  if (on_matrix_units) all.push_back(matrix);
   switch (kernel) {
-    case KernelId::delta:
-      return {groups, tile, tensor, delta};
-    case KernelId::rpb_sum:
-      return {groups, tile, rpb_sum};
     case KernelId::forward:
-      return {groups, tile, tensor, sweep, pairs, forward};
+      all.push_back(on_matrix_units ? matrix_forward : forward);
+      break;
     case KernelId::backward_query:
-      return {groups, tile, tensor, sweep, pairs, query_gradient, backward_query};
     case KernelId::backward_key_value:
-      return {groups, tile, tensor, sweep, pairs, token_gradient, backward_key_value};
+      all.push_back(on_matrix_units ? matrix_backward : backward);
+      break;
     case KernelId::qk:
     case KernelId::av_backward_attn:
-      return {groups, tile, tensor, sweep, pairs, scores};
-    case KernelId::qk_backward_query:
-    case KernelId::av:
-      return {groups, tile, tensor, sweep, pairs, query_gradient, weighted_keys};
-    case KernelId::qk_backward_key:
-    case KernelId::av_backward_value:
-      return {groups, tile, tensor, sweep, pairs, token_gradient, weighted_queries};
+      all.push_back(scores);
+      break;
+    default:
+      all.push_back(weighted);
   }
-  return {};
+  return all;
 }
 
 /// Builds the pieces of one kernel.
@@ -156,9 +143,7 @@ void Writer::arrays() {
       output("na_delta", FloatType::float32, queries());
       break;
     case KernelId::backward_query:
-      query(), key(), value();
-      input("na_out", p_.query_type, queries(p_.value_dim));
-      scalars("na_lse"), dout(), scalars("na_dlse"), rpb();
+      query(), key(), value(), scalars("na_lse"), dout(), scalars("na_delta"), rpb();
       output("na_dquery", p_.query_type, tokens(p_.heads, p_.head_dim));
       drpb();
       break;
@@ -237,7 +222,8 @@ std::string Writer::constants() const {
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
   define("SLOTS", p_.kernel_volume());
   const bool reads_bias = p_.has_rpb && (is_fused(kernel_) || kernel_ == KernelId::qk);
-  define("HAS_RPB", reads_bias || bias_gradient() ? 1 : 0);
+  define("HAS_RPB", reads_bias ? 1 : 0);
+  define("BIAS_GRADIENT", bias_gradient() ? 1 : 0);
   define("RPB_SIZE", bias_entries());
   define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
   define("THREADS", plan_.threads);
@@ -261,7 +247,7 @@ std::string Writer::constants() const {
     const std::string name = first ? "A_" : "B_";
     define(name + "TYPE", type_name(stream.type, platform_));
     define(name + "CHANNELS", std::max(stream.channels, 1));
-    define(name + "SLICES", std::max(stream.slices, 1));
+    define(name + "HELD", std::max(stream.slices, 1) * plan_.vector);
     define(name + "PITCH", std::max(stream.pitch, 1));
   }
   if (plan_.matrix) {
@@ -273,11 +259,7 @@ std::string Writer::constants() const {
 }
 
 std::string Writer::tensor(const std::string& name, int rank) const {
-  std::string text = "natten::tensor(" + name;
-  for (int i = 0; i < 6; ++i) {
-    text += i < rank ? ", " + name + "_strides[" + std::to_string(i) + "]" : ", 0";
-  }
-  return text + ")";
+  return "natten::tensor(" + name + ", " + name + "_strides, " + std::to_string(rank) + ")";
 }
 
 std::string Writer::shared(const std::string& name, const std::string& type, int count) const {
@@ -290,82 +272,90 @@ std::string Writer::start(const char* tokens_of, const char* heads) const {
   const bool metal = platform_ == Platform::metal;
   const std::string tokens = tokens_of;
   std::string text = "natten::Site na_site = natten::locate<" + std::string(holds_keys(kernel_) ? "false" : "true") +
-                     ">(natten::extent(" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]), ";
+                     ">(natten::Extent{{" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]}}, ";
   text += metal ? "int(threadgroup_position_in_grid.x), int(threadgroup_position_in_grid.y), "
                 : "int(blockIdx.x), int(blockIdx.y), ";
   text += std::string(heads) + ", int(" + (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
   if (p_.has_lengths) {
     text +=
-        "na_site.lengths = natten::extent(na_lengths[3 * na_site.batch], na_lengths[3 * na_site.batch + 1], "
-        "na_lengths[3 * na_site.batch + 2]);\n";
+        "na_site.lengths = natten::Extent{{na_lengths[3 * na_site.batch], na_lengths[3 * na_site.batch + 1], "
+        "na_lengths[3 * na_site.batch + 2]}};\n";
   }
   return text;
 }
 
 std::string Writer::call() const {
-  const std::string null_floats = platform_ == Platform::metal ? "(threadgroup float*)nullptr" : "(float*)nullptr";
-  const std::string a = plan_.a.channels ? type_name(plan_.a.type, platform_) : "float";
-  const std::string b = plan_.b.channels ? type_name(plan_.b.type, platform_) : "float";
-  const std::string rows_a = shared("na_rows_a", a, plan_.chunk * plan_.a.pitch);
-  const std::string rows_b = shared("na_rows_b", b, plan_.chunk * std::max(plan_.b.pitch, 1));
-  const int positions = plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
-  const std::string stage = bias_gradient() ? shared("na_staged", "float", positions * plan_.stage_columns) : "";
-  const std::string staged = bias_gradient() ? "na_staged" : null_floats;
-  const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
-  const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
+  const auto invoke = [](const std::string& function, const std::vector<std::string>& arguments) {
+    std::string text = "natten::" + function + "(";
+    for (const std::string& argument : arguments) text += (text.back() == '(' ? "" : ", ") + argument;
+    return text + ");\n";
+  };
   const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
                                                           : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
+  if (kernel_ == KernelId::delta) {
+    return invoke("attention_delta", {tensor("na_out"), tensor("na_dout"), tensor("na_dlse", 5), "na_delta",
+                                      "natten::Extent{{na_out_shape[1], na_out_shape[2], na_out_shape[3]}}",
+                                      "na_out_shape[0]", "na_out_shape[4]", thread});
+  }
+  if (kernel_ == KernelId::rpb_sum) {
+    return invoke("sum_bias_gradients",
+                  {"na_partials", "na_drpb", "na_partials_shape[0]", "na_partials_shape[1] * NA_RPB_SIZE", thread});
+  }
+  std::string memory = shared("na_rows_a", type_name(plan_.a.type, platform_), plan_.chunk * plan_.a.pitch);
+  if (is_fused(kernel_)) {
+    memory += shared("na_rows_b", type_name(plan_.b.type, platform_), plan_.chunk * plan_.b.pitch);
+  }
+  const int scratch_floats = kernel_ == KernelId::backward_key_value
+                                 ? 2 * plan_.chunk  // lse and delta
+                                 : plan_.stage_columns * plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
+  const std::string scratch = scratch_floats > 0 ? "na_scratch" : "nullptr";
+  if (scratch_floats > 0) memory += shared(scratch, "float", scratch_floats);
+  const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
+  const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
   switch (kernel_) {
     case KernelId::forward:
-      return start("na_key", "na_query_shape[4]") + rows_a + rows_b + "natten::attention_forward(" +
-             tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + rpb +
-             ", na_out, na_lse, na_rows_a, na_rows_b, na_site);\n";
-    case KernelId::delta:
-      return "natten::attention_delta(" + tensor("na_out") + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) +
-             ", na_delta, natten::extent(na_out_shape[1], na_out_shape[2], na_out_shape[3]), na_out_shape[0], "
-             "na_out_shape[4], " +
-             thread + ");\n";
-    case KernelId::rpb_sum:
-      return "natten::sum_bias_gradients(na_partials, na_drpb, na_partials_shape[0], na_partials_shape[1] * "
-             "NA_RPB_SIZE, " +
-             thread + ");\n";
+      return start("na_key", "na_query_shape[4]") + memory +
+             invoke("attention_forward", {tensor("na_query"), tensor("na_key"), tensor("na_value"), rpb, "na_out",
+                                          "na_lse", "na_rows_a", "na_rows_b", "na_site"});
     case KernelId::backward_query:
-      return start("na_key", "na_query_shape[4]") + rows_a + rows_b + stage + "natten::attention_backward_query(" +
-             tensor("na_query") + ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_out") + ", " +
-             tensor("na_lse", 5) + ", " + tensor("na_dout") + ", " + tensor("na_dlse", 5) + ", " + rpb +
-             ", na_dquery, " + drpb + ", na_rows_a, na_rows_b, " + staged + ", na_site);\n";
+      return start("na_key", "na_query_shape[4]") + memory +
+             invoke("attention_backward<true>",
+                    {tensor("na_query"), tensor("na_dout"), tensor("na_key"), tensor("na_value"), tensor("na_lse", 5),
+                     tensor("na_delta", 5), rpb, "na_dquery", "na_dquery", drpb, "na_rows_a", "na_rows_b", scratch,
+                     "na_site"});
     case KernelId::backward_key_value:
-      return start("na_key", "na_key_shape[4]") + rows_a + rows_b + shared("na_lses", "float", plan_.chunk) +
-             shared("na_deltas", "float", plan_.chunk) + "natten::attention_backward_key_value(" + tensor("na_query") +
-             ", " + tensor("na_key") + ", " + tensor("na_value") + ", " + tensor("na_lse", 5) + ", " +
-             tensor("na_dout") + ", " + tensor("na_delta", 5) + ", " + rpb +
-             ", na_dkey, na_dvalue, na_rows_a, na_rows_b, na_lses, na_deltas, na_site);\n";
+      return start("na_key", "na_key_shape[4]") + memory +
+             invoke("attention_backward<false>",
+                    {tensor("na_key"), tensor("na_value"), tensor("na_query"), tensor("na_dout"), tensor("na_lse", 5),
+                     tensor("na_delta", 5), rpb, "na_dkey", "na_dvalue", drpb, "na_rows_a", "na_rows_b", scratch,
+                     "na_site"});
     case KernelId::qk:
-      return start("na_key", "na_query_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_query") +
-             ", natten::Indexed::query_tokens, " + tensor("na_key") + ", " + rpb +
-             ", na_logits, na_rows_a, na_site, -NA_INFINITY);\n";
+      return start("na_key", "na_query_shape[4]") + memory +
+             invoke("attention_scores", {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_key"), rpb,
+                                         "na_logits", "na_rows_a", "na_site", "-NA_INFINITY"});
     case KernelId::av_backward_attn:
-      return start("na_value", "na_dout_shape[4]") + rows_a + "natten::attention_scores(" + tensor("na_dout") +
-             ", natten::Indexed::queries, " + tensor("na_value") + ", " + k_.inputs[0].name +
-             ", na_dattn, na_rows_a, na_site, 0.0f);\n";
-    case KernelId::qk_backward_query:
-      return start("na_key", "na_dlogits_shape[4]") + rows_a + stage + "natten::attention_weighted_keys<true>(" +
-             tensor("na_dlogits") + ", " + tensor("na_key") + ", na_dquery, " + drpb + ", na_rows_a, " + staged +
-             ", na_site);\n";
+      return start("na_value", "na_dout_shape[4]") + memory +
+             invoke("attention_scores", {tensor("na_dout"), "natten::Indexed::queries", tensor("na_value"), rpb,
+                                         "na_dattn", "na_rows_a", "na_site", "0.0f"});
     case KernelId::av:
-      return start("na_value", "na_attn_shape[4]") + rows_a + "natten::attention_weighted_keys<false>(" +
-             tensor("na_attn") + ", " + tensor("na_value") + ", na_out, nullptr, na_rows_a, " + staged +
-             ", na_site);\n";
+      return start("na_value", "na_attn_shape[4]") + memory +
+             invoke("attention_weighted<true, false>", {tensor("na_value"), "natten::Indexed::keys", tensor("na_attn"),
+                                                        "na_out", drpb, "na_rows_a", scratch, "na_site"});
+    case KernelId::qk_backward_query:
+      return start("na_key", "na_dlogits_shape[4]") + memory +
+             invoke("attention_weighted<true, true>", {tensor("na_key"), "natten::Indexed::keys", tensor("na_dlogits"),
+                                                       "na_dquery", drpb, "na_rows_a", scratch, "na_site"});
     case KernelId::qk_backward_key:
-      return start("na_query", "na_query_shape[4] / NA_HEAD_GROUP") + rows_a + "natten::attention_weighted_queries(" +
-             tensor("na_query") + ", natten::Indexed::query_tokens, " + tensor("na_dlogits") +
-             ", na_dkey, na_rows_a, na_site);\n";
-    case KernelId::av_backward_value:
-      return start("na_value", "na_value_shape[4]") + rows_a + "natten::attention_weighted_queries(" +
-             tensor("na_dout") + ", natten::Indexed::queries, " + tensor("na_attn") +
-             ", na_dvalue, na_rows_a, na_site);\n";
+      return start("na_query", "na_query_shape[4] / NA_HEAD_GROUP") + memory +
+             invoke("attention_weighted<false, false>",
+                    {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_dlogits"), "na_dkey", drpb,
+                     "na_rows_a", scratch, "na_site"});
+    default:  // av_backward_value
+      return start("na_value", "na_value_shape[4]") + memory +
+             invoke("attention_weighted<false, false>",
+                    {tensor("na_dout"), "natten::Indexed::queries", tensor("na_attn"), "na_dvalue", drpb, "na_rows_a",
+                     scratch, "na_site"});
   }
-  return "";
 }
 
 KernelSource Writer::source() {
@@ -402,31 +392,35 @@ KernelSource Writer::source() {
 }  // namespace
 
 const char* kernel_name(KernelId kernel) {
-  switch (kernel) {
-    case KernelId::forward:
-      return "forward";
-    case KernelId::delta:
-      return "delta";
-    case KernelId::backward_query:
-      return "backward_query";
-    case KernelId::backward_key_value:
-      return "backward_key_value";
-    case KernelId::qk:
-      return "qk";
-    case KernelId::qk_backward_query:
-      return "qk_backward_query";
-    case KernelId::qk_backward_key:
-      return "qk_backward_key";
-    case KernelId::av:
-      return "av";
-    case KernelId::av_backward_attn:
-      return "av_backward_attn";
-    case KernelId::av_backward_value:
-      return "av_backward_value";
-    case KernelId::rpb_sum:
-      return "rpb_sum";
-  }
-  return "";
+  static constexpr const char* kNames[] = {
+      "forward",         "delta", "backward_query",   "backward_key_value", "qk",     "qk_backward_query",
+      "qk_backward_key", "av",    "av_backward_attn", "av_backward_value",  "rpb_sum"};
+  return kNames[static_cast<int>(kernel)];
+}
+
+std::vector<KernelId> forward_kernels(const Problem& p) {
+  return {p.op == Op::attention ? KernelId::forward : p.op == Op::qk ? KernelId::qk : KernelId::av};
+}
+
+std::vector<KernelId> query_gradient_kernels(const Problem& p) {
+  std::vector<KernelId> kernels;
+  if (p.op == Op::attention) kernels.push_back(KernelId::delta);
+  kernels.push_back(p.op == Op::attention ? KernelId::backward_query
+                    : p.op == Op::qk      ? KernelId::qk_backward_query
+                                          : KernelId::av_backward_attn);
+  if (p.has_rpb) kernels.push_back(KernelId::rpb_sum);
+  return kernels;
+}
+
+std::vector<KernelId> key_gradient_kernels(const Problem& p) {
+  if (p.op == Op::attention) return {KernelId::delta, KernelId::backward_key_value};
+  return {p.op == Op::qk ? KernelId::qk_backward_key : KernelId::av_backward_value};
+}
+
+std::vector<KernelId> gradient_kernels(const Problem& p) {
+  std::vector<KernelId> kernels = query_gradient_kernels(p);
+  kernels.push_back(key_gradient_kernels(p).back());
+  return kernels;
 }
 
 std::optional<std::string> objection(const Problem& p, Platform platform) {
@@ -442,16 +436,10 @@ std::optional<std::string> objection(const Problem& p, Platform platform) {
     if (axis.length > kMostTokens) return "an axis of " + std::to_string(axis.length) + " tokens is too long";
   }
   if (p.heads > 65535) return "more than 65535 heads";
-  const KernelId kernels[] = {p.op == Op::qk   ? KernelId::qk
-                              : p.op == Op::av ? KernelId::av
-                                               : KernelId::forward,
-                              p.op == Op::qk   ? KernelId::qk_backward_key
-                              : p.op == Op::av ? KernelId::av_backward_value
-                                               : KernelId::backward_key_value};
-  for (const KernelId kernel : kernels) {
+  for (const KernelId kernel : {forward_kernels(p).back(), key_gradient_kernels(p).back()}) {
     const Plan plan = fast::plan(p, kernel, platform);
     if (plan.tile_count() * p.batch > std::numeric_limits<int>::max() / plan.threads ||
-        p.batch * p.queries() * p.heads > std::numeric_limits<int>::max() / 32) {
+        p.batch * p.queries() * p.heads > std::numeric_limits<int>::max() / 64) {
       return "more queries than a launch can address";
     }
   }

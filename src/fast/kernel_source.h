@@ -18,7 +18,7 @@ enum class Platform : std::uint8_t { metal, cuda };
 enum class KernelId : std::uint8_t {
   forward,             ///< query, key, value, [rpb], [lengths] -> out, lse
   delta,               ///< out, dout, dlse -> delta
-  backward_query,      ///< query, key, value, out, lse, dout, dlse, [rpb], [lengths] -> dq, [drpb partials]
+  backward_query,      ///< query, key, value, lse, dout, delta, [rpb], [lengths] -> dq, [drpb partials]
   backward_key_value,  ///< query, key, value, lse, dout, delta, [rpb], [lengths] -> dk, dv
   qk,                  ///< query, key, [rpb], [lengths] -> logits
   qk_backward_query,   ///< dlogits, key, [lengths] -> dq, [drpb partials]
@@ -61,7 +61,12 @@ std::optional<std::string> objection(const Problem& problem, Platform platform);
 /// that the gradient of rpb is an output too, as partials [tiles, Hq, 2K0-1, 2K1-1, 2K2-1] that `rpb_sum` adds up.
 KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform);
 
-/// Kernels of a call, forward or backward, in the order in which they are launched.
 const char* kernel_name(KernelId kernel);
+
+/// Kernels that a call launches, in order: its forward; the gradients of query (attn) and rpb; of key and value; all.
+std::vector<KernelId> forward_kernels(const Problem& problem);
+std::vector<KernelId> query_gradient_kernels(const Problem& problem);
+std::vector<KernelId> key_gradient_kernels(const Problem& problem);
+std::vector<KernelId> gradient_kernels(const Problem& problem);
 
 }  // namespace natten::fast

@@ -10,9 +10,7 @@
 #include "mlx/fast.h"
 #include "mlx/primitives.h"
 #ifdef NATTEN_BUILD_EMULATOR
-#include "emulator.h"
-#include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
+#include "mlx_node.h"
 #endif
 
 namespace natten::fast {
@@ -22,17 +20,8 @@ namespace {
 using Arrays = std::vector<mx::array>;
 
 mx::Dtype dtype(ElementType type) {
-  switch (type) {
-    case ElementType::float16:
-      return mx::float16;
-    case ElementType::bfloat16:
-      return mx::bfloat16;
-    case ElementType::float32:
-      return mx::float32;
-    case ElementType::int32:
-      return mx::int32;
-  }
-  return mx::float32;
+  const mx::Dtype types[] = {mx::float16, mx::bfloat16, mx::float32, mx::int32};  // in the order of ElementType
+  return types[static_cast<int>(type)];
 }
 
 mx::Shape shape_of(const ArraySpec& spec) {
@@ -81,40 +70,11 @@ std::shared_ptr<const Kernel> kernel_of(const Problem& problem, KernelId id) {
   return found = kernel;
 }
 
-#ifdef NATTEN_BUILD_EMULATOR
-class EmulatedKernel : public mx::Primitive {
- public:
-  EmulatedKernel(mx::Stream stream, std::shared_ptr<const Kernel> kernel)
-      : Primitive(stream), kernel_(std::move(kernel)) {}
-
-  const char* name() const override { return kernel_->source.name.c_str(); }
-  void eval_gpu(const Arrays&, Arrays&) override { throw std::runtime_error("emulated kernels run on the CPU"); }
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    std::vector<metal_host::Input> in;
-    for (const mx::array& a : inputs) {
-      in.push_back({a.data<char>(), std::vector<std::int64_t>(a.strides().begin(), a.strides().end())});
-    }
-    std::vector<void*> out;
-    for (mx::array& a : outputs) {
-      a.set_data(mx::allocator::malloc(a.nbytes()));
-      out.push_back(a.data<char>());
-    }
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    encoder.dispatch([kernel = kernel_, in = std::move(in), out = std::move(out)] {
-      metal_host::run_emulated(kernel->source, in, out);
-    });
-  }
-
- private:
-  std::shared_ptr<const Kernel> kernel_;
-};
-#endif
-
 /// MLX's node of a kernel. Only its primitive is used: `inputs` stand for arrays of their shapes.
 std::shared_ptr<mx::Primitive> node_of(const std::shared_ptr<const Kernel>& kernel, const Arrays& inputs,
                                        mx::Stream stream) {
 #ifdef NATTEN_BUILD_EMULATOR
-  if (is_emulated()) return std::make_shared<EmulatedKernel>(stream, kernel);
+  if (is_emulated()) return std::make_shared<metal_host::EmulatedKernel>(stream, kernel->source);
 #endif
   const KernelSource& k = kernel->source;
   std::vector<mx::Shape> shapes;

@@ -27,22 +27,27 @@ struct Limits {
 
 constexpr int kKilobyte = 1024;
 
-Limits limits(KernelId kernel, Platform platform) {
+Limits limits(const Problem& p, KernelId kernel, Platform platform) {
   const bool gradients = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
   if (platform == Platform::metal) {
     // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
     return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, 32 * kKilobyte};
   }
-  // Registers as ptxas (CUDA 13, sm_90a) counts them for D 64. A run of 2 and 16 channels take 16 multiply-adds per
-  // conversion from half, and a run of 4 would save a sixth of the instructions but waste as much at window borders.
+  // Measured on an H200 in float32 (docs/fast-tier.md). A run of 2 halves what is loaded from threadgroup memory, a run
+  // of 4 wastes more at window borders than it saves. 8 channels per lane exchange too much, 32 spill.
   switch (kernel) {
+    case KernelId::forward:
+      // Windows of long rows have the longer halo, which larger tiles share.
+      if (p.axes[2].kernel_size > 8) return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
+      return {128, 4, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
     case KernelId::backward_query:
-      return {128, 3, 16, 2, 16, 24 * kKilobyte, 48 * kKilobyte};  // 168 registers, no spills
+      return {128, 3, 16, 2, 16, 24 * kKilobyte, 48 * kKilobyte};
     case KernelId::backward_key_value:
-      return {128, 2, 16, 2, 16, 32 * kKilobyte, 48 * kKilobyte};  // 218 registers; bounding them to 168 spills
+      // It holds four arrays: a run of 2 needs 218 registers, which leaves room for few threads.
+      return {128, 4, 16, 1, 16, 32 * kKilobyte, 48 * kKilobyte};
     default:
-      return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};  // 128 registers, 16 bytes spilled
+      return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
   }
 }
 
@@ -181,27 +186,12 @@ int bytes_per_position(const Plan& plan, KernelId kernel) {
          (plan.matrix ? 4 : 0);
 }
 
-constexpr int kMatrixRows = 16;  // positions of a warp
-
 /// Whether the kernel runs on NVIDIA's matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
 bool suits_matrix_units(const Problem& p, KernelId kernel, Platform platform) {
   const auto fits = [](std::int64_t channels) { return channels > 0 && channels % 16 == 0 && channels <= 128; };
   return platform == Platform::cuda && is_fused(kernel) && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
          !(p.has_rpb && kernel == KernelId::backward_query);
-}
-
-/// Of the tile that a warp holds, by axis: as tile_of() deals positions out.
-std::array<int, 3> warp_extent(const Plan& plan) {
-  std::array<int, 3> extent{1, 1, 1};
-  int left = kMatrixRows / plan.run;
-  for (int a = kAxes - 1; a >= 0; --a) {
-    const int threads = plan.extent[a] / (a == plan.run_axis ? plan.run : 1);
-    const int taken = std::min(threads, left);
-    extent[a] = taken * (a == plan.run_axis ? plan.run : 1);
-    left = std::max(left / taken, 1);
-  }
-  return extent;
 }
 
 /// The box whose warps multiply least, with what loading costs. A warp skips what lies before and after its own span
@@ -217,7 +207,7 @@ void choose_matrix_extent(const Problem& p, KernelId kernel, Plan& plan) {
     for (int e1 = plan.run_axis == 1 ? plan.run : 1; e0 * e1 <= positions; e1 *= 2) {
       plan.extent = {e0, e1, positions / (e0 * e1)};
       if (plan.extent[2] < (plan.run_axis == 2 ? plan.run : 1)) continue;
-      const std::array<int, 3> warp = warp_extent(plan);
+      const std::array<int, 3> warp = plan.simd_extent();
       double tiles = 1, region[kAxes], span[kAxes];
       for (int a = 0; a < kAxes; ++a) {
         tiles *= double(tiles_on(p.axes[a], plan.extent[a], keys));
@@ -408,6 +398,18 @@ int Plan::shared_bytes(KernelId kernel) const {
   return chunk * bytes_per_position(*this, kernel) + staged;
 }
 
+std::array<int, 3> Plan::simd_extent() const {
+  std::array<int, 3> held{1, 1, 1};
+  int threads = 32 / lanes;
+  for (int a = kAxes - 1; a >= 0; --a) {
+    const int run_here = a == run_axis ? run : 1;
+    const int taken = std::min(extent[a] / run_here, threads);
+    held[a] = taken * run_here;
+    threads = std::max(threads / taken, 1);
+  }
+  return held;
+}
+
 std::string Plan::describe() const {
   std::ostringstream text;
   if (matrix) text << "matrix units, ";
@@ -417,7 +419,7 @@ std::string Plan::describe() const {
 }
 
 Plan plan(const Problem& p, KernelId kernel, Platform platform) {
-  const Limits limit = limits(kernel, platform);
+  const Limits limit = limits(p, kernel, platform);
   Plan plan;
   choose_streams(p, kernel, plan);
   if (suits_matrix_units(p, kernel, platform) && !is_matrix_off()) {

@@ -46,6 +46,7 @@ struct Plan {
 
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
   int shared_bytes(KernelId kernel) const;
+  std::array<int, 3> simd_extent() const;  ///< of the tile that a simdgroup holds, as tile_of() deals positions out
   std::string describe() const;
 };
 

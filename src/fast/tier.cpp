@@ -21,36 +21,46 @@ Objection objection(const Problem& p) {
   return fast::objection(p, fast::platform());
 }
 
-/// Names of a call's arrays in the order in which the operation has them: kernels pick theirs.
+/// A call's arrays under the names that kernels have for them, in the order in which the operation has them.
 std::vector<NamedArray> named(std::vector<NamedArray> arrays, const Optional& rpb, const Optional& lengths,
-                              std::vector<NamedArray> saved, mx::Stream s) {
+                              const std::vector<NamedArray>& saved, mx::Stream s) {
   if (rpb) arrays.push_back({"na_rpb", mx::contiguous(*rpb, false, s)});
   if (lengths) arrays.push_back({"na_lengths", mx::contiguous(*lengths, false, s)});
   arrays.insert(arrays.end(), saved.begin(), saved.end());
   return arrays;
 }
 
-std::vector<NamedArray> named(const AttentionInputs& inputs, std::vector<NamedArray> saved, mx::Stream s) {
+std::vector<NamedArray> named(const AttentionInputs& inputs, const std::vector<NamedArray>& saved, mx::Stream s) {
   return named({{"na_query", inputs.query}, {"na_key", inputs.key}, {"na_value", inputs.value}}, inputs.rpb,
-               inputs.lengths, std::move(saved), s);
+               inputs.lengths, saved, s);
 }
 
-std::vector<NamedArray> saved(const mx::array& out, const mx::array& lse, const mx::array& dout,
-                              const mx::array& dlse) {
-  return {{"na_out", out}, {"na_lse", lse}, {"na_dout", dout}, {"na_dlse", dlse}};
+/// Results of kernels that share the names of their arrays; the gradient of rpb only where there is one.
+Arrays run(const Problem& p, const std::vector<KernelId>& kernels, const std::vector<NamedArray>& inputs,
+           std::vector<std::string> results, mx::Stream s) {
+  if (!p.has_rpb) std::erase(results, "na_drpb");
+  Arrays outputs = fast::launch(p, kernels, inputs, results, s);
+  outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(results.size()), outputs.end());
+  return outputs;
 }
 
-/// The gradient of query, and of rpb where there is one.
-Arrays query_gradients(const Problem& p, KernelId kernel, const std::vector<NamedArray>& inputs, mx::Stream s) {
-  if (!p.has_rpb) return fast::launch(p, {kernel}, inputs, {"na_dquery"}, s);
-  const Arrays outputs = fast::launch(p, {kernel, KernelId::rpb_sum}, inputs, {"na_dquery", "na_drpb"}, s);
-  return {outputs[0], outputs[1]};
+/// One of the three ways to ask for gradients of attention.
+auto gradients(std::vector<KernelId> (*kernels)(const Problem&), const std::vector<std::string>& results) {
+  return [=](const Problem& p, const AttentionInputs& inputs, const mx::array& out, const mx::array& lse,
+             const mx::array& dout, const mx::array& dlse, mx::Stream s) {
+    const std::vector<NamedArray> saved = {{"na_out", out}, {"na_lse", lse}, {"na_dout", dout}, {"na_dlse", dlse}};
+    return run(p, kernels(p), named(inputs, saved, s), results, s);
+  };
 }
 
 KernelChoice choice(const Problem& p) {
-  const KernelId kernel = p.op == Op::qk ? KernelId::qk : p.op == Op::av ? KernelId::av : KernelId::forward;
-  return {fast::kernel_name(kernel), fast::plan(p, kernel, fast::platform()).describe(),
-          fast::describe(fast::cost(p, kernel, fast::platform()))};
+  const fast::Platform platform = fast::platform();
+  const KernelId kernel = fast::forward_kernels(p).front();
+  std::string costs;
+  for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
+    for (const KernelId id : kernels) costs += (costs.empty() ? "" : "\n") + describe(fast::cost(p, id, platform));
+  }
+  return {fast::kernel_name(kernel), fast::plan(p, kernel, platform).describe(), costs};
 }
 
 }  // namespace
@@ -67,53 +77,44 @@ Tier fast_tier() {
   tier.is_fused = true;
 
   tier.forward = [](const Problem& p, const AttentionInputs& inputs, mx::Stream s) {
-    const Arrays outputs = fast::launch(p, {KernelId::forward}, named(inputs, {}, s), {"na_out", "na_lse"}, s);
+    const Arrays outputs = run(p, fast::forward_kernels(p), named(inputs, {}, s), {"na_out", "na_lse"}, s);
     return std::pair{outputs[0], outputs[1]};
   };
-  tier.backward_query = [](const Problem& p, const AttentionInputs& inputs, const mx::array& out, const mx::array& lse,
-                           const mx::array& dout, const mx::array& dlse, mx::Stream s) {
-    return query_gradients(p, KernelId::backward_query, named(inputs, saved(out, lse, dout, dlse), s), s);
-  };
-  tier.backward_key_value = [](const Problem& p, const AttentionInputs& inputs, const mx::array& out,
-                               const mx::array& lse, const mx::array& dout, const mx::array& dlse,
-                               mx::Stream s) -> Arrays {
-    const Arrays outputs = fast::launch(p, {KernelId::delta, KernelId::backward_key_value},
-                                        named(inputs, saved(out, lse, dout, dlse), s), {"na_dkey", "na_dvalue"}, s);
-    return {outputs[0], outputs[1]};
-  };
+  tier.backward_query = gradients(fast::query_gradient_kernels, {"na_dquery", "na_drpb"});
+  tier.backward_key_value = gradients(fast::key_gradient_kernels, {"na_dkey", "na_dvalue"});
+  tier.backward = gradients(fast::gradient_kernels, {"na_dquery", "na_drpb", "na_dkey", "na_dvalue"});
 
   tier.qk = [](const Problem& p, const mx::array& query, const mx::array& key, const Optional& rpb,
                const Optional& lengths, mx::Stream s) {
-    return fast::launch(p, {KernelId::qk}, named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {}, s),
-                        {"na_logits"}, s)[0];
+    return run(p, {KernelId::qk}, named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {}, s), {"na_logits"},
+               s)[0];
   };
   tier.qk_backward_query = [](const Problem& p, const mx::array& query, const mx::array& key, const Optional& rpb,
                               const Optional& lengths, const mx::array& dlogits, mx::Stream s) {
-    return query_gradients(p, KernelId::qk_backward_query,
-                           named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {{"na_dlogits", dlogits}}, s),
-                           s);
+    return run(p, fast::query_gradient_kernels(p),
+               named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {{"na_dlogits", dlogits}}, s),
+               {"na_dquery", "na_drpb"}, s);
   };
   tier.qk_backward_key = [](const Problem& p, const mx::array& query, const mx::array& key, const Optional& rpb,
                             const Optional& lengths, const mx::array& dlogits, mx::Stream s) {
-    return fast::launch(p, {KernelId::qk_backward_key},
-                        named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {{"na_dlogits", dlogits}}, s),
-                        {"na_dkey"}, s)[0];
+    return run(p, {KernelId::qk_backward_key},
+               named({{"na_query", query}, {"na_key", key}}, rpb, lengths, {{"na_dlogits", dlogits}}, s), {"na_dkey"},
+               s)[0];
   };
 
-  const auto av = [](KernelId kernel, const char* result) {
+  const auto av_gradient = [](KernelId kernel, const char* result) {
     return [kernel, result](const Problem& p, const mx::array& attn, const mx::array& value, const Optional& lengths,
                             const mx::array& dout, mx::Stream s) {
-      return fast::launch(p, {kernel},
-                          named({{"na_attn", attn}, {"na_value", value}}, {}, lengths, {{"na_dout", dout}}, s),
-                          {result}, s)[0];
+      return run(p, {kernel}, named({{"na_attn", attn}, {"na_value", value}}, {}, lengths, {{"na_dout", dout}}, s),
+                 {result}, s)[0];
     };
   };
   tier.av = [](const Problem& p, const mx::array& attn, const mx::array& value, const Optional& lengths, mx::Stream s) {
-    return fast::launch(p, {KernelId::av}, named({{"na_attn", attn}, {"na_value", value}}, {}, lengths, {}, s),
-                        {"na_out"}, s)[0];
+    return run(p, {KernelId::av}, named({{"na_attn", attn}, {"na_value", value}}, {}, lengths, {}, s), {"na_out"},
+               s)[0];
   };
-  tier.av_backward_attn = av(KernelId::av_backward_attn, "na_dattn");
-  tier.av_backward_value = av(KernelId::av_backward_value, "na_dvalue");
+  tier.av_backward_attn = av_gradient(KernelId::av_backward_attn, "na_dattn");
+  tier.av_backward_value = av_gradient(KernelId::av_backward_value, "na_dvalue");
   return tier;
 }
 

@@ -177,6 +177,7 @@ Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, c
   Report report;
   report.barriers = launch.barriers;
   report.threadgroup_bytes = launch.threadgroup_bytes;
+  report.threadgroup_loaded = launch.threadgroup_loaded;
   if (launch.error[0] != 0) report.error = kernel.name + ": " + launch.error;
   size_t next_output = 0;
   for (const Buffer& buffer : arguments.buffers()) {

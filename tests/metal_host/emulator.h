@@ -24,10 +24,11 @@ struct Traffic {
 };
 
 struct Report {
-  std::string error;             ///< what the kernel did wrong first; empty when it did nothing wrong
-  std::vector<Traffic> traffic;  ///< inputs, then outputs
-  std::int64_t barriers = 0;     ///< threadgroup barriers, over all threadgroups
-  int threadgroup_bytes = 0;     ///< of statically declared threadgroup memory
+  std::string error;                    ///< what the kernel did wrong first; empty when it did nothing wrong
+  std::vector<Traffic> traffic;         ///< inputs, then outputs
+  std::int64_t barriers = 0;            ///< threadgroup barriers, over all threadgroups
+  std::int64_t threadgroup_loaded = 0;  ///< bytes that threads load from the threadgroup array declared first
+  int threadgroup_bytes = 0;            ///< of statically declared threadgroup memory
 
   std::int64_t loaded() const;
   std::int64_t loaded_once() const;

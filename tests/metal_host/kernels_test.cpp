@@ -338,6 +338,20 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
   }
 }
 
+/// The pairs that threads computed, known from the rows that they read of threadgroup memory, are those of the model.
+void expect_flops(const Problem& problem, KernelId id, const Report& report) {
+  if (!fast::has_tiles(id)) return;
+  const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
+  const fast::Plan plan = fast::plan(problem, id, fast::Platform::metal);
+  const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
+  const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
+  // The model takes full lengths, and lets the last batch of a window be as long as the others.
+  const bool has_short_batches = plan.run_axis == 1 && problem.axes[2].kernel_size % plan.batch != 0;
+  EXPECT_LE(pairs, cost.pairs);
+  if (!problem.has_lengths && !has_short_batches) EXPECT_EQ(pairs, cost.pairs);
+  if (!problem.has_lengths) EXPECT_GE(pairs, 0.9 * cost.pairs);
+}
+
 TEST_P(Kernels, MatchTheDefinition) {
   const auto& [test, kernel] = GetParam();
   ASSERT_EQ(fast::objection(kernel.problem, fast::Platform::metal), std::nullopt);
@@ -362,6 +376,7 @@ TEST_P(Kernels, MatchTheDefinition) {
                 tolerance(kernel.id, source.outputs[i].type), name);
   }
   expect_cost(test, kernel.problem, kernel.id, source, report);
+  expect_flops(kernel.problem, kernel.id, report);
 }
 
 TEST_P(Kernels, KeepAddressSpacesApart) {

@@ -1,6 +1,7 @@
 """The command `natten-mlx`: what it prints, and what it does with bad input."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,30 @@ def test_explain_names_the_tier_that_runs(capsys, op):
     arguments = ["--shape", "2,16,16,4,8", "--kernel-size", "5x3", "--kv-heads", "2", "--op", op, "--tier", "pure"]
     assert main(["explain", "na2d", *arguments]) == 0
     assert "pure" in capsys.readouterr().out
+
+
+COSTS = {
+    "attention": ["forward", "delta", "backward_query", "backward_key_value"],
+    "qk": ["qk", "qk_backward_query", "qk_backward_key"],
+    "av": ["av", "av_backward_attn", "av_backward_value"],
+}
+
+
+@pytest.mark.parametrize("op", COSTS)
+def test_explain_gives_the_cost_of_every_kernel(capsys, tier, op):
+    arguments = ["explain", "na2d", "--shape", "2,16,16,4,8", "--kernel-size", "5x3", "--op", op, "--tier", tier]
+    assert main(arguments) == 0
+    assert "moved" not in capsys.readouterr().out
+    assert main([*arguments, "--cost"]) == 0
+    out = capsys.readouterr().out
+    if tier != "fast_metal":
+        return  # other tiers have no cost model
+    lines = [line.removeprefix("cost").strip() for line in out.splitlines() if "moved" in line]
+    assert [line.split(":")[0] for line in lines] == COSTS[op]
+    for line in lines:
+        megabytes, traffic, gigaflops, waste = (float(x) for x in re.findall(r"\d[\d.e+-]*", line.split(":")[1]))
+        assert megabytes > 0 and gigaflops > 0
+        assert traffic >= 0.99 and waste >= 1.0
 
 
 # Golden windows: axis length, kernel size, gna stride, dilation, causal, query, drawing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 
 from natten_mlx.cli import InputError
 from natten_mlx.cli.arguments import DTYPES, add_neighborhood, integers, neighborhood
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-heads", type=int, metavar="N", help="heads of key and value (default: those of query)")
     parser.add_argument("--value-dim", type=int, metavar="N", help="head dim of value (default: that of query)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--cost", action="store_true", help="also bytes, FLOPs and tile waste of each kernel")
     parser.add_argument("--tier", help="as if set_backend had chosen this tier (default: the current choice)")
 
 
@@ -46,5 +48,6 @@ def run(args: argparse.Namespace) -> int:
     if args.tier is not None:
         natten_mlx.set_backend(args.tier)
     dtype = getattr(mx, args.dtype)
-    print(natten_mlx.explain(query, key, value, op=args.op, dtype=dtype, **neighborhood(args)))
+    explanation = natten_mlx.explain(query, key, value, op=args.op, dtype=dtype, **neighborhood(args))
+    print(explanation if args.cost else replace(explanation, cost=""))
     return 0

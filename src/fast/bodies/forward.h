@@ -6,8 +6,8 @@ struct Forward {
   StreamA<KeyP> keys;
   StreamB<ValueP> values;
   BiasP rpb;
-  float query[NA_RUN][NA_A_SLICES * NA_VECTOR];
-  float out[NA_RUN][NA_B_SLICES * NA_VECTOR];
+  float query[NA_RUN][NA_A_HELD];
+  float out[NA_RUN][NA_B_HELD];
   float maximum[NA_RUN];
   float sum[NA_RUN];
 
@@ -22,7 +22,7 @@ struct Forward {
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float weights[NA_RUN][NA_BATCH];
-    dot_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(weights, query, keys.rows, batch, mask, tile.lane);
+    dot_batch<kCount, kMasked>(weights, query, keys, batch, mask, tile.lane);
     if (NA_HAS_RPB) add_bias<kCount, kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);
     bool grown = false;
     float highest[NA_RUN];
@@ -39,7 +39,7 @@ struct Forward {
         const float factor = exp2_of(maximum[r] - highest[r]);
         maximum[r] = highest[r];
         sum[r] *= factor;
-        NA_UNROLL for (int i = 0; i < NA_B_SLICES * NA_VECTOR; ++i) out[r][i] *= factor;
+        NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) out[r][i] *= factor;
       }
     }
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
@@ -48,14 +48,14 @@ struct Forward {
         sum[r] += weights[r][j];
       }
     }
-    add_batch<kCount, kMasked, NA_B_SLICES, NA_B_PITCH>(out, weights, values.rows, batch, mask, tile.lane);
+    add_batch<kCount, kMasked>(out, weights, values, batch, mask, tile.lane);
   }
 };
 
-template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
-NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb,
-                                 NA_DEVICE OutT* out, NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys,
-                                 NA_THREADGROUP NA_B_TYPE* values, Site site) {
+template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
+NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
+                                 NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
+                                 Site site) {
   const Tile tile = tile_of<true>(site);
   Forward<KeyP, ValueP, BiasP> body;
   clear(body.out);
@@ -65,11 +65,8 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
   }
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
-    const View<QueryP> queries = view(query, Indexed::query_tokens, tile, site.head);
-    NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, items.position[r], tile.lane,
-                                              NA_SCALE * NA_LOG2_E);
-    }
+    load_items<NA_A_CHANNELS>(body.query, view(query, Indexed::query_tokens, tile, site.head), items, tile.lane,
+                              NA_SCALE * NA_LOG2_E);
     body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.values.from = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
@@ -78,13 +75,13 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
     sweep(body, tile, items);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    if (!is_stored<true>(tile, r)) continue;
-    const bool inside = is_inside<true>(tile, r);
-    finish(body.out[r], inside, 1.0f / body.sum[r]);
-    const Offset row = dense_row<true>(tile, r);
-    store_slices<NA_B_CHANNELS, NA_B_SLICES>(out + row * NA_B_CHANNELS, body.out[r], tile.lane);
-    if (tile.lane == 0) lse[row] = inside ? (body.maximum[r] + log2_of(body.sum[r])) * NA_LN_2 : 0.0f;
+    const float factor = 1.0f / body.sum[r];
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) body.out[r][i] *= factor;
+    if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
+    const float in_powers_of_two = body.maximum[r] + log2_of(body.sum[r]);
+    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
   }
+  store_items<true, false, NA_B_CHANNELS>(out, body.out, tile, 1.0f);
 }
 
 }  // namespace natten

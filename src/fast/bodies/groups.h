@@ -26,14 +26,10 @@ NATTEN_FN int ceil_div(int a, int b) {
 
 /// The group that holds query index `query_class`, 0 <= query_class < classes.
 NATTEN_FN AxisGroup group_of_queries(AxisConstants c, int query_class) {
-  const BasicAxis<int> axis = c.axis;
-  AxisGroup g;
-  g.group = query_class * axis.stride % axis.dilation;
-  g.places = group_length(axis.length, axis.dilation, g.group);
-  g.first_query = query_class;
-  g.first_place = query_class * axis.stride / axis.dilation;
-  g.queries = ceil_div(output_length(axis.length, axis.stride) - query_class, c.classes);
-  return g;
+  const int group = query_class * c.axis.stride % c.axis.dilation;
+  return AxisGroup{group, group_length(c.axis.length, c.axis.dilation, group), query_class,
+                   query_class * c.axis.stride / c.axis.dilation,
+                   ceil_div(output_length(c.axis.length, c.axis.stride) - query_class, c.classes)};
 }
 
 /// The group of token `group`, 0 <= group < dilation.
@@ -41,13 +37,7 @@ NATTEN_FN AxisGroup group_of_tokens(AxisConstants c, int group) {
   for (int query_class = 0; query_class < c.classes; ++query_class) {
     if (query_class * c.axis.stride % c.axis.dilation == group) return group_of_queries(c, query_class);
   }
-  AxisGroup g;
-  g.group = group;
-  g.places = group_length(c.axis.length, c.axis.dilation, group);
-  g.first_query = 0;
-  g.first_place = 0;
-  g.queries = 0;
-  return g;
+  return AxisGroup{group, group_length(c.axis.length, c.axis.dilation, group), 0, 0, 0};
 }
 
 /// Places of the keys that the m-th query of a group attends.

@@ -52,8 +52,7 @@ NATTEN_FN void load_blocks(unsigned (&to)[4], const T* from) {
 template <int kSteps, class P>
 NATTEN_FN void load_operand(unsigned (&to)[kSteps][4], View<P> v, const Items& items, int lane) {
   NA_UNROLL for (int r = 0; r < 2; ++r) {
-    const int* const p = items.position[r];
-    const P data = v.data + offset_of(v, p[0], p[1], p[2]);
+    const P data = v.data + offset_of(v, items.position[r]);
     NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
       const int channel = 8 * i + 2 * lane;
       if (v.vectors) {
@@ -158,17 +157,23 @@ NATTEN_FN unsigned mask_logits(float (&logits)[NA_BLOCK / 8][4], const Meeting& 
   return met;
 }
 
-/// Adds the bias of pairs that meet. `entry` is that of the region's first position, from which the others' differ by
-/// `step` on each axis.
-template <class P>
-NATTEN_FN void add_bias(float (&logits)[NA_BLOCK / 8][4], P rpb, const int (&entry)[2], const int (&step)[3],
-                        const Meeting& m, const unsigned* words) {
+/// Bias entries of the thread's positions with the region's first one.
+template <bool kQueries>
+NATTEN_FN void bias_entries(int (&entry)[2], const Tile& tile, const Items& items) {
+  const Batch first = {tile.region[0].start, tile.region[1].start, tile.region[2].start, 0, 0, 0};
+  NA_UNROLL for (int r = 0; r < 2; ++r) entry[r] = rpb_entry(tile, pair_of<kQueries>(tile, items, first, r, 0));
+}
+
+/// Adds the bias of pairs that meet. Along each axis of the region the entry moves with a key, or against a query.
+template <bool kQueries, class P>
+NATTEN_FN void add_bias(float (&logits)[NA_BLOCK / 8][4], P rpb, const int (&entry)[2], const Meeting& m,
+                        const unsigned* words) {
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
     NA_UNROLL for (int e = 0; e < 2; ++e) {
       const unsigned word = words[8 * i + hardware_lane() % 4 * 2 + e];
-      const int c0 = int(word >> kShift0 & ((1u << NA_BITS_0) - 1)) * step[0];
-      const int c1 = int(word >> kShift1 & ((1u << NA_BITS_1) - 1)) * step[1];
-      const int c2 = int(word & ((1u << NA_BITS_2) - 1)) * step[2];
+      const int c0 = int(word >> kShift0 & ((1u << NA_BITS_0) - 1)) * (kQueries ? 1 : -NA_STEP_0);
+      const int c1 = int(word >> kShift1 & ((1u << NA_BITS_1) - 1)) * (kQueries ? 1 : -NA_STEP_1);
+      const int c2 = int(word & ((1u << NA_BITS_2) - 1)) * (kQueries ? 1 : -NA_STEP_2);
       const int offset = (c0 * (2 * NA_KERNEL_SIZE_1 - 1) + c1) * (2 * NA_KERNEL_SIZE_2 - 1) + c2;
       NA_UNROLL for (int r = 0; r < 2; ++r) {
         if (meets(m, r, word)) logits[i][2 * r + e] += NA_LOG2_E * float(rpb[entry[r] + offset]);
@@ -178,9 +183,9 @@ NATTEN_FN void add_bias(float (&logits)[NA_BLOCK / 8][4], P rpb, const int (&ent
 }
 
 template <int kChannels, class T, class P>
-NATTEN_FN void copy_vector(T* to, View<P> from, const int (&p)[3], int channel) {
+NATTEN_FN void copy_channels(T* to, View<P> from, const int* p, int channel) {
   if (channel >= kChannels) return;
-  const P data = from.data + offset_of(from, p[0], p[1], p[2]) + channel * from.channel;
+  const P data = from.data + offset_of(from, p) + channel * from.channel;
   if (from.vectors) {
     copy_to_tile<8>(to + channel, data);
   } else {
@@ -208,8 +213,8 @@ NATTEN_FN void sweep_region(Body& body, const Tile& tile, const Region& region, 
       int p[3];
       coordinates(p, region, lesser(first + row, region.size - 1));
       NA_UNROLL for (int a = 0; a < 3; ++a) p[a] += tile.region[a].start;
-      copy_vector<NA_A_CHANNELS>(body.rows_a + row * NA_A_PITCH, body.from_a, p, channel);
-      copy_vector<NA_B_CHANNELS>(body.rows_b + row * NA_B_PITCH, body.from_b, p, channel);
+      copy_channels<NA_A_CHANNELS>(body.rows_a + row * NA_A_PITCH, body.from_a, p, channel);
+      copy_channels<NA_B_CHANNELS>(body.rows_b + row * NA_B_PITCH, body.from_b, p, channel);
     }
     for (int i = threadIdx.x; i < rows; i += NA_THREADS) {
       int p[3];
@@ -303,10 +308,10 @@ NATTEN_FN bool all_finite(const float (&c)[kBlocks][4]) {
 
 /// From the matrix units' layout (channels 2 * lane, + 1 of every 8) to that of all stores (vectors lane, lane + 4,
 /// ...).
-template <int kSlices, int kBlocks>
-NATTEN_FN void to_vectors(float (&to)[2][kSlices * NA_VECTOR], const float (&c)[kBlocks][4], int lane) {
+template <int kHeld, int kBlocks>
+NATTEN_FN void to_vectors(float (&to)[2][kHeld], const float (&c)[kBlocks][4], int lane) {
   NA_UNROLL for (int r = 0; r < 2; ++r) {
-    NA_UNROLL for (int i = 0; i < kSlices; ++i) {
+    NA_UNROLL for (int i = 0; i < kHeld / NA_VECTOR; ++i) {
       NA_UNROLL for (int d = 0; d < 4; ++d) {
         const int other = lane ^ d;
         NA_UNROLL for (int e = 0; e < 2; ++e) {

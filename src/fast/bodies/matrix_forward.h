@@ -29,10 +29,7 @@ struct MatrixForward {
     clear_blocks(weights);
     multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH);
     scale_logits(weights);
-    if (NA_HAS_RPB) {
-      const int step[3] = {1, 1, 1};
-      add_bias(weights, rpb, bias_entry, step, meeting, shared_words() + row);
-    }
+    if (NA_HAS_RPB) add_bias<true>(weights, rpb, bias_entry, meeting, shared_words() + row);
     unsigned met = ~0u;
     if (!all) met = mask_logits(weights, meeting, shared_words() + row);
     float highest[2] = {maximum[0], maximum[1]};
@@ -62,9 +59,9 @@ struct MatrixForward {
   }
 };
 
-template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
-NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, OutT* out,
-                                 float* lse, NA_A_TYPE* keys, NA_B_TYPE* values, Site site) {
+template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
+NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, OutT* out, float* lse,
+                                 NA_A_TYPE* keys, NA_B_TYPE* values, Site site) {
   const Tile tile = tile_of<true>(matrix_site(site));
   MatrixForward<KeyP, ValueP, BiasP> body;
   body.clear();
@@ -78,27 +75,22 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
     body.rows_a = keys;
     body.rows_b = values;
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
-    NA_UNROLL for (int r = 0; r < 2; ++r) {
-      body.bias_entry[r] = rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2],
-                                     tile.region[0].start, tile.region[1].start, tile.region[2].start);
-    }
+    if (NA_HAS_RPB) bias_entries<true>(body.bias_entry, tile, items);
     sweep_region<false>(body, tile, region, meeting);
     if (__syncthreads_or(!all_finite(body.out))) {
       body.clear();
       sweep_region<true>(body, tile, region, meeting);
     }
   }
-  float vectors[2][NA_B_SLICES * NA_VECTOR];
-  to_vectors<NA_B_SLICES>(vectors, body.out, tile.lane);
+  float vectors[2][NA_B_HELD];
+  to_vectors(vectors, body.out, tile.lane);
   NA_UNROLL for (int r = 0; r < 2; ++r) {
     const float sum = sum_row(body.sum[r]);
-    if (!is_stored<true>(tile, r)) continue;
-    const bool inside = is_inside<true>(tile, r);
-    finish(vectors[r], inside, 1.0f / sum);
-    const Offset row = dense_row<true>(tile, r);
-    store_slices<NA_B_CHANNELS, NA_B_SLICES>(out + row * NA_B_CHANNELS, vectors[r], tile.lane);
-    if (tile.lane == 0) lse[row] = inside ? (body.maximum[r] + log2_of(sum)) * NA_LN_2 : 0.0f;
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] *= 1.0f / sum;
+    if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
+    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? (body.maximum[r] + log2_of(sum)) * NA_LN_2 : 0.0f;
   }
+  store_items<true, false, NA_B_CHANNELS>(out, vectors, tile, 1.0f);
 }
 
 }  // namespace natten

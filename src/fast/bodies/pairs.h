@@ -1,33 +1,49 @@
-// Entries of the relative position bias table, and slots of the split form, of a query and a key.
+// A pair of a held item and the j-th streamed position of a batch, of which one is the query and the other the key: its
+// entry of the relative position bias table, and its slot in the split form.
 namespace natten {
 
+struct Pair {
+  int query[3];  ///< places
+  int key[3];
+};
+
+template <bool kQueries>
+NATTEN_FN Pair pair_of(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch, int item, int j) {
+  const int streamed[3] = {batch.p0, batch.p1, batch.x + j};
+  Pair pair;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    pair.query[a] = kQueries ? items.place[item][a] : query_place(tile, a, streamed[a]);
+    pair.key[a] = kQueries ? streamed[a] : items.place[item][a];
+  }
+  return pair;
+}
+
 /// Entry of a head's bias table, per axis rpb_index().
-NATTEN_FN int rpb_entry(const NA_THREAD Tile& tile, int q0, int q1, int q2, int k0, int k1, int k2) {
-  const int i0 = rpb_index(tile.axes[0].axis, q0, k0);
-  const int i1 = rpb_index(tile.axes[1].axis, q1, k1);
-  const int i2 = rpb_index(tile.axes[2].axis, q2, k2);
-  return (i0 * (2 * NA_KERNEL_SIZE_1 - 1) + i1) * (2 * NA_KERNEL_SIZE_2 - 1) + i2;
+NATTEN_FN int rpb_entry(const NA_THREAD Tile& tile, Pair pair) {
+  int entry = 0;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    entry = entry * (2 * NA_BY_AXIS(NA_KERNEL_SIZE, a) - 1) + rpb_index(tile.axes[a].axis, pair.query[a], pair.key[a]);
+  }
+  return entry;
 }
 
-NATTEN_FN int slot_on_axis(const NA_THREAD Tile& tile, int a, int query_place, int key_place) {
-  const BasicAxis<int> axis = tile.axes[a].axis;
-  const int start = axis.is_causal ? 0 : window(axis, query_place, tile.groups[a].places).start;
-  return slot_of_key(axis, query_place, start, key_place);
+/// Slot in the split form's last axis.
+NATTEN_FN int pair_slot(const NA_THREAD Tile& tile, Pair pair) {
+  int slot = 0;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    const BasicAxis<int> axis = tile.axes[a].axis;
+    const int start = axis.is_causal ? 0 : window(axis, pair.query[a], tile.groups[a].places).start;
+    slot = slot * NA_BY_AXIS(NA_KERNEL_SIZE, a) + slot_of_key(axis, pair.query[a], start, pair.key[a]);
+  }
+  return slot;
 }
 
-/// Slot of a (query, key) pair in the split form's last axis.
-NATTEN_FN int pair_slot(const NA_THREAD Tile& tile, int q0, int q1, int q2, int k0, int k1, int k2) {
-  return (slot_on_axis(tile, 0, q0, k0) * NA_KERNEL_SIZE_1 + slot_on_axis(tile, 1, q1, k1)) * NA_KERNEL_SIZE_2 +
-         slot_on_axis(tile, 2, q2, k2);
-}
-
-/// Adds the bias, in powers of two, to the logits of a batch.
+/// Adds the bias, times `factor`, to the logits of a batch.
 template <int kCount, bool kMasked, class P>
 NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_RUN][NA_BATCH], P rpb, const NA_THREAD Tile& tile,
                         const NA_THREAD Items& items, Batch batch, const NA_THREAD Mask& mask, float factor) {
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    const int entry =
-        rpb_entry(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
+    const int entry = rpb_entry(tile, pair_of<true>(tile, items, batch, r, 0));
     NA_UNROLL for (int j = 0; j < kCount; ++j) {
       if (meets<kMasked>(mask, r, j)) logits[r][j] += factor * float(rpb[entry + j]);
     }

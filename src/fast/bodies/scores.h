@@ -1,14 +1,13 @@
-// The split form's dot products: qk, and the gradient of attn.
+// The split form's dot products, one per slot: qk (queries with keys), and the gradient of attn (dout with values).
 namespace natten {
 
-/// Dot products of queries with keys, one per slot: qk, and the gradient of attn (dout with values).
 template <class KeyP, class BiasP, class T>
 struct Scores {
   StreamA<KeyP> keys;
   BiasP rpb;
   NA_DEVICE T* scores;
   Offset row[NA_RUN];  ///< of `scores`; negative: not stored
-  float query[NA_RUN][NA_A_SLICES * NA_VECTOR];
+  float query[NA_RUN][NA_A_HELD];
 
   NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) { keys.load(tile, chunk); }
   NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
@@ -18,11 +17,10 @@ struct Scores {
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
                        const NA_THREAD Mask& mask) {
     float logits[NA_RUN][NA_BATCH];
-    dot_batch<kCount, kMasked, NA_A_SLICES, NA_A_PITCH>(logits, query, keys.rows, batch, mask, tile.lane);
+    dot_batch<kCount, kMasked>(logits, query, keys, batch, mask, tile.lane);
     if (NA_HAS_RPB) add_bias<kCount, kMasked>(logits, rpb, tile, items, batch, mask, 1.0f);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-      const int slot =
-          pair_slot(tile, items.place[r][0], items.place[r][1], items.place[r][2], batch.p0, batch.p1, batch.x);
+      const int slot = pair_slot(tile, pair_of<true>(tile, items, batch, r, 0));
       NA_UNROLL for (int j = 0; j < kCount; ++j) {
         if (meets<kMasked>(mask, r, j) && j % NA_LANES == tile.lane && row[r] >= 0) {
           scores[row[r] + slot + j] = from_float<T>(logits[r][j]);
@@ -33,9 +31,9 @@ struct Scores {
 };
 
 /// `empty` is what slots without a key get; outputs past the end of a sample get 0.
-template <class QueryP, class KeyP, class BiasP, class T>
-NATTEN_FN void attention_scores(Tensor<QueryP> query, Indexed query_indexed, Tensor<KeyP> key, BiasP rpb,
-                                NA_DEVICE T* scores, NA_THREADGROUP NA_A_TYPE* keys, Site site, float empty) {
+template <class Query, class KeyP, class BiasP, class T>
+NATTEN_FN void attention_scores(Query query, Indexed query_indexed, Tensor<KeyP> key, BiasP rpb, NA_DEVICE T* scores,
+                                NA_THREADGROUP NA_A_TYPE* keys, Site site, float empty) {
   const Tile tile = tile_of<true>(site);
   Scores<KeyP, BiasP, T> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
@@ -50,13 +48,10 @@ NATTEN_FN void attention_scores(Tensor<QueryP> query, Indexed query_indexed, Ten
   if (tile.empty) return;
   barrier_with_device_memory();  // other lanes overwrite what these filled
   const Items items = items_of<true>(tile);
-  const View<QueryP> queries = view(query, query_indexed, tile, site.head);
-  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    load_slices<NA_A_CHANNELS, NA_A_SLICES>(body.query[r], queries, items.position[r], tile.lane, NA_SCALE);
-  }
+  load_items<NA_A_CHANNELS>(body.query, view(query, query_indexed, tile, site.head), items, tile.lane, NA_SCALE);
   body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
-  body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
   body.keys.rows = keys;
+  body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
   body.scores = scores;
   sweep(body, tile, items);
 }

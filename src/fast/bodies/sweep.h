@@ -4,13 +4,10 @@ namespace natten {
 
 /// Streamed positions (p0, p1, x + j), j < NA_BATCH, or fewer at the end of a window.
 struct Batch {
-  int p0;
-  int p1;
-  int x;
-  int slot;        ///< row in threadgroup memory of position x; j follows at slot + j
-  int first_slot;  ///< of the chunk's columns [first_slot, last_slot]; only these are read
-  int last_slot;
-  int first_x;  ///< column 0
+  int p0, p1, x;
+  int slot;       ///< row in threadgroup memory of position x; j follows at slot + j
+  int last_slot;  ///< of the chunk's row; only the chunk is read
+  int first_x;    ///< of the chunk
 };
 
 /// Row of threadgroup memory of the j-th position. Outside the chunk any row will do: its result is dropped.
@@ -36,14 +33,6 @@ NATTEN_FN bool is_in_use(const NA_THREAD Mask& mask, int item) {
   return !kMasked || mask.in_use[item];
 }
 
-/// This lane's channels of a row of threadgroup memory.
-template <int kSlices, class T>
-NATTEN_FN void load_row(NA_THREAD float (&to)[kSlices * NA_VECTOR], const NA_THREADGROUP T* row, int lane) {
-  NA_UNROLL for (int i = 0; i < kSlices; ++i) {
-    load_tile<NA_VECTOR>(to + i * NA_VECTOR, row + (lane + i * NA_LANES) * NA_VECTOR);
-  }
-}
-
 template <int kCount>
 NATTEN_FN float dot(const NA_THREAD float (&a)[kCount], const NA_THREAD float (&b)[kCount]) {
   float sum = 0.0f;
@@ -57,13 +46,12 @@ NATTEN_FN void add_scaled(NA_THREAD float (&sum)[kCount], float factor, const NA
 }
 
 /// sums[item][j] = dot(held[item], streamed position j), complete on every lane.
-template <int kCount, bool kMasked, int kSlices, int kPitch, class T>
-NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH],
-                         const NA_THREAD float (&held)[NA_RUN][kSlices * NA_VECTOR], const NA_THREADGROUP T* streamed,
-                         Batch batch, const NA_THREAD Mask& mask, int lane) {
+template <int kCount, bool kMasked, int kHeld, class Stream>
+NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH], const NA_THREAD float (&held)[NA_RUN][kHeld],
+                         const NA_THREAD Stream& stream, Batch batch, const NA_THREAD Mask& mask, int lane) {
   NA_UNROLL for (int j = 0; j < kCount; ++j) {
-    float x[kSlices * NA_VECTOR];
-    load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
+    float x[kHeld];
+    stream.read(x, slot_of<kMasked>(batch, j), lane);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       sums[r][j] = 0.0f;
       if (is_in_use<kMasked>(mask, r)) sums[r][j] = dot(held[r], x);
@@ -76,13 +64,12 @@ NATTEN_FN void dot_batch(NA_THREAD float (&sums)[NA_RUN][NA_BATCH],
 }
 
 /// sums[item] += weights[item][j] * streamed position j, over what the item meets: a NaN elsewhere must not enter.
-template <int kCount, bool kMasked, int kSlices, int kPitch, class T>
-NATTEN_FN void add_batch(NA_THREAD float (&sums)[NA_RUN][kSlices * NA_VECTOR],
-                         const NA_THREAD float (&weights)[NA_RUN][NA_BATCH], const NA_THREADGROUP T* streamed,
-                         Batch batch, const NA_THREAD Mask& mask, int lane) {
+template <int kCount, bool kMasked, int kHeld, class Stream>
+NATTEN_FN void add_batch(NA_THREAD float (&sums)[NA_RUN][kHeld], const NA_THREAD float (&weights)[NA_RUN][NA_BATCH],
+                         const NA_THREAD Stream& stream, Batch batch, const NA_THREAD Mask& mask, int lane) {
   NA_UNROLL for (int j = 0; j < kCount; ++j) {
-    float x[kSlices * NA_VECTOR];
-    load_row<kSlices>(x, streamed + slot_of<kMasked>(batch, j) * kPitch, lane);
+    float x[kHeld];
+    stream.read(x, slot_of<kMasked>(batch, j), lane);
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       if (meets<kMasked>(mask, r, j)) add_scaled(sums[r], weights[r][j], x);
     }
@@ -105,18 +92,14 @@ NATTEN_FN void sweep_row(NA_THREAD Body& body, const NA_THREAD Tile& tile, const
   const int end = on_row != 0 ? lesser(items.met[NA_RUN - 1][2].end, x_end) : start;
   const int common_start = greater(items.met[NA_RUN - 1][2].start, chunk.x);
   const int common_end = on_row == (1u << NA_RUN) - 1 ? lesser(items.met[0][2].end, x_end) : start;
-  Batch batch;
-  batch.p0 = at.p0;
-  batch.p1 = at.p1;
-  batch.first_x = chunk.x;
-  batch.first_slot = row * chunk.columns;
-  batch.last_slot = batch.first_slot + chunk.columns - 1;
+  const int first_slot = row * chunk.columns;
+  Batch batch = {at.p0, at.p1, start, first_slot, first_slot + chunk.columns - 1, chunk.x};
   body.begin_row(tile, chunk);
   constexpr int kTail = NA_RUN_AXIS == 1 ? NA_KERNEL_SIZE_2 % NA_BATCH : 0;  // of a whole window
   // Threads of a simdgroup take every step together, because they exchange sums.
-  for (batch.x = start; any_lane(batch.x < end); batch.x += NA_BATCH) {
+  for (; any_lane(batch.x < end); batch.x += NA_BATCH) {
     Mask mask;
-    batch.slot = batch.first_slot + batch.x - chunk.x;
+    batch.slot = first_slot + batch.x - chunk.x;
     if (all_lanes(batch.x >= common_start && batch.x + NA_BATCH <= common_end)) {
       body.template batch<NA_BATCH, false>(tile, items, batch, mask);
     } else if (kTail > 0 && all_lanes(batch.x >= common_start && batch.x + kTail == end && end == common_end)) {
@@ -146,11 +129,7 @@ NATTEN_FN void sweep(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_
   const int rows_at_once = NA_CHUNK / width;
   for (int row = 0; row < rows; row += rows_at_once) {
     for (int x = columns.start; x < columns.end; x += width) {
-      Chunk chunk;
-      chunk.row = row;
-      chunk.rows = lesser(rows_at_once, rows - row);
-      chunk.x = x;
-      chunk.columns = lesser(width, columns.end - x);
+      const Chunk chunk = {row, lesser(rows_at_once, rows - row), x, lesser(width, columns.end - x)};
       barrier();  // all have read the previous chunk
       body.load(tile, chunk);
       wait_for_copies();

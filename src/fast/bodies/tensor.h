@@ -1,5 +1,6 @@
 // Arrays in device memory, read in place through their strides, and their copies in threadgroup memory.
-// A lane of a position holds the channel vectors lane, lane + NA_LANES, ...; channels past the end are 0.
+// A lane of a position holds the channel vectors lane, lane + NA_LANES, ... (NA_A_HELD or NA_B_HELD channels in all);
+// channels past the end are 0.
 namespace natten {
 
 /// [batch, axis 0, axis 1, axis 2, head, channel]; P is a pointer, whose address space MLX chooses.
@@ -9,16 +10,12 @@ struct Tensor {
   Offset stride[6];
 };
 
-template <class P>
-NATTEN_FN Tensor<P> tensor(P data, Offset s0, Offset s1, Offset s2, Offset s3, Offset s4, Offset s5) {
+/// From MLX's strides, of which there may be fewer.
+template <class P, class S>
+NATTEN_FN Tensor<P> tensor(P data, S strides, int rank) {
   Tensor<P> t;
   t.data = data;
-  t.stride[0] = s0;
-  t.stride[1] = s1;
-  t.stride[2] = s2;
-  t.stride[3] = s3;
-  t.stride[4] = s4;
-  t.stride[5] = s5;
+  NA_UNROLL for (int i = 0; i < 6; ++i) t.stride[i] = i < rank ? Offset(strides[i]) : 0;
   return t;
 }
 
@@ -61,63 +58,96 @@ NATTEN_FN Offset offset_of(View<P> v, int p0, int p1, int p2) {
 }
 
 template <class P>
-NATTEN_FN float number_at(View<P> v, const NA_THREAD int* position) {
-  return float(v.data[offset_of(v, position[0], position[1], position[2])]);
+NATTEN_FN Offset offset_of(View<P> v, const NA_THREAD int* position) {
+  return offset_of(v, position[0], position[1], position[2]);
 }
 
-/// Vector accesses exist only if they are legal for the number of channels, and the array is not one of the tiny ones
-/// that Metal keeps in constant memory.
-template <bool kVectors>
-struct Access;
+template <class P>
+NATTEN_FN float number_at(View<P> v, const NA_THREAD int* position) {
+  return float(v.data[offset_of(v, position)]);
+}
 
-template <>
-struct Access<true> {
-  template <class T>
-  static NATTEN_FN void load(NA_THREAD float* to, const NA_DEVICE T* from) {
-    load_device<NA_VECTOR>(to, from);
-  }
-  template <class S, class T>
-  static NATTEN_FN void copy(NA_THREADGROUP S* to, const NA_DEVICE T* from) {
-    copy_to_tile<NA_VECTOR>(to, from);
-  }
-};
+// Without NA_VECTOR_ACCESS an array may be one of the tiny ones that Metal keeps in constant memory, where vector
+// accesses do not reach.
+template <class P>
+NATTEN_FN void load_vector(NA_THREAD float* to, P from) {
+#if NA_VECTOR_ACCESS
+  load_device<NA_VECTOR>(to, from);
+#endif
+}
+template <class S, class P>
+NATTEN_FN void copy_vector(NA_THREADGROUP S* to, P from) {
+#if NA_VECTOR_ACCESS
+  copy_to_tile<NA_VECTOR>(to, from);
+#endif
+}
 
-template <>
-struct Access<false> {
-  template <class P>
-  static NATTEN_FN void load(NA_THREAD float*, P) {}
-  template <class S, class P>
-  static NATTEN_FN void copy(NA_THREADGROUP S*, P) {}
-};
-
-/// This lane's channels of a position, times `factor`.
-template <int kChannels, int kSlices, class P>
-NATTEN_FN void load_slices(NA_THREAD float* to, View<P> v, const NA_THREAD int* position, int lane, float factor) {
-  const Offset offset = offset_of(v, position[0], position[1], position[2]);
+/// This lane's channels of the items, times `factor`.
+template <int kChannels, int kHeld, class P>
+NATTEN_FN void load_items(NA_THREAD float (&to)[NA_RUN][kHeld], View<P> v, const NA_THREAD Items& items, int lane,
+                          float factor) {
   constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
-  NA_UNROLL for (int i = 0; i < kSlices; ++i) {
-    const int channel = (lane + i * NA_LANES) * NA_VECTOR;
-    if (kVectors && v.vectors && channel < kChannels) {
-      Access<kVectors>::load(to + i * NA_VECTOR, v.data + offset + channel);
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    const Offset offset = offset_of(v, items.position[r]);
+    NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
+      const int channel = lane * NA_VECTOR + i * NA_LANES;
+      if (kVectors && v.vectors && channel < kChannels) {
+        load_vector(&to[r][i], v.data + offset + channel);
+      } else {
+        NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+          to[r][i + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
+        }
+      }
+      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) to[r][i + e] *= factor;
+    }
+  }
+}
+
+/// The reverse, into a row of a dense array.
+template <int kChannels, int kHeld, class T>
+NATTEN_FN void store_row(NA_DEVICE T* to, const NA_THREAD float (&from)[kHeld], int lane) {
+  NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
+    const int channel = lane * NA_VECTOR + i * NA_LANES;
+    if (kChannels % NA_VECTOR == 0) {
+      if (channel < kChannels) store_device<NA_VECTOR>(to + channel, &from[i]);
     } else {
       NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
-        to[i * NA_VECTOR + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
+        if (channel + e < kChannels) to[channel + e] = from_float<T>(from[i + e]);
       }
     }
-    NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) to[i * NA_VECTOR + e] *= factor;
   }
 }
 
-/// The reverse, into a dense array.
-template <int kChannels, int kSlices, class T>
-NATTEN_FN void store_slices(NA_DEVICE T* to, const NA_THREAD float* from, int lane) {
-  NA_UNROLL for (int i = 0; i < kSlices; ++i) {
-    const int channel = (lane + i * NA_LANES) * NA_VECTOR;
-    if (kChannels % NA_VECTOR == 0) {
-      if (channel < kChannels) store_device<NA_VECTOR>(to + channel, from + i * NA_VECTOR);
-    } else {
-      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
-        if (channel + e < kChannels) to[channel + e] = from_float<T>(from[i * NA_VECTOR + e]);
+/// Stores the items in the dense array of their kind, times `factor`; what lies past the end of a sample becomes 0,
+/// whatever was computed for it. kSpread: queries in the array of all tokens, with 0 in those that a stride skips.
+template <bool kQueries, bool kSpread, int kChannels, int kHeld, class T>
+NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHeld], const NA_THREAD Tile& tile,
+                           float factor) {
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    if (!is_stored<kQueries>(tile, r)) continue;
+    const bool inside = is_inside<kQueries>(tile, r);
+    NA_UNROLL for (int i = 0; i < kHeld; ++i) from[r][i] = inside ? factor * from[r][i] : 0.0f;
+    if (!kSpread) {
+      store_row<kChannels>(to + dense_row<kQueries>(tile, r) * kChannels, from[r], tile.lane);
+      continue;
+    }
+    int token[3], end[3];
+    NA_UNROLL for (int a = 0; a < 3; ++a) {
+      token[a] = index_of<kQueries>(tile, r, a) * tile.axes[a].axis.stride;
+      end[a] = lesser(token[a] + tile.axes[a].axis.stride, tile.at.full.v[a]);
+    }
+    for (int t0 = token[0]; t0 < end[0]; ++t0) {
+      for (int t1 = token[1]; t1 < end[1]; ++t1) {
+        for (int t2 = token[2]; t2 < end[2]; ++t2) {
+          const Extent full = tile.at.full;
+          const Offset row = ((Offset(tile.at.batch) * full.v[0] + t0) * full.v[1] + t1) * full.v[2] + t2;
+          NA_DEVICE T* const target = to + (row * tile.at.heads + tile.at.head) * kChannels;
+          if (t0 == token[0] && t1 == token[1] && t2 == token[2]) {
+            store_row<kChannels>(target, from[r], tile.lane);
+          } else {
+            for (int c = tile.lane; c < kChannels; c += NA_LANES) target[c] = from_float<T>(0.0f);
+          }
+        }
       }
     }
   }
@@ -126,80 +156,72 @@ NATTEN_FN void store_slices(NA_DEVICE T* to, const NA_THREAD float* from, int la
 /// A part of the region that streams past: `rows` rows of (axis 0, axis 1), counted from `row`, and `columns` positions
 /// of axis 2 from `x`.
 struct Chunk {
-  int row;
-  int rows;
-  int x;
-  int columns;
+  int row, rows, x, columns;
 };
 
 struct Row {
-  int p0;
-  int p1;
+  int p0, p1;
 };
 
 NATTEN_FN Row row_of(const NA_THREAD Tile& tile, int row) {
   const int rows = tile.region[1].end - tile.region[1].start;
-  Row r;
-  r.p0 = tile.region[0].start + row / rows;
-  r.p1 = tile.region[1].start + row % rows;
-  return r;
+  return Row{tile.region[0].start + row / rows, tile.region[1].start + row % rows};
 }
 
-/// Copies a chunk to threadgroup memory, each position's vectors by neighbouring threads.
-template <int kChannels, int kSlices, int kPitch, class S, class P>
-NATTEN_FN void load_chunk(NA_THREADGROUP S* to, View<P> from, const NA_THREAD Tile& tile, Chunk chunk) {
-  constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
-  constexpr int kCount = kSlices * NA_LANES;
-  constexpr int kLanes = kCount < NA_THREADS ? kCount : NA_THREADS;
-  constexpr int kAtOnce = NA_THREADS / kLanes;
-  int i = tile.at.thread_index / kLanes;
-  if (i >= kAtOnce) return;
-  const bool vectors = kVectors && from.vectors;
-  Row row = row_of(tile, chunk.row + i / chunk.columns);
-  int column = i % chunk.columns;
-  for (; i < chunk.rows * chunk.columns; i += kAtOnce) {
-    const Offset offset = offset_of(from, row.p0, row.p1, chunk.x + column);
-    for (int v = tile.at.thread_index % kLanes; v < kCount; v += kLanes) {
-      const int channel = v * NA_VECTOR;
-      NA_THREADGROUP S* const target = to + i * kPitch + channel;
-      if (vectors && channel < kChannels) {
-        Access<kVectors>::copy(target, from.data + offset + channel);
-      } else {
-        NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
-          target[e] = channel + e < kChannels ? S(from.data[offset + (channel + e) * from.channel]) : S(0.0f);
+/// An array that streams past, and its chunk in threadgroup memory.
+template <class P, class T, int kChannels, int kHeld, int kPitch>
+struct Stream {
+  View<P> from;
+  NA_THREADGROUP T* rows;
+
+  /// Copies a chunk, each position's vectors by neighbouring threads.
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
+    constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
+    constexpr int kCount = kHeld / NA_VECTOR * NA_LANES;
+    constexpr int kLanes = kCount < NA_THREADS ? kCount : NA_THREADS;
+    constexpr int kAtOnce = NA_THREADS / kLanes;
+    int i = tile.at.thread_index / kLanes;
+    if (i >= kAtOnce) return;
+    const bool vectors = kVectors && from.vectors;
+    Row row = row_of(tile, chunk.row + i / chunk.columns);
+    int column = i % chunk.columns;
+    for (; i < chunk.rows * chunk.columns; i += kAtOnce) {
+      const Offset offset = offset_of(from, row.p0, row.p1, chunk.x + column);
+      for (int v = tile.at.thread_index % kLanes; v < kCount; v += kLanes) {
+        const int channel = v * NA_VECTOR;
+        NA_THREADGROUP T* const target = rows + i * kPitch + channel;
+        if (vectors && channel < kChannels) {
+          copy_vector(target, from.data + offset + channel);
+        } else {
+          NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+            target[e] = channel + e < kChannels ? T(from.data[offset + (channel + e) * from.channel]) : T(0.0f);
+          }
+        }
+      }
+      column += kAtOnce;
+      while (column >= chunk.columns) {
+        column -= chunk.columns;
+        if (++row.p1 == tile.region[1].end) {
+          row.p1 = tile.region[1].start;
+          ++row.p0;
         }
       }
     }
-    column += kAtOnce;
-    while (column >= chunk.columns) {
-      column -= chunk.columns;
-      if (++row.p1 == tile.region[1].end) {
-        row.p1 = tile.region[1].start;
-        ++row.p0;
-      }
+  }
+
+  /// This lane's channels of a row.
+  NATTEN_FN void read(NA_THREAD float (&to)[kHeld], int slot, int lane) const {
+    NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
+      load_tile<NA_VECTOR>(to + i, rows + slot * kPitch + lane * NA_VECTOR + i * NA_LANES);
     }
   }
-}
-
-/// The arrays that stream past: A alone, or with B of which there may be another number and type of channels.
-template <class P>
-struct StreamA {
-  View<P> from;
-  NA_THREADGROUP NA_A_TYPE* rows;
-
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_A_CHANNELS, NA_A_SLICES, NA_A_PITCH>(rows, from, tile, chunk);
-  }
 };
-template <class P>
-struct StreamB {
-  View<P> from;
-  NA_THREADGROUP NA_B_TYPE* rows;
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    load_chunk<NA_B_CHANNELS, NA_B_SLICES, NA_B_PITCH>(rows, from, tile, chunk);
-  }
-};
+/// A alone, or with B of which there may be another number and type of channels.
+template <class P>
+using StreamA = Stream<P, NA_A_TYPE, NA_A_CHANNELS, NA_A_HELD, NA_A_PITCH>;
+template <class P>
+using StreamB = Stream<P, NA_B_TYPE, NA_B_CHANNELS, NA_B_HELD, NA_B_PITCH>;
 
 /// One number per position, for the streamed queries of the backward.
 template <class P>

@@ -35,9 +35,10 @@ struct Launch {
   Size3 threadgroup;  ///< of a full group
   uint64_t order;     ///< 0: threads and groups run in ascending order; otherwise the seed of a shuffled order
 
-  int64_t barriers;           ///< threadgroup barriers passed, over all groups
-  int32_t threadgroup_bytes;  ///< statically declared threadgroup memory
-  char error[1024];           ///< empty when the kernel ran cleanly
+  int64_t barriers;            ///< threadgroup barriers passed, over all groups
+  int64_t threadgroup_loaded;  ///< bytes of all loads from the threadgroup array that is declared first
+  int32_t threadgroup_bytes;   ///< statically declared threadgroup memory
+  char error[1024];            ///< empty when the kernel ran cleanly
 };
 
 }  // namespace metal_host

@@ -86,6 +86,7 @@ class ThreadgroupMemory {
 
   void reset() {
     memset(arrays_, 0, sizeof(arrays_));
+    loaded_from_first_ = 0;
     memset(static_cast<void*>(history_), 0, sizeof(ByteHistory) * used_);
     used_ = kGap;
     declared_ = 0;
@@ -100,6 +101,7 @@ class ThreadgroupMemory {
       const int64_t offset = (used_ + alignment - 1) / alignment * alignment;
       declared_ += bytes;
       if (declared_ > kLimit) return nullptr;
+      if (used_ == kGap) first_end_ = offset + bytes;
       array = {offset, bytes};
       used_ = offset + bytes + kGap;
       memset(arena_ + offset, 0xff, bytes);
@@ -115,6 +117,7 @@ class ThreadgroupMemory {
     for (int64_t i = offset; i < offset + bytes; ++i) {
       if (Fault fault = is_write ? history_[i].write(by) : history_[i].read(by)) return fault;
     }
+    if (!is_write && offset < first_end_) loaded_from_first_ += bytes;
     return nullptr;
   }
 
@@ -122,6 +125,7 @@ class ThreadgroupMemory {
     return static_cast<int64_t>(address - reinterpret_cast<uintptr_t>(arena_)) - kGap;  // the first array's start is 0
   }
   int64_t declared() const { return declared_; }
+  int64_t loaded_from_first() const { return loaded_from_first_; }
 
  private:
   struct Array {
@@ -140,6 +144,8 @@ class ThreadgroupMemory {
   Array arrays_[kMaxArrays];
   int64_t used_ = 0;  // a launch touches no more than this of the arena and its history
   int64_t declared_ = 0;
+  int64_t first_end_ = 0;  // of the array declared first
+  int64_t loaded_from_first_ = 0;
 };
 
 /// A buffer's bytes: for an output their history, for an input which group last loaded them.

@@ -322,6 +322,7 @@ __attribute__((visibility("default"))) void metal_host_launch(Launch* arguments)
     buffers[i].release();
   }
   launch->threadgroup_bytes = static_cast<int32_t>(shared_memory.declared());
+  launch->threadgroup_loaded = shared_memory.loaded_from_first();
 }
 
 const metal_host_thread_attributes* metal_host_thread() {

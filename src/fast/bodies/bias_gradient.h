@@ -1,31 +1,5 @@
-// What both kernels for the gradient of query share: how it is stored, and the gradient of the bias table.
+// The gradient of the relative position bias. Without NA_BIAS_GRADIENT there is none, and all of this is nothing.
 namespace natten {
-
-/// Stores a query's gradient in the dense array of all tokens, and 0 in those that a query stride skips after it.
-template <int kChannels, int kSlices, class T>
-NATTEN_FN void store_query_gradient(NA_DEVICE T* to, const NA_THREAD float* from, const NA_THREAD Tile& tile,
-                                    int item) {
-  int token[3], end[3];
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    const int stride = tile.axes[a].axis.stride;
-    token[a] = index_of<true>(tile, item, a) * stride;
-    end[a] = lesser(token[a] + stride, tile.at.full.v[a]);
-  }
-  for (int t0 = token[0]; t0 < end[0]; ++t0) {
-    for (int t1 = token[1]; t1 < end[1]; ++t1) {
-      for (int t2 = token[2]; t2 < end[2]; ++t2) {
-        const Offset row =
-            ((Offset(tile.at.batch) * tile.at.full.v[0] + t0) * tile.at.full.v[1] + t1) * tile.at.full.v[2] + t2;
-        NA_DEVICE T* const target = to + (row * tile.at.heads + tile.at.head) * kChannels;
-        if (t0 == token[0] && t1 == token[1] && t2 == token[2]) {
-          store_slices<kChannels, kSlices>(target, from, tile.lane);
-        } else {
-          for (int c = tile.lane; c < kChannels; c += NA_LANES) target[c] = from_float<T>(0.0f);
-        }
-      }
-    }
-  }
-}
 
 /// Gradient of the bias table, summed over a tile: its logit gradients are laid out by query and column of the chunk,
 /// row by row, and each table entry is then summed by one thread in a fixed order.
@@ -35,24 +9,29 @@ struct BiasGradient {
   int row;                       ///< of `staged`: the thread's first query; the next is `next` rows on
   int next;
 
-  NATTEN_FN void begin(const NA_THREAD Tile& tile) {
+  NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch) {
+    if (!NA_BIAS_GRADIENT) return;
+    staged = scratch;
+    partial = partials + (Offset(tile.at.group) * tile.at.heads + tile.at.head) * NA_RPB_SIZE;
     row = (tile.coordinate[0] * NA_EXTENT_1 + tile.coordinate[1]) * NA_EXTENT_2 + tile.coordinate[2];
     next = NA_RUN_AXIS == 1 ? NA_EXTENT_2 : 1;
     for (int i = tile.at.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
     barrier_with_device_memory();
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
+    if (!NA_BIAS_GRADIENT) return;
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       for (int i = tile.lane; i < chunk.columns; i += NA_LANES) staged[(row + r * next) * NA_STAGE_COLUMNS + i] = 0.0f;
     }
     barrier();
   }
   NATTEN_FN void stage(float gradient, const NA_THREAD Tile& tile, Batch batch, int item, int j) {
-    if (j % NA_LANES == tile.lane && is_inside<true>(tile, item)) {
+    if (NA_BIAS_GRADIENT && j % NA_LANES == tile.lane && is_inside<true>(tile, item)) {
       staged[(row + item * next) * NA_STAGE_COLUMNS + batch.x + j - batch.first_x] = gradient;
     }
   }
   NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) {
+    if (!NA_BIAS_GRADIENT) return;
     barrier();
     const AxisGroup g0 = tile.groups[0], g1 = tile.groups[1], g2 = tile.groups[2];
     const int queries = lesser(NA_EXTENT_2, g2.queries - tile.origin[2]);

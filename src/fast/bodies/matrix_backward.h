@@ -1,0 +1,109 @@
+// The fused gradients on matrix units: as backward.h, in blocks of streamed positions. That of the relative position
+// bias is left to backward.h.
+namespace natten {
+
+template <bool kQueries, class StreamedA, class StreamedB, class LseP, class DeltaP, class BiasP>
+struct MatrixBackward {
+  View<StreamedA> from_a;
+  View<StreamedB> from_b;
+  View<LseP> lse;
+  View<DeltaP> delta;
+  NA_A_TYPE* rows_a;
+  NA_B_TYPE* rows_b;
+  BiasP rpb;
+  int bias_entry[2];
+  float* lses;  ///< of streamed queries, in powers of two; their deltas follow
+  unsigned held_a[NA_A_CHANNELS / 16][4];
+  unsigned held_b[NA_B_CHANNELS / 16][4];
+  float held_lse[2];
+  float held_delta[2];
+  float sum_a[NA_A_CHANNELS / 8][4];
+  float sum_b[NA_B_CHANNELS / 8][4];
+
+  NATTEN_FN void load_scalars(int i, const int* position) {
+    if (kQueries) return;
+    lses[i] = NA_LOG2_E * number_at(lse, position);
+    lses[NA_CHUNK + i] = number_at(delta, position);
+  }
+
+  template <bool kCareful>
+  NATTEN_FN void block(const Meeting& meeting, int row, bool all) {
+    float weights[NA_BLOCK / 8][4], gradients[NA_BLOCK / 8][4];
+    clear_blocks(weights);
+    clear_blocks(gradients);
+    multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH);
+    scale_logits(weights);
+    multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH);
+    if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, shared_words() + row);
+    unsigned met = ~0u;
+    if (!all) met = mask_logits(weights, meeting, shared_words() + row);
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        const int streamed = row + 8 * i + hardware_lane() % 4 * 2 + e % 2;
+        weights[i][e] = exp2_of(weights[i][e] - (kQueries ? held_lse[e / 2] : lses[streamed]));
+        gradients[i][e] =
+            weights[i][e] * (gradients[i][e] - (kQueries ? held_delta[e / 2] : lses[NA_CHUNK + streamed]));
+      }
+    }
+    if (!kQueries) add_rows<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH);
+    add_rows<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH);
+  }
+};
+
+template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP,
+          class BiasP, class TA, class TB>
+NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> streamed_a,
+                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
+                                  TA* to_a, TB* to_b, float*, NA_A_TYPE* rows_a, NA_B_TYPE* rows_b, float* scratch,
+                                  Site site) {
+  const Tile tile = tile_of<kQueries>(matrix_site(site));
+  MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
+  clear_blocks(body.sum_a);
+  clear_blocks(body.sum_b);
+  if (!tile.empty) {
+    const Items items = items_of<kQueries>(tile);
+    const Region region = region_of(tile);
+    const Meeting meeting = meeting_of(tile, items, region);
+    const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
+    load_operand(body.held_a, view(held_a, held, tile, site.head), items, tile.lane);
+    load_operand(body.held_b, view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, tile.lane);
+    body.rows_a = rows_a;
+    body.rows_b = rows_b;
+    body.lses = scratch;
+    if (NA_HAS_RPB) bias_entries<kQueries>(body.bias_entry, tile, items);
+    bool careful = false;
+    while (true) {
+      const int heads = kQueries ? 1 : NA_HEAD_GROUP;  // of queries, for one of the site's
+      for (int h = site.head * heads; h < (site.head + 1) * heads; ++h) {
+        const int streamed = kQueries ? h / NA_HEAD_GROUP : h;
+        body.from_a = view(streamed_a, kQueries ? Indexed::keys : Indexed::query_tokens, tile, streamed);
+        body.from_b = view(streamed_b, kQueries ? Indexed::keys : Indexed::queries, tile, streamed);
+        body.lse = view(lse, Indexed::queries, tile, h);
+        body.delta = view(delta, Indexed::queries, tile, h);
+        body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
+        NA_UNROLL for (int r = 0; r < 2; ++r) {
+          if (!kQueries) continue;
+          body.held_lse[r] = NA_LOG2_E * number_at(body.lse, items.position[r]);
+          body.held_delta[r] = number_at(body.delta, items.position[r]);
+        }
+        if (careful) {
+          sweep_region<true>(body, tile, region, meeting);
+        } else {
+          sweep_region<false>(body, tile, region, meeting);
+        }
+      }
+      if (careful || !__syncthreads_or(!all_finite(body.sum_a) || !all_finite(body.sum_b))) break;
+      careful = true;
+      clear_blocks(body.sum_a);
+      clear_blocks(body.sum_b);
+    }
+  }
+  float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
+  to_vectors(vectors_a, body.sum_a, tile.lane);
+  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, NA_SCALE);
+  if (kQueries) return;
+  to_vectors(vectors_b, body.sum_b, tile.lane);
+  store_items<kQueries, false, NA_B_CHANNELS>(to_b, vectors_b, tile, 1.0f);
+}
+
+}  // namespace natten
