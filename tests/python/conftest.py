@@ -65,9 +65,11 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(autouse=True)
-def cpu_by_default() -> Iterator[None]:
-    """float64 exists on the CPU only, and so does the exact comparison of results."""
-    if mx.default_device().type == mx.DeviceType.cpu or os.environ.get("NATTEN_TEST_DEVICE") == "gpu":
+def cpu_by_default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """float64 exists on the CPU only, and so does the exact comparison of results. NATTEN_TEST_DEVICE=gpu: what a tier
+    computes is computed on the GPU."""
+    on_gpu = os.environ.get("NATTEN_TEST_DEVICE") == "gpu" and "tier" in request.fixturenames
+    if mx.default_device().type == mx.DeviceType.cpu or on_gpu:
         yield
         return
     saved = mx.default_device()

@@ -36,6 +36,11 @@ def tiers() -> list[str]:
     return [name for name in ("pure", "fast_metal", "nanobind") if matrix[name]["available"]]
 
 
+def device() -> mx.Device:
+    """The device on which the tests run what a tier computes."""
+    return mx.Device(mx.gpu if os.environ.get("NATTEN_TEST_DEVICE") == "gpu" else mx.cpu)
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     natten_mlx.set_backend(name)

@@ -16,7 +16,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, rounded, run_python, succeeds, to_mlx
+from harness import assert_near, attention, device, rounded, run_python, succeeds, to_mlx
 
 NAMES = ("pure", "fast_metal", "nanobind")
 FAST = r"fast_(metal|cuda)"  # one tier; its name tells the device it was built for
@@ -396,7 +396,7 @@ def test_threads_share_the_choice_and_the_answer(tier: str) -> None:
     expected = case.call(arrays).forward()[0]
 
     def work(_: int) -> np.ndarray:
-        with mx.stream(mx.new_stream(mx.cpu)):
+        with mx.stream(mx.new_stream(device())):
             inputs = [to_mlx(arrays[name]) for name in ("query", "key", "value")]
             out = natten_mlx.na2d(*inputs, (3, 5))
             mx.eval(out)

@@ -10,7 +10,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, backend, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
+from harness import assert_near, attention, backend, device, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
 
 CASES = [
     Case((9,), (4,), heads=2, rpb=True, is_causal=(True,)),
@@ -409,6 +409,6 @@ def test_an_input_used_twice(tier: str) -> None:
 def test_explicit_stream(tier: str) -> None:
     case = Case((7,), (3,))
     _, _, arrays, inputs = prepared(case)
-    for stream in (mx.cpu, mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)):
+    for stream in (device(), mx.default_stream(device()), mx.new_stream(device())):
         out = natten_mlx.na1d(*inputs, 3, stream=stream)
         assert_near(out, case.call(arrays).forward()[0], 1e-5)
