@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --json gpu.json [--cases 2d-56-k7 ...] [--dtypes float16 ...] [--no-torch] [--no-dense]
 
-MLX and PyTorch run in processes of their own, one after the other on the same GPU. A time is the median over rounds of
-the mean of calls that are queued together. FlexAttention is compiled and gets the block mask of the neighborhood, on
-tokens in row-major order. A case whose results differ from the pure tier is reported as wrong.
+MLX and PyTorch run in processes of their own, one after the other on the same GPU, after all kernels were compiled side
+by side (both libraries keep them on disk). A time is the median over rounds of the mean of calls that are queued
+together. FlexAttention is compiled and gets the block mask of the neighborhood, on tokens in row-major order. Each case
+says by how much its results and gradients differ from the pure tier's.
 """
 
 import argparse
@@ -28,7 +29,8 @@ CASES: dict[str, tuple[int, tuple[int, ...], int, int, tuple[int, ...]]] = {
 DTYPES = ("float16", "bfloat16", "float32")
 ROUNDS = 7
 ROUND_SECONDS = 0.15
-MOST_SECONDS = 2.0  # of one measurement, after which three rounds are enough
+compile_only = False  # of this process
+MOST_SECONDS = 1.0  # of one measurement, after which three rounds are enough
 
 
 def useful_flops(case: tuple, backward: bool) -> float:
@@ -40,6 +42,8 @@ def useful_flops(case: tuple, backward: bool) -> float:
 def median_seconds(run_many: Any) -> float:
     """run_many(n) runs n calls to their end; grows n until a round is long enough to be timed."""
     run_many(1)
+    if compile_only:
+        return math.nan
     start = time.perf_counter()
     run_many(1)
     count = max(1, min(200, int(ROUND_SECONDS / max(time.perf_counter() - start, 1e-6))))
@@ -81,7 +85,7 @@ def run_mlx(names: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
             try:
                 explained = natten_mlx.explain(q, k, v, kernel)
                 row |= {"tier": explained.tier, "kernel": explained.kernel, "tile": explained.tile}
-                row["error"] = relative_error(mx, natten_mlx, attention, [q, k, v], kernel)
+                row |= relative_errors(mx, natten_mlx, attention, [q, k, v, dout], kernel)
                 for label, function in (("forward", forward), ("training", training)):
 
                     def run_many(n, function=function):
@@ -97,15 +101,21 @@ def run_mlx(names: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def relative_error(mx: Any, natten_mlx: Any, attention: Any, arrays: list, kernel: tuple[int, ...]) -> float:
-    """Largest difference from the pure tier relative to the largest value, on a crop of one sample and one head."""
-    cut = (slice(0, 1), *(slice(0, 3 * size) for size in kernel), slice(0, 1))
-    crop = [x[cut] for x in arrays]
-    out = attention(*crop, kernel).astype(mx.float32)
-    natten_mlx.set_backend("pure")
-    expected = attention(*crop, kernel).astype(mx.float32)
+def relative_errors(
+    mx: Any, natten_mlx: Any, attention: Any, arrays: list, kernel: tuple[int, ...]
+) -> dict[str, float]:
+    """Largest differences from the pure tier relative to the largest value, on a crop of one sample and one head: of
+    the result, and of the gradients of query, key and value."""
+    cut = (slice(0, 1), *(slice(0, min(3 * size, size + 512)) for size in kernel), slice(0, 1))
+    *inputs, dout = (x[cut] for x in arrays)
+    results = []
+    for backend in ("fast_cuda", "pure"):
+        natten_mlx.set_backend(backend)
+        out, gradients = mx.vjp(lambda q, k, v: attention(q, k, v, kernel), inputs, [dout])
+        results.append([x.astype(mx.float32) for x in (*out, *gradients)])
     natten_mlx.set_backend("fast_cuda")
-    return float(mx.max(mx.abs(out - expected)) / mx.max(mx.abs(expected)))
+    found = [float(mx.max(mx.abs(x - y)) / mx.max(mx.abs(y))) for x, y in zip(*results, strict=True)]
+    return {"error": found[0], "gradient_error": max(found[1:])}
 
 
 def run_torch(names: list[str], dtypes: list[str], dense: bool) -> list[dict[str, Any]]:
@@ -113,9 +123,10 @@ def run_torch(names: list[str], dtypes: list[str], dense: bool) -> list[dict[str
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     device = torch.device("cuda")
+    torch._dynamo.config.recompile_limit = 100  # beyond its default of 8 the rest would run uncompiled
     flex = torch.compile(flex_attention, dynamic=False)
-    rows = [limits(torch)]
-    print(json.dumps(rows[0]), flush=True)
+    rows = [] if compile_only else [limits(torch)]
+    print(json.dumps(rows), flush=True)
     for name in names:
         batch, spatial, heads, dim, kernel = CASES[name]
         tokens = math.prod(spatial)
@@ -185,7 +196,21 @@ def limits(torch: Any) -> dict[str, Any]:
     return row
 
 
+def compile_side_by_side(parts: list[str], options: argparse.Namespace) -> None:
+    """One process for each case and type; what fails here fails again, and is reported, when it is measured."""
+    processes = []
+    for part in parts:
+        for case in options.cases:
+            for dtype in options.dtypes:
+                command = [sys.executable, __file__, "--part", part, "--compile-only", "--no-dense"]
+                command += ["--json", os.devnull, "--cases", case, "--dtypes", dtype]
+                processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    for process in processes:
+        process.wait()
+
+
 def main() -> int:
+    global compile_only
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where to write the results")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -193,7 +218,9 @@ def main() -> int:
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--no-dense", action="store_true", help="leave dense attention out, which takes minutes")
     parser.add_argument("--part", choices=("mlx", "torch"), help="run one library in this process")
+    parser.add_argument("--compile-only", action="store_true", help="with --part: run every call once, measure nothing")
     options = parser.parse_args()
+    compile_only = options.compile_only
     if options.part:
         if options.part == "mlx":
             rows = run_mlx(options.cases, options.dtypes)
@@ -202,7 +229,9 @@ def main() -> int:
         options.json.write_text(json.dumps(rows))
         return 0
     rows = []
-    for part in ("mlx",) if options.no_torch else ("mlx", "torch"):
+    parts = ["mlx"] if options.no_torch else ["mlx", "torch"]
+    compile_side_by_side(parts, options)
+    for part in parts:
         path = options.json.with_suffix(f".{part}.json")
         command = [sys.executable, __file__, "--part", part, "--json", str(path)]
         command += ["--cases", *options.cases, "--dtypes", *options.dtypes]
