@@ -39,30 +39,6 @@ constexpr std::int64_t round_to(std::int64_t value, std::int64_t multiple) {
 /// Tiles of queries that share the keys of a dense block.
 inline constexpr int kDenseTiles = 2;
 
-/// Like store_rows(), past the caches where whole lines are written.
-template <class T>
-void stream_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, T* to,
-                 std::int64_t stride) {
-  constexpr std::int64_t kLine = 64 / sizeof(T);
-  if (HWY_TARGET == HWY_SCALAR || dim % kLine != 0 || stride % kLine != 0 ||
-      reinterpret_cast<std::uintptr_t>(to) % 64 != 0) {
-    return store_rows(from, pitch, rows, dim, to, stride);
-  }
-  const TileTag d;
-  for (std::int64_t r = 0; r < rows; ++r, from += pitch, to += stride) {
-    for (std::int64_t c = 0; c < dim; c += kLanes) {
-      if constexpr (sizeof(T) == 4) {
-        hn::Stream(hn::Load(d, from + c), d, to + c);
-      } else {
-        const hn::Rebind<std::uint16_t, TileTag> d16;
-        alignas(64) std::uint16_t lanes[kLanes];
-        store_float(d, hn::Load(d, from + c), reinterpret_cast<T*>(lanes));
-        hn::Stream(hn::Load(d16, lanes), d16, reinterpret_cast<std::uint16_t*>(to + c));
-      }
-    }
-  }
-}
-
 /// A tensor over the keys' tokens, and its channels.
 struct KeyTensor {
   const Tensor* tensor = nullptr;
@@ -250,15 +226,8 @@ class TileSweep {
     if (size_of(owned) <= 0) return;
     const std::int64_t pitch = round_to(dim, kLanes);
     transpose_out(from, round_to(dim, 4), factor, buffer_, pitch);
-    store(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
-          query_rows(tensor, over_tokens, q0, q1, owned.start, head));
-  }
-
-  void store(const float* from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, const TensorRows& to) const {
-    if (!is_streamed_) return store_rows(from, pitch, rows, dim, to);
-    with_storage_type(to.type, [&](auto storage) {
-      stream_rows(from, pitch, rows, dim, reinterpret_cast<decltype(storage)*>(to.data), to.stride);
-    });
+    store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
+               query_rows(tensor, over_tokens, q0, q1, owned.start, head), is_streamed_);
   }
 
   template <class Table>
@@ -569,8 +538,8 @@ class TileSweep {
                      std::min(part_[2].owned_keys.end, final_keys_.end)};
     for (const KeyTensor& key : dkeys_) {
       if (key.tensor == nullptr || size_of(owned) <= 0) continue;
-      store(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
-            token_rows(*key.tensor, k0, k1, owned.start));
+      store_rows(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
+                 token_rows(*key.tensor, k0, k1, owned.start), is_streamed_);
     }
     copy_carried(k0, k1, {final_keys_.end, strip_keys_.end}, row, true);
   }
