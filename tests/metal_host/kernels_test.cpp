@@ -406,6 +406,24 @@ TEST(CostModel, ForwardMovesAtMostTwiceTheCompulsoryBytes) {
   }
 }
 
+/// Of a long axis most tiles are not looked at: costs must grow with its length all the same.
+TEST(CostModel, OfALongAxisIsThatOfItsParts) {
+  Problem p;
+  p.batch = p.heads = p.kv_heads = 1;
+  p.head_dim = p.value_dim = 64;
+  p.axes = {Axis{1, 1, 1, 1, 1, false}, Axis{1, 1, 1, 1, 1, false}, Axis{1 << 16, 31, 1, 1, 1, false}};
+  for (const KernelId kernel : {KernelId::forward, KernelId::backward_query, KernelId::backward_key_value}) {
+    const fast::Cost small = fast::cost(p, kernel, fast::Platform::metal);
+    Problem large = p;
+    large.axes[2].length = std::int64_t(1) << 29;
+    const fast::Cost cost = fast::cost(large, kernel, fast::Platform::metal);
+    EXPECT_EQ(small.useful_pairs, 31.0 * (1 << 16));
+    EXPECT_NEAR(cost.useful_pairs / (31.0 * (1 << 29)), 1.0, 1e-6);
+    EXPECT_NEAR(cost.pairs / small.pairs / (1 << 13), 1.0, 1e-3);
+    EXPECT_NEAR(cost.loaded / small.loaded / (1 << 13), 1.0, 1e-3);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
   return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
 });
