@@ -205,7 +205,8 @@ def test_09_lse_is_float32_for_half_inputs(tier: str, dtype: str) -> None:
 
 
 needs_five_gib = pytest.mark.skipif(
-    available_gib() < 7, reason=f"needs 5 GiB of memory and 2 GiB to spare, {available_gib():.1f} GiB are available"
+    available_gib() < 7 or os.environ.get("NATTEN_TEST_FAST_EMULATOR") == "1",  # which keeps a record of every byte
+    reason=f"needs 5 GiB of memory and 2 GiB to spare, {available_gib():.1f} GiB are available, and no emulator",
 )
 
 
@@ -238,6 +239,8 @@ def test_10_more_than_two_to_the_31_elements(tier: str) -> None:
     """The output has 2^31 + 2^16 elements; the inputs are broadcast."""
     if tier == "pure":
         pytest.skip("the reference tier takes minutes here; native and fast tiers index by hand")
+    if tier == "fast_metal":
+        pytest.skip("head dims of GPU kernels end at 512")
     tokens, dim = 2**15 + 1, 2**16
     row = mx.random.normal((dim,), key=mx.random.key(0)).astype(mx.float16)
     value = mx.broadcast_to(row, (1, tokens, 1, dim))
