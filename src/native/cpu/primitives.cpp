@@ -1,5 +1,6 @@
 #include "native/cpu/primitives.h"
 
+#include <cstdint>
 #include <new>
 #include <stdexcept>
 
@@ -7,6 +8,7 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "native/cpu/dense_copy.h"
 #include "native/cpu/kernels.h"
+#include "native/cpu/tuning.h"
 #include "ops/validate.h"
 
 namespace natten::cpu {
@@ -25,11 +27,20 @@ constexpr const char* kNames[] = {"NattenAttention",
                                   "NattenAvBackwardAttn",
                                   "NattenAvBackwardValue"};
 
-// MLX hands out null when memory is short.
+// MLX hands out null when memory is short, and blocks that do not start at a cache line: large ones are shifted to one,
+// which writing past the caches needs.
 void allocate(mx::array& a) {
-  mx::allocator::Data data = mx::allocator::malloc(a.nbytes());
+  constexpr std::size_t kLine = 64;
+  const bool is_large = a.nbytes() >= static_cast<std::size_t>(tuning::kStreamBytes);
+  mx::allocator::Data data = mx::allocator::malloc(a.nbytes() + (is_large ? kLine : 0));
   if (a.nbytes() > 0 && data.buffer().ptr() == nullptr) throw std::bad_alloc();
+  const auto address = reinterpret_cast<std::uintptr_t>(data.buffer().raw_ptr());
   a.set_data(std::move(data));
+  if (is_large && address % kLine != 0 && (kLine - address % kLine) % a.itemsize() == 0) {
+    const mx::Strides strides = a.strides();
+    a.copy_shared_buffer(a, strides, a.flags(), a.data_size(),
+                         static_cast<std::int64_t>((kLine - address % kLine) / a.itemsize()));
+  }
 }
 
 // Raw memory of a kernel's arguments: a task must not hold arrays.
