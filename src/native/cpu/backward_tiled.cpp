@@ -80,7 +80,7 @@ class BackwardSweep : public TileSweep {
         sum = hn::MulAdd(hn::Load(d, buffer_ + c), hn::Load(d, dout + c), sum);
       }
       const std::int64_t flat =
-          (row + queries[tile.query + lane].output) * problem_.heads + task_.kv_head * heads_ + head;
+          (row + queries[tile.query + lane].output) * problem_.heads + task_.kv_heads.start * heads_ + head;
       to[lse_ + lane] = saved_.lse[flat] * kLog2E;
       to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[flat]);
     }

@@ -16,8 +16,8 @@
 // Highway asks that these come after foreach_target.h.
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
 #include "native/cpu/dispatch.h"
+#include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_values-inl.h"
@@ -26,12 +26,7 @@ HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace {
 
-using backward::size_of;
-using forward::AxisGroup;
-using forward::AxisPart;
 using forward::Pass;
-using forward::Span;
-using forward::Task;
 
 constexpr int kMostTiles = 2;
 

@@ -120,43 +120,13 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
     });
   }
 
-  std::vector<SamplePlan> plans;
-  for (std::int64_t batch = 0; batch < p.batch; ++batch) {
-    SamplePlan plan{batch, sample_of(p, inputs.lengths, batch), {}};
-    if (!plan.sample.is_legal) continue;
-    for (int a = 0; a < kAxes; ++a) {
-      if (inputs.lengths == nullptr && !plans.empty()) {
-        plan.groups[a] = plans.front().groups[a];
-        continue;
-      }
-      for (std::int64_t g = 0; g < plan.sample.axes[a].dilation; ++g) {
-        plan.groups[a].emplace_back(plan.sample.axes[a], g);
-      }
-    }
-    plans.push_back(std::move(plan));
-  }
-
-  const auto [parts, heads] = partition_of(p);
-  const Place cuts{p.axes[0].dilation * parts[0], p.axes[1].dilation * parts[1], p.axes[2].dilation * parts[2]};
-  const Grid grid{static_cast<std::int64_t>(plans.size()), cuts};
+  const std::vector<SamplePlan> plans = plan_samples(inputs);
+  const std::vector<Task> tasks = plan_tasks(p, plans, partition_of(p));
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
   const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
-  const std::int64_t head_groups = (p.kv_heads + heads - 1) / heads, items = grid.size() * head_groups;
-  const auto task_of = [&, &parts = parts, heads = heads](std::int64_t item) {
-    // Heads inside: their rows share pages, and cache lines when they are short.
-    const SamplePlan& plan = plans[item / head_groups / grid.per_sample()];
-    const Place at = grid.place(item / head_groups % grid.per_sample());
-    const std::int64_t head = item % head_groups * heads;
-    Task task{&plan, {head, std::min(head + heads, p.kv_heads)}, {}, {}};
-    for (int a = 0; a < kAxes; ++a) {
-      task.group[a] = at[a] / parts[a];
-      task.owned[a] = backward::part_of(plan.groups[a][task.group[a]].places, parts[a], at[a] % parts[a]);
-    }
-    return task;
-  };
-  parallel_for(items, flops, [&](std::int64_t item) { run(pass, task_of(item)); });
+  parallel_for(static_cast<std::int64_t>(tasks.size()), flops, [&](std::int64_t i) { run(pass, tasks[i]); });
 }
 
 }  // namespace natten::cpu::forward

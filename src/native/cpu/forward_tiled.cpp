@@ -19,8 +19,8 @@
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
 #include "native/cpu/dispatch.h"
+#include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_scores-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
@@ -30,13 +30,7 @@ HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace {
 
-using backward::size_of;
-using backward::Tile;
-using forward::AxisGroup;
-using forward::AxisPart;
 using forward::Pass;
-using forward::Span;
-using forward::Task;
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

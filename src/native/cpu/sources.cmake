@@ -3,7 +3,7 @@ set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
   ${NATTEN_CPU_DIR}/backward.cpp
-  ${NATTEN_CPU_DIR}/backward_plan.cpp
+  ${NATTEN_CPU_DIR}/axis_plan.cpp
   ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
   ${NATTEN_CPU_DIR}/delta.cpp

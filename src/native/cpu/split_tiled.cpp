@@ -17,7 +17,7 @@ namespace {
 /// read or written once, not a few slots for every row of keys.
 class SplitSweep : public TileSweep {
  protected:
-  SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, backward::Wanted wanted)
+  SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, Wanted wanted)
       : TileSweep(inputs.problem, task, wanted),
         call_(call),
         pitch_(round_to(call.dim, kLanes)),
@@ -179,7 +179,7 @@ HWY_EXPORT(run_key_sums);
 
 namespace split {
 bool supports(const Problem& p) {
-  return backward::supports_tiles(p) && p.kernel_volume() <= tuning::kMostPackedSlots;
+  return supports_tiles(p) && p.kernel_volume() <= tuning::kMostPackedSlots;
 }
 
 namespace {
@@ -192,8 +192,8 @@ double flops_of(const Problem& p, const Call& call) {
 
 void products(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
-  if (inputs.lengths != nullptr) backward::fill(call.slots, output_grid(p), p.heads, p.kernel_volume(), 0.0f);
-  backward::run_tasks(inputs, flops_of(p, call), nullptr, [&](const backward::Task& task) {
+  if (inputs.lengths != nullptr) fill(call.slots, output_grid(p), p.heads, p.kernel_volume(), 0.0f);
+  run_tasks(inputs, flops_of(p, call), nullptr, [&](const Task& task) {
     NATTEN_DISPATCH(run_products)(inputs, call, task);
   });
 }
@@ -202,17 +202,17 @@ void sums(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
   const bool is_strided = p.axes[0].stride * p.axes[1].stride * p.axes[2].stride > 1;
   if ((call.over_tokens && is_strided) || inputs.lengths != nullptr) {
-    backward::fill(call.queries, call.over_tokens ? token_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
+    fill(call.queries, call.over_tokens ? token_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
   }
-  backward::run_tasks(inputs, flops_of(p, call), call.drpb, [&](const backward::Task& task) {
+  run_tasks(inputs, flops_of(p, call), call.drpb, [&](const Task& task) {
     NATTEN_DISPATCH(run_sums)(inputs, call, task);
   });
 }
 
 void key_sums(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
-  if (inputs.lengths != nullptr) backward::fill(call.keys, token_grid(p), p.kv_heads, call.dim, 0.0f);
-  backward::run_tasks(inputs, flops_of(p, call), nullptr, [&](const backward::Task& task) {
+  if (inputs.lengths != nullptr) fill(call.keys, token_grid(p), p.kv_heads, call.dim, 0.0f);
+  run_tasks(inputs, flops_of(p, call), nullptr, [&](const Task& task) {
     NATTEN_DISPATCH(run_key_sums)(inputs, call, task);
   });
 }

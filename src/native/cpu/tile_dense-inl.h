@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/tile_products-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {

@@ -10,8 +10,8 @@
 #include <cstring>
 
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
 #include "native/cpu/simd_convert-inl.h"
+#include "native/cpu/tile_products-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {

@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/tile_products-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
@@ -24,6 +24,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kScoreRegisters = 8, kMostScoreRows = 2, kMostScoreSlots = 2;
 #elif HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
 inline constexpr int kScoreRegisters = 16, kMostScoreRows = 6, kMostScoreSlots = 5;
+#elif HWY_ARCH_ARM
+// GCC keeps only about 21 sums in the registers of NEON.
+inline constexpr int kScoreRegisters = 26, kMostScoreRows = 9, kMostScoreSlots = 7;
 #else
 inline constexpr int kScoreRegisters = 32, kMostScoreRows = 9, kMostScoreSlots = 7;
 #endif

@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/tile_products-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {

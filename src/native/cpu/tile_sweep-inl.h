@@ -13,9 +13,9 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/backward_tiles-inl.h"
 #include "native/cpu/scratch.h"
 #include "native/cpu/tensor.h"
+#include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_tasks.h"
 #include "native/cpu/tuning.h"
@@ -23,14 +23,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-using backward::AxisGroup;
-using backward::AxisPart;
-using backward::contains;
-using backward::size_of;
-using backward::Span;
-using backward::Task;
-using backward::Tile;
 
 constexpr std::int64_t round_to(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -139,7 +131,7 @@ class TileSweep {
 
  protected:
   /// `tile_size`: floats of a packed tile. `widest`: channels of its widest rows.
-  TileSweep(const Problem& problem, const Task& task, backward::Wanted wanted)
+  TileSweep(const Problem& problem, const Task& task, Wanted wanted)
       : problem_(problem),
         task_(task),
         axes_(task.plan->sample.axes),
@@ -189,7 +181,7 @@ class TileSweep {
 
   TensorRows token_rows(const Tensor& tensor, std::int64_t k0, std::int64_t k1, std::int64_t k2) const {
     const Place at{group_[0]->token(k0), group_[1]->token(k1), group_[2]->token(k2)};
-    return {row_of(tensor, task_.plan->batch, at, task_.kv_head), tensor.strides[3] * group_[2]->token_step,
+    return {row_of(tensor, task_.plan->batch, at, task_.kv_heads.start), tensor.strides[3] * group_[2]->token_step,
             tensor.type};
   }
 
@@ -203,7 +195,7 @@ class TileSweep {
       at[a] = group_[a]->queries[index[a]].output * (over_tokens ? axes_[a].stride : 1);
     }
     const std::int64_t step = queries.size() > 1 ? queries[1].output - queries[0].output : 1;
-    return {row_of(tensor, task_.plan->batch, at, task_.kv_head * heads_ + head),
+    return {row_of(tensor, task_.plan->batch, at, task_.kv_heads.start * heads_ + head),
             tensor.strides[3] * step * (over_tokens ? axes_[2].stride : 1), tensor.type};
   }
 
@@ -261,7 +253,7 @@ class TileSweep {
 
   /// This row's position bias from the first slot of the kernel's last axis on.
   const float* bias_of(const float* rpb, const QueryRow& row) const {
-    return rpb == nullptr ? nullptr : rpb + (task_.kv_head * heads_ + row.head) * bias_table_ + row.bias;
+    return rpb == nullptr ? nullptr : rpb + (task_.kv_heads.start * heads_ + row.head) * bias_table_ + row.bias;
   }
   HWY_INLINE TileVec bias_lanes(const Tile& tile, const float* bias) const {
     const hn::Rebind<std::int32_t, TileTag> di;

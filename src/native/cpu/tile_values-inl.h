@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "hwy/highway.h"
-#include "native/cpu/backward_plan.h"
-#include "native/cpu/backward_tiles-inl.h"
+#include "native/cpu/axis_plan.h"
+#include "native/cpu/tile_products-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
@@ -48,7 +48,7 @@ struct QueryWindows {
   std::int64_t first_slot[kQueries];  ///< slots before it are empty
   std::int64_t offset[kQueries];      ///< places from the tile's first query's slot 0
 
-  QueryWindows(const backward::Tile& tile, int first_query, std::int64_t slots) : first(first_query) {
+  QueryWindows(const Tile& tile, int first_query, std::int64_t slots) : first(first_query) {
     const int band = run_length(tile, 1), shared = run_length(tile, 0);
     // Bands of these sizes have code of their own, see add_values_of_pattern().
     const bool is_short = slots == 3 || slots == 5;
@@ -70,7 +70,7 @@ struct QueryWindows {
 
  private:
   /// Queries from `first` on without empty slots, whose windows are `step` places apart.
-  int run_length(const backward::Tile& tile, int step) const {
+  int run_length(const Tile& tile, int step) const {
     int length = 0;
     while (first + length < tile.count && tile.empty_slots[first + length] == 0 &&
            tile.offset[first + length] == tile.offset[first] + step * length) {

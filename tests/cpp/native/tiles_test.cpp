@@ -1,7 +1,7 @@
 // The tiled backward and split kernels where their tiles, pieces and parts end: lengths around multiples of a vector,
 // kernels around the slots that fit the registers, every head dimension class, rows longer than one part.
 #include "every_target.h"
-#include "native/cpu/backward_plan.h"
+#include "native/cpu/axis_plan.h"
 #include "native/cpu/tile_tasks.h"
 
 namespace natten::cpu::testing {
@@ -151,10 +151,10 @@ NATTEN_ON_EVERY_TARGET(Tiles);
 TEST(TilePlan, PartsCoverEveryPlaceOnce) {
   for (const std::int64_t length : {1, 7, 40, 700, 5000}) {
     Problem p = one_axis(length, std::min<std::int64_t>(length, 5), 4);
-    const auto parts = backward::count_parts(p);
+    const auto parts = sweep_partition(p).parts;
     std::int64_t next = 0;
     for (std::int64_t part = 0; part < parts[2]; ++part) {
-      const backward::Span span = backward::part_of(length, parts[2], part);
+      const Span span = part_of(length, parts[2], part);
       EXPECT_EQ(span.start, next);
       EXPECT_LT(span.start, span.end);
       next = span.end;
@@ -168,10 +168,10 @@ TEST(TilePlan, TilesHoldEveryQueryAndKey) {
     Random random(seed);
     const Axis axis = random_axis(random, 70);
     for (std::int64_t g = 0; g < axis.dilation; ++g) {
-      const backward::AxisGroup group(axis, g);
-      const backward::Span all{0, static_cast<std::int64_t>(group.queries.size())};
+      const AxisGroup group(axis, g);
+      const Span all{0, static_cast<std::int64_t>(group.queries.size())};
       std::int64_t next = 0;
-      for (const backward::Tile& tile : make_tiles(axis, group, all, 16)) {
+      for (const Tile& tile : make_tiles(axis, group, all, 16)) {
         EXPECT_EQ(tile.query, next);
         next += tile.count;
         for (int lane = 0; lane < tile.count; ++lane) {

@@ -1,10 +1,8 @@
-#include "native/cpu/backward_plan.h"
+#include "native/cpu/axis_plan.h"
 
 #include <algorithm>
 
-#include "native/cpu/tuning.h"
-
-namespace natten::cpu::backward {
+namespace natten::cpu {
 
 AxisGroup::AxisGroup(const Axis& axis, std::int64_t group)
     : first_token(group), token_step(axis.dilation), places(group_length(axis.length, axis.dilation, group)) {
@@ -87,27 +85,4 @@ std::vector<Tile> make_tiles(const Axis& axis, const AxisGroup& group, const Spa
   return tiles;
 }
 
-std::array<std::int64_t, kAxes> count_parts(const Problem& p) {
-  std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
-  std::int64_t tasks = std::max<std::int64_t>(p.batch * p.kv_heads, 1);
-  for (int a = 0; a < kAxes; ++a) {
-    places[a] = p.axes[a].length / p.axes[a].dilation;
-    most[a] =
-        std::max<std::int64_t>(1, places[a] / std::max<std::int64_t>(2 * p.axes[a].kernel_size, tuning::kLeastPart));
-    tasks *= p.axes[a].dilation;
-  }
-  // The last axis first: a long row does not fit the cache. A row of rank 1 costs its thread nothing else.
-  const std::int64_t longest = std::max<std::int64_t>(tuning::kLongestRow, 8 * p.axes[2].kernel_size);
-  parts[2] = std::min(most[2], (places[2] + longest - 1) / longest);
-  tasks *= parts[2];
-  const int outer = places[0] > 1 ? 0 : places[1] > 1 ? 1 : 2;
-  const auto missing = [&](std::int64_t wanted) {
-    return parts[outer] * std::max<std::int64_t>((wanted + tasks - 1) / tasks, 1);
-  };
-  const std::int64_t cheap = places[outer] / (tuning::kCheapPartKernels * p.axes[outer].kernel_size);
-  parts[outer] =
-      std::min(most[outer], std::max(missing(tuning::kLeastTasks), std::min(missing(tuning::kManyTasks), cheap)));
-  return parts;
-}
-
-}  // namespace natten::cpu::backward
+}  // namespace natten::cpu

@@ -1,10 +1,10 @@
 // The three products of the backward pass on one tile of queries, and the transposes around them. Included once per
 // SIMD target. Lanes are queries of a tile in the first two, channels in the third.
-#if defined(NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
-#undef NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#if defined(NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_
+#undef NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_
 #else
-#define NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#define NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_
 #endif
 
 #include <array>
@@ -325,4 +325,4 @@ HWY_INLINE void transpose_out(const float* from, std::int64_t channels, float fa
 
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-#endif  // NATTEN_NATIVE_CPU_BACKWARD_TILES_INL_H_
+#endif  // NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_

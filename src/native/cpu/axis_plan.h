@@ -7,7 +7,7 @@
 
 #include "native/cpu/kernels.h"
 
-namespace natten::cpu::backward {
+namespace natten::cpu {
 
 using Span = Range<std::int64_t>;
 
@@ -73,7 +73,4 @@ inline Span part_of(std::int64_t places, std::int64_t parts, std::int64_t part) 
   return {places * part / parts, places * (part + 1) / parts};
 }
 
-/// Parts per axis. Depends on the problem only, so that results do not depend on the threads.
-std::array<std::int64_t, kAxes> count_parts(const Problem& problem);
-
-}  // namespace natten::cpu::backward
+}  // namespace natten::cpu
