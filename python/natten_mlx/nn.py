@@ -1,6 +1,7 @@
 """Neighborhood attention as modules: projections around the operations of natten_mlx.functional."""
 
-from typing import Any
+import operator
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +10,50 @@ from natten_mlx import _ext, functional
 from natten_mlx.functional import Bools, Ints
 
 _RPB_DEVIATION = 0.02
+
+
+def _zero_outside(mask: mx.array, x: mx.array) -> mx.array:
+    """x [..., C] where mask [...], else 0. The gradient of mx.where multiplies by the mask: NaN would get through."""
+    return cast(mx.array, _select(mask, x))
+
+
+@mx.custom_function
+def _select(mask: mx.array, x: mx.array) -> mx.array:
+    return mx.where(mask[..., None], x, mx.zeros_like(x))
+
+
+@_select.vjp
+def _select_vjp(primals: list[mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    return mx.zeros_like(primals[0]), _zero_outside(primals[0], cotangent)
+
+
+@_select.vmap
+def _select_vmap(inputs: list[mx.array], axes: list[int | None]) -> tuple[mx.array, int]:
+    count = next(x.shape[axis] for x, axis in zip(inputs, axes, strict=True) if axis is not None)
+    mapped = [
+        mx.broadcast_to(x, (count, *x.shape)) if axis is None else mx.moveaxis(x, axis, 0)
+        for x, axis in zip(inputs, axes, strict=True)
+    ]
+    return _zero_outside(mapped[0], mapped[1]), 0
+
+
+def _sizes(values: Any, rank: int) -> list[int]:
+    """One integer for each axis, as the library reads them."""
+    try:
+        return [operator.index(values)] * rank
+    except TypeError:
+        return [operator.index(value) for value in values]
+
+
+def _count(name: str, label: str, value: Any) -> int:
+    """value as an int of at least 1."""
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"[{name}] {label} must be positive, got {value!r}")
+    return count
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -39,9 +84,9 @@ class _NeighborhoodAttention(nn.Module):
         super().__init__()
         name = type(self).__name__
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        for label, count in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"[{name}] {label} must be positive, got {count!r}")
+        embed_dim = _count(name, "embed_dim", embed_dim)
+        num_heads = _count(name, "num_heads", num_heads)
+        num_kv_heads = _count(name, "num_kv_heads", num_kv_heads)
         if embed_dim % num_heads:
             raise ValueError(f"[{name}] embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
         if num_heads % num_kv_heads:
@@ -74,8 +119,7 @@ class _NeighborhoodAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.attn_drop_rate = attn_drop
         if rel_pos_bias:
-            sizes = [kernel_size] * self.rank if isinstance(kernel_size, int) else list(kernel_size)
-            shape = [num_heads, *(2 * int(k) - 1 for k in sizes)]
+            shape = [num_heads, *(2 * k - 1 for k in _sizes(kernel_size, self.rank))]
             self.rpb = _RPB_DEVIATION * mx.random.truncated_normal(-2.0, 2.0, shape)
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -119,9 +163,9 @@ class _NeighborhoodAttention(nn.Module):
             name, self.rank, x.shape[:-1], lengths, lengths_name, self.kernel_size, self.stride, self.dilation
         )
         # The padding is replaced before the projections too: its NaN would reach their gradients through 0 * NaN.
-        x = mx.where(tokens[..., None], x, mx.zeros_like(x))
+        x = _zero_outside(tokens, x)
         out = self.proj(self._merge_heads(self._attend(*self._project(x), lengths)))
-        return self.proj_drop(mx.where(queries[..., None], out, mx.zeros_like(out)))
+        return self.proj_drop(_zero_outside(queries, out))
 
     def _merge_heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:-2], self.embed_dim)

@@ -178,6 +178,38 @@ def test_padding_of_the_input_reaches_no_gradient(tier: str, rank: int) -> None:
             assert np.all(dx_b[(b, *[slice(None)] * axis, slice(length, None))] == 0)
 
 
+@RANKS
+@pytest.mark.parametrize("mapped", [False, True])
+def test_nan_in_the_padding_of_a_cotangent_reaches_no_gradient(tier: str, rank: int, mapped: bool) -> None:
+    module = make(rank, 8, 2, 3, rel_pos_bias=True)
+    grid = (2, *[6] * rank)
+    lengths = mx.array([4, 6]) if rank == 1 else mx.array([[4] * rank, [6] * rank])
+    inside = np.zeros((*grid, 1), bool)
+    inside[(0, *[slice(4)] * rank)] = inside[1] = True
+    x, cotangent = np.random.default_rng(0).standard_normal((2, *grid, 8)).astype(np.float32)
+    names, weights = zip(*tree_flatten(module.parameters()), strict=True)
+
+    def function(x: mx.array, *weights: mx.array) -> mx.array:
+        module.load_weights(list(zip(names, weights, strict=True)))
+        return mx.vmap(lambda x: module(x, lengths))(x[None])[0] if mapped else module(x, lengths)
+
+    def gradients(padding: float) -> list[mx.array]:
+        arrays = [mx.array(np.where(inside, a, padding)) for a in (x, cotangent)]
+        found = mx.vjp(function, [arrays[0], *weights], [arrays[1]])[1]
+        module.load_weights(list(zip(names, weights, strict=True)))
+        return found
+
+    for name, found, expected in zip(["x", *names], gradients(float("nan")), gradients(0.0), strict=True):
+        assert_near(found, to_numpy(expected), 1e-6, name)
+
+
+def test_numpy_integers_are_sizes() -> None:
+    for kernel in (np.int64(3), np.array([3, 5]), (np.int8(3), 5)):
+        module = make(2, np.int64(8), np.int32(2), kernel, num_kv_heads=np.uint8(1), rel_pos_bias=True)
+        assert module.rpb.shape[:2] == (2, 5)
+        assert module(mx.zeros((1, 6, 6, 8))).shape == (1, 6, 6, 8)
+
+
 @pytest.mark.parametrize("option", ["attn_drop", "proj_drop"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_dropout_only_in_training(tier: str, option: str, padded: bool) -> None:
