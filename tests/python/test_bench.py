@@ -50,6 +50,22 @@ def test_pairs_are_those_of_the_definition():
     assert cost.size(case).queries == 5 * 11 and case.queries == (5, 11)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("stride", "dilation", "gna_stride"), [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 2, 3), (2, 2, 1)])
+def test_windows_at_borders(is_causal: bool, stride: int, dilation: int, gna_stride: int) -> None:
+    case = Case("", (1, 23, 2, 8), 4, stride, dilation, is_causal, gna_stride=gna_stride)
+    mask, _, _ = Geometry((Axis(23, 4, stride, dilation, gna_stride, is_causal),), batch=1).tables()
+    assert cost.size(case).pairs == int(np.sum(mask))
+    touched = 0
+    for query in range(0, 23, stride):
+        place, places = query // dilation, -(-(23 - query % dilation) // dilation)
+        first = place // gna_stride * gna_stride  # of those that share the window
+        leader = first + (gna_stride - 1 if is_causal else gna_stride // 2)
+        start = leader - (3 if is_causal else 2)
+        touched += start < 0 or leader >= places or (not is_causal and start + 4 > places)
+    assert cost.border(case) == pytest.approx(touched / len(range(0, 23, stride)))
+
+
 def test_flops_of_a_forward_and_a_backward():
     case = Case("", (2, 32, 32, 4, 16), 7)
     product = 2 * 32 * 32 * 4 * 49 * 16  # tokens heads prod(K) D
@@ -368,6 +384,8 @@ def test_extra_memory_holds_the_output_and_little_more():
         (["na1d", "--shape", "1,32,4,6", "-k", "7", "-c", "--split"], ["of the forward: softmax", "split form writes"]),
         (["na1d", "--shape", "1,32,4,8", "-k", "32"], ["this is dense attention"]),
         (["na3d", "--shape", "1,6,6,6,4,8", "-k", "3", "--kv-heads", "2", "--tier", "pure"], ["tier    pure"]),
+        (["na2d", "--shape", "1,12,12,2,8", "-k", "5", "-u", "1,3", "-s", "2,1"], ["s (2, 1), u (1, 3)"]),
+        (["na1d", "--shape", "1,32,4,8", "-k", "6", "-u", "4", "-c"], ["u 4", "% of the window's slots hold no key"]),
     ],
 )
 def test_profile(capsys, arguments, expected):
@@ -383,6 +401,10 @@ def test_profile(capsys, arguments, expected):
         (["na1d", "--shape", "1,12,2,8", "-k", "13"], "kernel_size[0]=13 must be <= input spatial size 12"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--tier", "x"], "unknown tier 'x'"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--seconds", "0"], "--seconds expects"),
+        (["na1d", "--shape", "1,12,2,8", "-k", "3", "-s", "2", "-u", "2"], "must not both exceed 1"),
+        (["na1d", "--shape", "1,12,2,8", "-k", "3", "--kv-heads", "0"], "must have no axis of size 0"),
+        (["na1d", "--shape", "1,12,2,8", "-k", "3", "--value-dim", "-3"], "dimensions from 0 to 2^31 - 1"),
+        (["na1d", "--shape", "0,12,2,8", "-k", "3"], "a batch of 0 has nothing to measure"),
     ],
 )
 def test_profile_bad_input(capsys, arguments, message):

@@ -31,6 +31,7 @@ class Case:
     is_causal: bool | tuple[bool, ...] = False
     dtype: str = "float32"
     form: str = "fused"
+    gna_stride: int | tuple[int, ...] = 1
     groups: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -66,12 +67,14 @@ class Case:
             "stride": self.stride,
             "dilation": self.dilation,
             "is_causal": self.is_causal,
+            "gna_stride": self.gna_stride,
         }
 
     def describe(self) -> str:
         """Shape and parameters in one line."""
         parts = [f"{self.function} {'x'.join(map(str, self.shape))} K {'x'.join(map(str, self.kernel))}"]
-        parts += [f"{label} {value}" for label, value in (("s", self.stride), ("d", self.dilation)) if value != 1]
+        labels = (("s", self.stride), ("d", self.dilation), ("u", self.gna_stride))
+        parts += [f"{label} {value}" for label, value in labels if value != 1]
         if self.is_causal is True:
             parts.append("causal")
         elif self.is_causal:

@@ -13,11 +13,44 @@ ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @functools.cache
-def _attended(length: int, kernel: int, stride: int, dilation: int, is_causal: bool) -> int:
+def _attended(length: int, kernel: int, stride: int, dilation: int, is_causal: bool, gna_stride: int) -> int:
     """Pairs of a computed query and a key on one axis."""
     return sum(
-        len(_ext.window_keys(query, length, kernel, stride, dilation, is_causal)) for query in range(0, length, stride)
+        len(_ext.window_keys(query, length, kernel, stride, dilation, is_causal, gna_stride))
+        for query in range(0, length, stride)
     )
+
+
+@functools.cache
+def _whole(length: int, kernel: int, stride: int, dilation: int, is_causal: bool, gna_stride: int) -> int:
+    """Computed queries of one axis whose window no border shifts or cuts: it is what it would be on an endless axis."""
+    margin = kernel * dilation * gna_stride * stride  # keeps groups, leaders and computed queries in place
+
+    def keys(query: int, length: int) -> list[int]:
+        return _ext.window_keys(query, length, kernel, stride, dilation, is_causal, gna_stride)
+
+    return sum(
+        keys(query, length) == [key - margin for key in keys(query + margin, length + 2 * margin)]
+        for query in range(0, length, stride)
+    )
+
+
+def _axes(case: Case) -> list[tuple[int, int, int, int, bool, int]]:
+    """The arguments of `_attended` for each axis."""
+
+    def spread(value: int | bool | tuple[int, ...] | tuple[bool, ...]) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value,) * case.rank
+
+    parameters = (case.kernel, case.stride, case.dilation, case.is_causal, case.gna_stride)
+    return [
+        (length, k, s, d, bool(c), u)
+        for length, k, s, d, c, u in zip(case.shape[1:-2], *map(spread, parameters), strict=True)
+    ]
+
+
+def border(case: Case) -> float:
+    """Part of the queries whose window, on some axis, a border shifts or cuts."""
+    return 1.0 - math.prod(_whole(*axis) for axis in _axes(case)) / math.prod(case.queries)
 
 
 @dataclass(frozen=True)
@@ -40,15 +73,8 @@ class Size:
 def size(case: Case, kv_heads: int | None = None, value_dim: int | None = None) -> Size:
     """Counts of a case; `kv_heads` and `value_dim` default to those of query."""
     batch, *lengths, heads, dim = case.shape
-
-    def spread(value: int | bool | tuple[int, ...] | tuple[bool, ...]) -> tuple[int, ...]:
-        return value if isinstance(value, tuple) else (value,) * case.rank
-
-    axes = list(
-        zip(lengths, case.kernel, spread(case.stride), spread(case.dilation), spread(case.is_causal), strict=True)
-    )
     return Size(
-        pairs=math.prod(_attended(length, k, s, d, bool(c)) for length, k, s, d, c in axes),
+        pairs=math.prod(_attended(*axis) for axis in _axes(case)),
         queries=math.prod(case.queries),
         keys=math.prod(lengths),
         slots=math.prod(case.kernel),

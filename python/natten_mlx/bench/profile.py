@@ -42,7 +42,7 @@ class Profile:
     fma_rate: float
     copy_rate: float
     waste: float
-    """Part of the window's slots that hold no key (causal windows near the start)."""
+    """Part of the window's slots that hold no key (causal windows near the start or with a GNA stride)."""
     border: float
     """Part of the queries whose window is shifted or cut by a border."""
     stages: list[Stage]
@@ -80,20 +80,18 @@ def _smallest(case: Case) -> Case:
     return Case("smallest", (1, *spatial, 1, 1), 1, dilation=case.dilation, dtype=case.dtype, form=case.form)
 
 
-def _borders(case: Case) -> float:
-    """Part of the queries whose window, on some axis, a border shifts or cuts."""
-    interior = 1.0
-    for length, kernel, dilation in zip(case.shape[1:-2], case.kernel, _spread(case), strict=True):
-        interior *= max(0, length - (kernel - 1) * dilation) / length
-    return 1.0 - interior
-
-
 def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = None, seconds: float = 0.5) -> Profile:
     """Measures the case on the chosen tier. `seconds` are spent on each stage, about."""
+    *outer, heads, dim = case.shape
+    key = (*outer, heads if kv_heads is None else kv_heads, dim)
+    value = (*key[:-1], dim if value_dim is None else value_dim)
+    options = {"dtype": getattr(mx, case.dtype), **case.neighborhood()}
+    natten_mlx.explain(case.shape, key, value, **options)  # validates
+    op = "attention" if case.form == "fused" else "qk"
+    explanation = natten_mlx.explain(case.shape, key, value, op=op, **options)
+    if not case.shape[0]:
+        raise ValueError(f"[{case.function}] a batch of 0 has nothing to measure")
     arrays = inputs(case, kv_heads, value_dim)
-    names = {"fused": "attention", "split": "qk", "qk": "qk"}
-    query, key, value = arrays
-    explanation = natten_mlx.explain(query, key, value, op=names[case.form], **case.neighborhood())  # validates, too
     size = cost.size(case, kv_heads, value_dim)
     limits = Limits()
 
@@ -119,7 +117,7 @@ def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = Non
     stages += _split_stages(case, arrays, seconds)
 
     slots = math.prod(case.kernel) * size.queries
-    result = Profile(case, explanation, fma, copy, 1.0 - size.pairs / slots, _borders(case), stages)
+    result = Profile(case, explanation, fma, copy, 1.0 - size.pairs / slots, cost.border(case), stages)
     result.hints.extend(_hints(result, size))
     return result
 
@@ -161,7 +159,7 @@ def _hints(found: Profile, size: cost.Size) -> list[str]:
         hints.append("the split form writes and reads its logits and weights: the fused call does not")
     if found.waste > 0.1:
         hints.append(
-            f"{100 * found.waste:.0f}% of the window's slots hold no key, because of causal axes near the start"
+            f"{100 * found.waste:.0f}% of the window's slots hold no key: causal axes near the start, or a GNA stride"
         )
     if found.border > DOMINATED:
         hints.append(f"{100 * found.border:.0f}% of the queries are near a border: the kernel is large here")

@@ -41,12 +41,8 @@ def _axis_keys(case: Case, axis: int) -> list[list[int]]:
         return value[axis] if isinstance(value, tuple) else value
 
     length, stride = case.shape[1 + axis], of_axis(case.stride)
-    return [
-        _ext.window_keys(
-            query, length, case.kernel[axis], stride, of_axis(case.dilation), bool(of_axis(case.is_causal)), 1
-        )
-        for query in range(0, length, stride)
-    ]
+    parameters = (stride, of_axis(case.dilation), bool(of_axis(case.is_causal)), of_axis(case.gna_stride))
+    return [_ext.window_keys(query, length, case.kernel[axis], *parameters) for query in range(0, length, stride)]
 
 
 @functools.lru_cache(maxsize=8)
@@ -225,7 +221,9 @@ def _upstream(case: Case, direction: str) -> Rival:
     _whole(case, "upstream natten")
     natten = _import("natten")
     functional = _import("natten.functional")
-    options = {key: value for key, value in case.neighborhood().items() if key != "stride"}
+    if case.gna_stride != 1:
+        raise Skip("upstream natten is compared without a GNA stride")
+    options = {key: value for key, value in case.neighborhood().items() if key not in ("stride", "gna_stride")}
     fused = getattr(natten, case.function, None) or getattr(functional, case.function, None)
     if fused is not None and hasattr(natten, case.function):  # 0.20 and later
         return _torch_rival(lambda q, k, v: fused(q, k, v, **options), case, direction)

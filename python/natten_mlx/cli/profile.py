@@ -38,8 +38,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--seconds expects a positive number, got {args.seconds:g}")
     use_device(args.device)
     options = neighborhood(args)
-    if options.pop("gna_stride") not in (1, (1,) * (len(shape) - 3)):
-        raise InputError("profile measures calls without a GNA stride")
     tier = parse_tiers([args.tier])[0] if args.tier else "auto"
     form = "split" if args.split else "fused"
     case = Case("profile", shape, dtype=args.dtype, form=form, **options)
