@@ -62,6 +62,7 @@ test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the e
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 $(BIN)/python -m pytest -q tests/python
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
 
 bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
