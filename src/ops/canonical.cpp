@@ -1,29 +1,20 @@
 #include "ops/canonical.h"
 
 #include <limits>
-#include <numeric>
 
 #include "kernels/problem.h"
 #include "mlx/ops.h"
 
 namespace natten {
 
-namespace {
-
-std::vector<int> added_axes(int rank) {
-  std::vector<int> axes(kAxes - rank);
-  std::iota(axes.begin(), axes.end(), 1);
-  return axes;
-}
-
-}  // namespace
-
+// Axis by axis: where it adds several axes at once, expand_dims (and so the gradient of squeeze) is wrong under a vmap
+// over an axis between them (MLX 0.32).
 mx::array with_three_axes(const mx::array& x, int rank, mx::Stream s) {
-  return rank == kAxes ? x : mx::expand_dims(x, added_axes(rank), s);
+  return rank == kAxes ? x : with_three_axes(mx::expand_dims(x, 1, s), rank + 1, s);
 }
 
 mx::array with_rank_axes(const mx::array& x, int rank, mx::Stream s) {
-  return rank == kAxes ? x : mx::squeeze(x, added_axes(rank), s);
+  return rank == kAxes ? x : with_rank_axes(mx::squeeze(x, 1, s), rank + 1, s);
 }
 
 mx::array canonical_rpb(const mx::array& rpb, int rank, mx::Dtype type, mx::Stream s) {

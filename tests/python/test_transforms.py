@@ -145,15 +145,48 @@ def test_vmap_over_any_input(tier: str, case: Case, mapped: tuple[int, ...]) -> 
         check_gradients(case, [gradient[i] for gradient in grads], own, names)
 
 
-@pytest.mark.parametrize("axis", [1, 2, -1])
-def test_vmap_over_another_axis(tier: str, axis: int) -> None:
-    case = CASES[1]
-    names, call, _, _ = prepared(case)
-    examples = [rounded(case.with_(seed=seed).arrays(), "float32") for seed in (1, 2)]
+@pytest.mark.parametrize("axis", [1, 2, 3, 4, -1])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_vmap_over_another_axis(tier: str, rank: int, axis: int) -> None:
+    case = Case((9, 5, 4)[:rank], (4, 3, 2)[:rank], batch=2, heads=2, dilation=(2, 1, 1)[:rank])
+    names, call, arrays, _ = prepared(case)
+    examples = [rounded(case.with_(seed=seed).arrays(), "float32") for seed in (1, 2, 3)]
     stacked = [mx.stack([to_mlx(e[name]) for e in examples], axis=axis) for name in names]
     out, _ = mx.vmap(call, in_axes=axis, out_axes=[1, 0])(*stacked)
+    loss = loss_of(call, to_mlx(arrays["dout"]), to_mlx(arrays["dlse"]))
+    grads = mx.vmap(mx.grad(loss, argnums=list(range(len(names)))), in_axes=axis)(*stacked)
     for i, example in enumerate(examples):
         assert_near(out[:, i], case.call(example).forward()[0], 1e-5)
+        check_gradients(
+            case,
+            [gradient[i] for gradient in grads],
+            {**arrays, **example, "dout": arrays["dout"], "dlse": arrays["dlse"]},
+            names,
+        )
+
+
+@pytest.mark.parametrize("mapped", [("query", "rpb"), ("rpb",), ("query",)], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_vmap_of_a_gradient_that_depends_on_the_example(tier: str, rank: int, mapped: tuple[str, ...]) -> None:
+    """The cotangent is mapped too, over the axis where the tier put the examples."""
+    case = Case((9, 5, 4)[:rank], (4, 3, 2)[:rank], heads=2, rpb=True)
+    names, call, _, inputs = prepared(case)
+    axes = [0 if name in mapped else None for name in names]
+    given = [
+        mx.stack([x * scale for scale in (1.0, 0.5, -1.0)]) if axis == 0 else x
+        for x, axis in zip(inputs, axes, strict=True)
+    ]
+
+    def loss(*inputs: mx.array) -> mx.array:
+        out, lse = call(*inputs)
+        return (out**2).sum() + (lse**2).sum()
+
+    gradient = mx.grad(loss, argnums=list(range(len(names))))
+    mapped_gradients = mx.vmap(gradient, in_axes=tuple(axes))(*given)
+    for i in range(3):
+        own = gradient(*[x[i] if axis == 0 else x for x, axis in zip(given, axes, strict=True)])
+        for name, found, expected in zip(names, mapped_gradients, own, strict=True):
+            assert_near(found[i], to_numpy(expected), 1e-5, name)
 
 
 def test_vmap_of_vmap(tier: str) -> None:
