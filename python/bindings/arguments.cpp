@@ -46,12 +46,19 @@ bool to_bool(const Caller& caller, const char* name, nb::handle object) {
   return PyObject_IsTrue(object.ptr()) == 1;
 }
 
+bool is_sequence(nb::handle object) {
+  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr())) return false;
+  if (PySequence_Size(object.ptr()) >= 0) return true;
+  PyErr_Clear();  // of an array without axes
+  return false;
+}
+
 // A scalar is what `is_scalar` says; anything else must be a sequence of scalars.
 template <class T, class Convert>
 PerAxis<T> to_per_axis(const Caller& caller, const char* name, const char* type, nb::handle object, bool is_scalar,
                        Convert convert) {
   if (is_scalar) return PerAxis<T>(convert(object));
-  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr())) {
+  if (!is_sequence(object)) {
     fail(caller, std::string(name) + " values must be " + type + " or a sequence of " + type + ", got " +
                      text_of(object) + " (" + type_of(object) + ")");
   }
@@ -75,7 +82,7 @@ std::optional<mx::array> to_optional_array(const Caller& caller, const char* nam
 
 PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::handle object) {
   // A numpy array with axes answers to __index__ only when it has one element; it is a sequence all the same.
-  const bool is_scalar = is_bool(object) || (PyIndex_Check(object.ptr()) && !PySequence_Check(object.ptr()));
+  const bool is_scalar = is_bool(object) || (PyIndex_Check(object.ptr()) && !is_sequence(object));
   return to_per_axis<std::int64_t>(caller, name, "int", object, is_scalar,
                                    [&](nb::handle item) { return to_integer(caller, name, item); });
 }

@@ -118,6 +118,11 @@ std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Sh
   row.insert(row.end(), {1, 1});
   const Spec spec(row, mx::float32);
   const Problem p = validate_qk(caller, spec, spec, neighborhood, {}, {}, lengths, s.device);
+  if (p.batch == 0) {
+    mx::Shape queries = result_shape(p, std::nullopt);
+    queries.pop_back();  // the head
+    return {mx::zeros(shape, mx::bool_, s), mx::zeros(queries, mx::bool_, s)};
+  }
   const Padding padding(p, checked_lengths(caller, p, lengths, s), s);
   return {with_rank_axes(*padding.token_mask(), p.rank, s), with_rank_axes(*padding.query_mask(), p.rank, s)};
 }

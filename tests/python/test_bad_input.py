@@ -73,6 +73,14 @@ def test_numpy_integers(integer: type) -> None:
     assert_near(out, case.call(arrays).forward()[0], 1e-5)
 
 
+def test_arrays_without_axes_are_no_sequences() -> None:
+    q = mx.random.normal((1, 8, 2, 4))
+    assert mx.array_equal(natten_mlx.na1d(q, q, q, np.array(3)), natten_mlx.na1d(q, q, q, 3))
+    for kernel_size in (np.array(3.0), mx.array(3.0)):
+        with pytest.raises(ValueError, match="kernel_size values must be int"):
+            natten_mlx.na1d(q, q, q, kernel_size)
+
+
 def test_anything_with_index_is_an_integer() -> None:
     class Three:
         def __index__(self) -> int:

@@ -203,8 +203,17 @@ def test_nan_in_the_padding_of_a_cotangent_reaches_no_gradient(tier: str, rank: 
         assert_near(found, to_numpy(expected), 1e-6, name)
 
 
+@RANKS
+def test_a_batch_of_0_with_lengths(tier: str, rank: int) -> None:
+    module = make(rank, 8, 2, 3, stride=2)
+    lengths = mx.zeros((0,) if rank == 1 else (0, rank), mx.int32)
+    x = mx.zeros((0, *[6] * rank, 8))
+    assert module(x, lengths).shape == (0, *[3] * rank, 8)
+    assert mx.grad(lambda x: module(x, lengths).sum())(x).shape == x.shape
+
+
 def test_numpy_integers_are_sizes() -> None:
-    for kernel in (np.int64(3), np.array([3, 5]), (np.int8(3), 5)):
+    for kernel in (np.int64(3), np.array([3, 5]), np.array(3), (np.int8(3), 5)):
         module = make(2, np.int64(8), np.int32(2), kernel, num_kv_heads=np.uint8(1), rel_pos_bias=True)
         assert module.rpb.shape[:2] == (2, 5)
         assert module(mx.zeros((1, 6, 6, 8))).shape == (1, 6, 6, 8)
