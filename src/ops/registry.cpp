@@ -67,7 +67,13 @@ class Registry {
 
  private:
   Registry() {
-    if (const char* name = std::getenv("NATTEN_BACKEND"); name && *name) backend_ = canonical_name(name);
+    const char* name = std::getenv("NATTEN_BACKEND");
+    if (!name || !*name) return;
+    try {
+      backend_ = canonical_name(name);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string("NATTEN_BACKEND: ") + error.what());
+    }
   }
 
   std::mutex mutex_;

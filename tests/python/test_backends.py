@@ -202,7 +202,7 @@ class TestEnvironment:
     def test_unknown_backend_lists_the_names(self) -> None:
         result = run_python("import natten_mlx; natten_mlx.get_backend()", NATTEN_BACKEND="bogus")
         assert result.returncode != 0
-        assert "Unknown backend 'bogus'. Expected one of [" in result.stderr
+        assert "NATTEN_BACKEND: Unknown backend 'bogus'. Expected one of [" in result.stderr
         for name in ("auto", *NAMES):
             assert name in result.stderr
 
