@@ -114,6 +114,12 @@ def test_show_writes_a_picture(tmp_path, capsys):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("op", ["attention", "qk", "av"])
+def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
+    assert main(["explain", "na2d", "--shape", "1,9,8,2,4", "-k", "3,4", "-s", "2,3", "--op", op]) == 0
+    assert capsys.readouterr().out.startswith("tier ")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -132,6 +138,11 @@ def test_show_writes_a_picture(tmp_path, capsys):
         (["explain", "na2d", "--shape", "1,8,2,4", "-k", "3"], "batch,height,width,heads,head_dim"),
         (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--kv-heads", "2"], "must be divisible by"),
         (["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--tier", "fastest"], "Unknown backend"),
+        (
+            ["explain", "na2d", "--shape", "1,8,8,2,4", "-k", "3", "-s", "2,2,2", "--op", "av"],
+            "stride must have length 2",
+        ),
+        (["explain", "na2d", "--shape", "1,8,8,2,4", "-k", "3", "-s", "0", "--op", "av"], "must be positive"),
         (["explain", "na4d", "--shape", "1,8,2,4", "-k", "3"], "na4d"),
         (["paint"], "paint"),
         ([], "COMMAND"),

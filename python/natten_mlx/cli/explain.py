@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     key = (*outer, kv_heads, head_dim)
     value = (*outer, kv_heads, head_dim if args.value_dim is None else args.value_dim)
     if args.op == "av":  # its first argument is attn, with one weight per slot of the window
-        kernel = args.kernel_size
-        query = (*outer, heads, math.prod(kernel) if len(kernel) > 1 else kernel[0] ** len(outer[1:]))
+        batch, *lengths = outer
+        kernel, stride = (x * len(lengths) if len(x) == 1 else x for x in (args.kernel_size, args.stride))
+        queries = [-(-length // max(s, 1)) for length, s in zip(lengths, stride, strict=False)]
+        query = (batch, *queries, heads, math.prod(kernel))
     if args.tier is not None:
         natten_mlx.set_backend(args.tier)
     dtype = getattr(mx, args.dtype)
