@@ -8,7 +8,8 @@ namespace natten::cpu::tuning {
 
 /// Loops below this many floating-point operations run on the calling thread. Waking a worker takes 11 us, and a second
 /// thread then finds none of the data in its cache: it breaks even at 1 Mflop (1-D K 7), 2 Mflop (1-D K 31) and 5 Mflop
-/// (2-D K 7, on fewer tasks), that is 50 us of one thread, and gains 1.2 times at twice that (benchmarks/cpp/pool_bench).
+/// (2-D K 7, on fewer tasks), that is 50 us of one thread, and gains 1.2 times at twice that
+/// (benchmarks/cpp/pool_bench).
 inline constexpr double kSerialFlops = 2e6;
 
 /// Queries (or keys) of one work item of the generic kernels.
@@ -63,8 +64,8 @@ inline constexpr int kLongestRow = 512;
 inline constexpr int kKeyBlockRows = 4;
 inline constexpr int kKeyBlockBytes = 512 << 10;
 /// A pass is cut into strips of at least so many tiles along the last axis, of which the memory is at most this, where
-/// packed rows of all tiles would not fit the second-level cache: 0.85 times the time of 2-D 128x128 D 128 K 7. Any limit
-/// from 0.8 to 2 MiB is within 3 %.
+/// packed rows of all tiles would not fit the second-level cache: 0.85 times the time of 2-D 128x128 D 128 K 7. Any
+/// limit from 0.8 to 2 MiB is within 3 %.
 inline constexpr std::size_t kLeastStripTiles = 2;
 inline constexpr std::int64_t kStripBytes = 1280 << 10;
 /// Slots of a row of scores, and bytes of all scores at a time, of which there are two kinds: both fit the first-level
@@ -72,9 +73,9 @@ inline constexpr std::int64_t kStripBytes = 1280 << 10;
 inline constexpr int kSlotBlock = 64;
 inline constexpr int kScoreBytes = 16 << 10;
 /// Along a single axis, from this kernel size on blocks of keys and queries are dense: 0.8 times the time of shift at
-/// K 31, 0.5 at K 127, 0.4 at K 2048. Keys of one product (their scores fit the first-level cache), and keys that stay in
-/// the second-level cache while all queries pass by, where windows are longer than that; 48 or 96 and 128 or 512 instead
-/// are within 3 %.
+/// K 31, 0.5 at K 127, 0.4 at K 2048. Keys of one product (their scores fit the first-level cache), and keys that stay
+/// in the second-level cache while all queries pass by, where windows are longer than that; 48 or 96 and 128 or 512
+/// instead are within 3 %.
 inline constexpr int kDenseKernel = 24;
 inline constexpr int kDenseKeys = 64;
 inline constexpr int kDenseChunk = 256;
