@@ -28,8 +28,8 @@ class BackwardSweep : public TileSweep {
         outputs_(output_grid(inputs.problem)),
         dim_(inputs.problem.head_dim),
         value_dim_(inputs.problem.value_dim),
-        pitch_(round_to(dim_, kLanes)),
-        value_pitch_(round_to(value_dim_, kLanes)) {
+        pitch_(round_up(dim_, kLanes)),
+        value_pitch_(round_up(value_dim_, kLanes)) {
     keys_[0] = {&inputs.key, dim_};
     keys_[1] = {&inputs.value, value_dim_};
     if (gradients.key != nullptr) {
@@ -41,12 +41,12 @@ class BackwardSweep : public TileSweep {
     widest_ = std::max(dim_, value_dim_);
     const auto place = [this](std::int64_t floats) {
       const std::int64_t at = tile_size_;
-      tile_size_ += round_to(floats, kLanes);
+      tile_size_ += round_up(floats, kLanes);
       return at;
     };
-    query_t_ = place(round_to(dim_, 4) * kLanes);
-    dout_t_ = place(round_to(value_dim_, 4) * kLanes);
-    dquery_t_ = place(round_to(dim_, 4) * kLanes);
+    query_t_ = place(round_up(dim_, 4) * kLanes);
+    dout_t_ = place(round_up(value_dim_, 4) * kLanes);
+    dquery_t_ = place(round_up(dim_, 4) * kLanes);
     query_ = place(pitch_ * kLanes);
     dout_ = place(value_pitch_ * kLanes);
     lse_ = place(kLanes);
@@ -61,13 +61,13 @@ class BackwardSweep : public TileSweep {
     load_tile(query_rows(saved_.dout, false, q0, q1, tile.query, head), tile, value_dim_, dout, value_pitch_);
     load_tile(query_rows(saved_.out, false, q0, q1, tile.query, head), tile, value_dim_, buffer_, value_pitch_);
     // The scale belongs to the logits, which are base-2 logarithms here, and to dk.
-    transpose_in(query, pitch_, round_to(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
+    transpose_in(query, pitch_, round_up(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
     const auto scale = hn::Set(d, scale_);
     for (std::int64_t c = 0; c < kLanes * pitch_; c += kLanes) {
       hn::Store(hn::Mul(scale, hn::Load(d, query + c)), d, query + c);
     }
-    transpose_in(dout, value_pitch_, round_to(value_dim_, 4), 1.0f, to + dout_t_, kLanes);
-    std::fill_n(to + dquery_t_, kLanes * round_to(dim_, 4), 0.0f);
+    transpose_in(dout, value_pitch_, round_up(value_dim_, 4), 1.0f, to + dout_t_, kLanes);
+    std::fill_n(to + dquery_t_, kLanes * round_up(dim_, 4), 0.0f);
     std::fill_n(to + lse_, kLanes, 0.0f);
     std::fill_n(to + delta_, kLanes, 0.0f);
 

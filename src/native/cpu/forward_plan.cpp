@@ -79,14 +79,14 @@ Partition partition_of(const Problem& p) {
     ++parts[axis];
     return true;
   };
-  const auto are_few = [&](std::int64_t least) {
-    return groups * ((p.kv_heads + heads - 1) / heads) * parts[0] * parts[1] * parts[2] < least;
+  const auto are_few = [&] {
+    return groups * ((p.kv_heads + heads - 1) / heads) * parts[0] * parts[1] * parts[2] < tuning::kForwardLeastTasks;
   };
-  while (are_few(tuning::kForwardLeastTasks) && split()) {
+  while (are_few() && split()) {
   }
-  while (heads > 1 && are_few(tuning::kForwardLeastTasks)) heads = (heads + 1) / 2;
+  while (heads > 1 && are_few()) heads = (heads + 1) / 2;
   const std::int64_t longest = std::max<std::int64_t>(1, places[2] / tuning::kForwardLeastRow);
-  while (are_few(tuning::kForwardLeastTasks) && parts[2] < longest) ++parts[2];
+  while (are_few() && parts[2] < longest) ++parts[2];
   return {parts, heads};
 }
 

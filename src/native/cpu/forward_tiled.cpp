@@ -32,10 +32,6 @@ namespace {
 
 using forward::Pass;
 
-constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 /// A tile with what its rows need to know again and again.
 struct ForwardTile : Tile {
   bool is_ragged = false;  ///< some windows have empty slots
@@ -121,8 +117,8 @@ class ForwardSweep {
     Scratch scratch(scratch_bytes());
     take_memory(scratch);
     const Span heads = query_heads();
-    for (Step step = first_step(region_); step.q0 < part_[0].queries.end; step = step_after(step)) {
-      pack(keys_of_step(region_, step));
+    for (Step step = first_step(); step.q0 < part_[0].queries.end; step = step_after(step)) {
+      pack(keys_of_step(step));
       for (const ForwardTile& tile : tiles_) {
         pack_queries(step, tile);
         for (std::int64_t head = heads.start; head < heads.end; ++head) run_tile(head, step, tile);
@@ -132,14 +128,14 @@ class ForwardSweep {
   }
 
  private:
-  Step first_step(const Region& region) const {
-    const Span& q1s = region.part[1].queries;
-    return {region.part[0].queries.start, {q1s.start, std::min(q1s.start + block_rows_, q1s.end)}};
+  Step first_step() const {
+    const Span& q1s = part_[1].queries;
+    return {part_[0].queries.start, {q1s.start, std::min(q1s.start + block_rows_, q1s.end)}};
   }
   Step step_after(const Step& step) const {
     const Span& q1s = part_[1].queries;
     if (step.rows.end < q1s.end) return {step.q0, {step.rows.end, std::min(step.rows.end + block_rows_, q1s.end)}};
-    return {step.q0 + 1, first_step(region_).rows};
+    return {step.q0 + 1, first_step().rows};
   }
 
   /// Rows of queries whose windows hold one row of keys, at most.
@@ -199,8 +195,8 @@ class ForwardSweep {
     }
 
     capacity_ = 1;
-    for (Step step = first_step(region_); step.q0 < part_[0].queries.end; step = step_after(step)) {
-      capacity_ = std::max(capacity_, size_of(keys_of_step(region_, step)));
+    for (Step step = first_step(); step.q0 < part_[0].queries.end; step = step_after(step)) {
+      capacity_ = std::max(capacity_, size_of(keys_of_step(step)));
     }
     packed_end_ = part_[slide_axis_].keys.start;
     value_rows_.resize(planes * window_rows);
@@ -241,24 +237,24 @@ class ForwardSweep {
   }
 
   /// Slabs (planes of keys, or rows where there is one plane) that the windows of a step hold.
-  Span keys_of_step(const Region& region, const Step& step) const {
-    if (slide_axis_ == 0) return region.group[0]->queries[step.q0].keys;
-    const auto& queries = region.group[1]->queries;
+  Span keys_of_step(const Step& step) const {
+    if (slide_axis_ == 0) return group_[0]->queries[step.q0].keys;
+    const auto& queries = group_[1]->queries;
     return {queries[step.rows.start].keys.start, queries[step.rows.end - 1].keys.end};
   }
 
   /// Calls visit(k0, k1) for the rows of keys of a slab.
   template <class Visit>
-  void for_each_row(const Region& region, std::int64_t slab, Visit&& visit) const {
-    if (slide_axis_ == 1) return visit(region.part[0].keys.start, slab);
-    for (std::int64_t k1 = region.part[1].keys.start; k1 < region.part[1].keys.end; ++k1) visit(slab, k1);
+  void for_each_row(std::int64_t slab, Visit&& visit) const {
+    if (slide_axis_ == 1) return visit(part_[0].keys.start, slab);
+    for (std::int64_t k1 = part_[1].keys.start; k1 < part_[1].keys.end; ++k1) visit(slab, k1);
   }
 
   /// Packs the slabs of a step that are not yet packed, over those that no window holds any more.
   void pack(const Span& needed) {
     packed_end_ = std::max(packed_end_, needed.start);
     for (; packed_end_ < needed.end; ++packed_end_) {
-      for_each_row(region_, packed_end_, [&](std::int64_t k0, std::int64_t k1) { pack_row(k0, k1); });
+      for_each_row(packed_end_, [&](std::int64_t k0, std::int64_t k1) { pack_row(k0, k1); });
     }
   }
 

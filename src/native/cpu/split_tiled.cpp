@@ -20,11 +20,11 @@ class SplitSweep : public TileSweep {
   SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, Wanted wanted)
       : TileSweep(inputs.problem, task, wanted),
         call_(call),
-        pitch_(round_to(call.dim, kLanes)),
+        pitch_(round_up(call.dim, kLanes)),
         volume_(inputs.problem.kernel_volume()),
-        slots_(std::max(round_to(call.dim, 4), pitch_) * kLanes) {
+        slots_(std::max(round_up(call.dim, 4), pitch_) * kLanes) {
     widest_ = std::max(call.dim, volume_);
-    tile_size_ = slots_ + round_to(volume_, 4) * kLanes;
+    tile_size_ = slots_ + round_up(volume_, 4) * kLanes;
   }
 
   TensorRows channel_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
@@ -32,9 +32,9 @@ class SplitSweep : public TileSweep {
   }
 
   void load_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) const {
-    const std::int64_t pitch = round_to(volume_, kLanes);
+    const std::int64_t pitch = round_up(volume_, kLanes);
     load_tile(query_rows(call_.slots, false, q0, q1, tile.query, head), tile, volume_, buffer_, pitch);
-    transpose_in(buffer_, pitch, round_to(volume_, 4), 1.0f, to + slots_, kLanes);
+    transpose_in(buffer_, pitch, round_up(volume_, 4), 1.0f, to + slots_, kLanes);
   }
 
   /// scores[row][slot][lane], zeros in empty slots whatever stands in memory.
@@ -71,8 +71,8 @@ class ProductsSweep final : public SplitSweep {
  private:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
     load_tile(channel_rows(q0, q1, tile.query, head), tile, call_.dim, buffer_, pitch_);
-    transpose_in(buffer_, pitch_, round_to(call_.dim, 4), call_.factor, to, kLanes);
-    std::fill_n(to + slots_, round_to(volume_, 4) * kLanes, call_.empty);
+    transpose_in(buffer_, pitch_, round_up(call_.dim, 4), call_.factor, to, kLanes);
+    std::fill_n(to + slots_, round_up(volume_, 4) * kLanes, call_.empty);
   }
 
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {

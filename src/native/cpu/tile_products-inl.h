@@ -227,6 +227,10 @@ inline constexpr auto kMultiply = multiply_slots(std::make_integer_sequence<int,
 inline constexpr auto kAddKeys = add_keys_slots(std::make_integer_sequence<int, kMostSlots>());
 inline constexpr auto kAddQueries = add_queries_slots(std::make_integer_sequence<int, kMostKeys>());
 
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 /// Calls visit(begin, size) for nearly equal pieces of `count`, each at most `most`.
 template <class Visit>
 HWY_INLINE void for_each_piece(int count, int most, Visit&& visit) {

@@ -24,10 +24,6 @@ HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr std::int64_t round_to(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 /// Tiles of queries that share the keys of a dense block.
 inline constexpr int kDenseTiles = 2;
 
@@ -37,8 +33,8 @@ struct KeyTensor {
   std::int64_t dim = 0;
   std::int64_t offset = 0;  ///< of its rows in the sweep's memory, in floats
 
-  std::int64_t pitch() const { return round_to(dim, kLanes); }
-  std::int64_t packed_dim() const { return round_to(dim, 4); }
+  std::int64_t pitch() const { return round_up(dim, kLanes); }
+  std::int64_t packed_dim() const { return round_up(dim, 4); }
 };
 
 /// One packed row of queries that attends the current row of keys.
@@ -216,8 +212,8 @@ class TileSweep {
                         bool over_tokens, std::int64_t q0, std::int64_t q1, std::int64_t head) const {
     const Span owned = owned_of(tile);
     if (size_of(owned) <= 0) return;
-    const std::int64_t pitch = round_to(dim, kLanes);
-    transpose_out(from, round_to(dim, 4), factor, buffer_, pitch);
+    const std::int64_t pitch = round_up(dim, kLanes);
+    transpose_out(from, round_up(dim, 4), factor, buffer_, pitch);
     store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
                query_rows(tensor, over_tokens, q0, q1, owned.start, head), is_streamed_);
   }
@@ -334,7 +330,7 @@ class TileSweep {
     // Loads of a tile reach kLanes - 1 places past its last key. An odd number of cache lines spreads the channels
     // over the sets of the cache.
     const std::int64_t line = 16;
-    row_pitch_ = (round_to(places_ + kLanes, line) / line | 1) * line;
+    row_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
     key_row_size_ = dkey_row_size_ = 0;
     for (KeyTensor& key : keys_) {
       key.offset = key_row_size_;
@@ -361,7 +357,7 @@ class TileSweep {
       }
     }
     slot_rows_ = std::min<int>(static_cast<int>(axes_[2].kernel_size), tuning::kSlotBlock);
-    score_size_ = round_to(slot_rows_, 4) * kLanes;
+    score_size_ = round_up(slot_rows_, 4) * kLanes;
     const std::int64_t most_rows = ring_[0] * ring_[1] * heads_;
     score_rows_ = static_cast<int>(std::clamp<std::int64_t>(tuning::kScoreBytes / (4 * score_size_), 1, most_rows));
     if (is_dense_) {
@@ -372,7 +368,7 @@ class TileSweep {
 
   std::int64_t buffer_size() const {
     // Transposes work on groups of 4 channels, also where a vector is shorter.
-    return kLanes * round_to(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
+    return kLanes * round_up(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
   }
 
   std::size_t scratch_bytes() const {
