@@ -234,14 +234,6 @@ std::string Writer::constants() const {
   define("BATCH", plan_.batch);
   define("CHUNK", plan_.chunk);
   define("VECTOR", plan_.vector);
-  // Metal keeps arrays of fewer than 8 elements in constant memory, where the vector accesses do not reach.
-  bool tiny = false;
-  for (const ArraySpec& array : k_.inputs) {
-    std::int64_t count = 1;
-    for (const std::int64_t length : array.shape) count *= length;
-    tiny = tiny || (count < 8 && array.type != ElementType::int32);
-  }
-  define("VECTOR_ACCESS", tiny ? 0 : 1);
   for (const bool first : {true, false}) {
     const Stream& stream = first ? plan_.a : plan_.b;
     const std::string name = first ? "A_" : "B_";

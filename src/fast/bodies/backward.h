@@ -20,19 +20,21 @@ struct Backward {
   float sum_a[NA_RUN][NA_A_HELD];
   float sum_b[NA_RUN][NA_B_HELD];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD {
     a.load(tile, chunk);
     b.load(tile, chunk);
     if (kQueries) return;
     load_chunk_scalars(lses, lse, tile, chunk, NA_LOG2_E);
     load_chunk_scalars(lses + NA_CHUNK, delta, tile, chunk, 1.0f);
   }
-  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) { bias_gradient.begin_row(tile, chunk); }
-  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) { bias_gradient.end_row(tile, at, chunk); }
+  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD { bias_gradient.begin_row(tile, chunk); }
+  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) NA_THREAD {
+    bias_gradient.end_row(tile, at, chunk);
+  }
 
   template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
-                       const NA_THREAD Mask& mask) {
+                       const NA_THREAD Mask& mask) NA_THREAD {
     // No softmax to wait for: a row is in registers for its dot product and for its share of the sum.
     NA_UNROLL_TWICE for (int j = 0; j < kCount; ++j) {
       const int slot = slot_of<kMasked>(batch, j);

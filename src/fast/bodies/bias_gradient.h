@@ -9,7 +9,7 @@ struct BiasGradient {
   int row;                       ///< of `staged`: the thread's first query; the next is `next` rows on
   int next;
 
-  NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch) {
+  NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     staged = scratch;
     partial = partials + (Offset(tile.at.group) * tile.at.heads + tile.at.head) * NA_RPB_SIZE;
@@ -18,19 +18,19 @@ struct BiasGradient {
     for (int i = tile.at.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
     barrier_with_device_memory();
   }
-  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) {
+  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       for (int i = tile.lane; i < chunk.columns; i += NA_LANES) staged[(row + r * next) * NA_STAGE_COLUMNS + i] = 0.0f;
     }
     barrier();
   }
-  NATTEN_FN void stage(float gradient, const NA_THREAD Tile& tile, Batch batch, int item, int j) {
+  NATTEN_FN void stage(float gradient, const NA_THREAD Tile& tile, Batch batch, int item, int j) NA_THREAD {
     if (NA_BIAS_GRADIENT && j % NA_LANES == tile.lane && is_inside<true>(tile, item)) {
       staged[(row + item * next) * NA_STAGE_COLUMNS + batch.x + j - batch.first_x] = gradient;
     }
   }
-  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) {
+  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     barrier();
     const AxisGroup g0 = tile.groups[0], g1 = tile.groups[1], g2 = tile.groups[2];

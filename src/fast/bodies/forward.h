@@ -11,16 +11,16 @@ struct Forward {
   float maximum[NA_RUN];
   float sum[NA_RUN];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD {
     keys.load(tile, chunk);
     values.load(tile, chunk);
   }
-  NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
-  NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
+  NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) NA_THREAD {}
+  NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) NA_THREAD {}
 
   template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
-                       const NA_THREAD Mask& mask) {
+                       const NA_THREAD Mask& mask) NA_THREAD {
     float weights[NA_RUN][NA_BATCH];
     dot_batch<kCount, kMasked>(weights, query, keys, batch, mask, tile.lane);
     if (NA_HAS_RPB) add_bias<kCount, kMasked>(weights, rpb, tile, items, batch, mask, NA_LOG2_E);

@@ -38,6 +38,10 @@ NATTEN_FN T from_float(float x) {
   return T(x);
 }
 
+NATTEN_FN bool is_aligned(const void* data, int bytes) {
+  return reinterpret_cast<unsigned long long>(data) % bytes == 0;
+}
+
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];

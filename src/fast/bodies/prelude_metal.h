@@ -36,6 +36,21 @@ inline T from_float(float x) {
   return T(x);
 }
 
+// MLX declares an input `device`, but `constant` when it has fewer than 8 elements. Of these no vectors are read: for
+// pointers to them the functions without `device` are chosen, of which only is_aligned is ever called.
+template <class P>
+inline bool is_aligned(P, int) {
+  return false;
+}
+template <class T>
+inline bool is_aligned(const device T* data, int bytes) {
+  return long(data) % bytes == 0;
+}
+template <int N, class P>
+inline void load_device(thread float*, P) {}
+template <int N, class T, class P>
+inline void copy_to_tile(threadgroup T*, P) {}
+
 // Vectors of N = 4 k elements; the address is a multiple of 4 elements.
 template <int N, class T>
 inline void load_device(thread float* to, const device T* from) {

@@ -9,13 +9,13 @@ struct Scores {
   Offset row[NA_RUN];  ///< of `scores`; negative: not stored
   float query[NA_RUN][NA_A_HELD];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) { keys.load(tile, chunk); }
-  NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) {}
-  NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) {}
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD { keys.load(tile, chunk); }
+  NATTEN_FN void begin_row(const NA_THREAD Tile&, Chunk) NA_THREAD {}
+  NATTEN_FN void end_row(const NA_THREAD Tile&, Row, Chunk) NA_THREAD {}
 
   template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
-                       const NA_THREAD Mask& mask) {
+                       const NA_THREAD Mask& mask) NA_THREAD {
     float logits[NA_RUN][NA_BATCH];
     dot_batch<kCount, kMasked>(logits, query, keys, batch, mask, tile.lane);
     if (NA_HAS_RPB) add_bias<kCount, kMasked>(logits, rpb, tile, items, batch, mask, 1.0f);

@@ -27,8 +27,8 @@ NATTEN_FN void attention_delta(Out out, Dout dout, Dlse dlse, NA_DEVICE float* d
 }
 
 /// Sum of the tiles' gradients of the relative position bias table, a simdgroup per entry.
-NATTEN_FN void sum_bias_gradients(const NA_DEVICE float* partials, NA_DEVICE float* sums, int tiles, int entries,
-                                  Offset thread_index) {
+template <class P>
+NATTEN_FN void sum_bias_gradients(P partials, NA_DEVICE float* sums, int tiles, int entries, Offset thread_index) {
   const Offset entry = thread_index / 32;
   float sum = 0.0f;
   if (entry < entries) {

@@ -46,9 +46,9 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
   }
   v.data = t.data + first;
   v.channel = t.stride[5];
-  const Offset size = sizeof(*t.data);
-  const Offset bytes = NA_VECTOR * size < 16 ? NA_VECTOR * size : 16;
-  v.vectors = v.channel == 1 && (Offset(v.data) | multiples * size) % bytes == 0;
+  const int size = sizeof(*t.data);
+  const int bytes = NA_VECTOR * size < 16 ? NA_VECTOR * size : 16;
+  v.vectors = v.channel == 1 && multiples * size % bytes == 0 && is_aligned(v.data, bytes);
   return v;
 }
 
@@ -67,32 +67,17 @@ NATTEN_FN float number_at(View<P> v, const NA_THREAD int* position) {
   return float(v.data[offset_of(v, position)]);
 }
 
-// Without NA_VECTOR_ACCESS an array may be one of the tiny ones that Metal keeps in constant memory, where vector
-// accesses do not reach.
-template <class P>
-NATTEN_FN void load_vector(NA_THREAD float* to, P from) {
-#if NA_VECTOR_ACCESS
-  load_device<NA_VECTOR>(to, from);
-#endif
-}
-template <class S, class P>
-NATTEN_FN void copy_vector(NA_THREADGROUP S* to, P from) {
-#if NA_VECTOR_ACCESS
-  copy_to_tile<NA_VECTOR>(to, from);
-#endif
-}
-
 /// This lane's channels of the items, times `factor`.
 template <int kChannels, int kHeld, class P>
 NATTEN_FN void load_items(NA_THREAD float (&to)[NA_RUN][kHeld], View<P> v, const NA_THREAD Items& items, int lane,
                           float factor) {
-  constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
+  constexpr bool kVectors = kChannels % NA_VECTOR == 0;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const Offset offset = offset_of(v, items.position[r]);
     NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
       const int channel = lane * NA_VECTOR + i * NA_LANES;
       if (kVectors && v.vectors && channel < kChannels) {
-        load_vector(&to[r][i], v.data + offset + channel);
+        load_device<NA_VECTOR>(&to[r][i], v.data + offset + channel);
       } else {
         NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
           to[r][i + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
@@ -175,8 +160,8 @@ struct Stream {
   NA_THREADGROUP T* rows;
 
   /// Copies a chunk, each position's vectors by neighbouring threads.
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) {
-    constexpr bool kVectors = NA_VECTOR_ACCESS && kChannels % NA_VECTOR == 0;
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD {
+    constexpr bool kVectors = kChannels % NA_VECTOR == 0;
     constexpr int kCount = kHeld / NA_VECTOR * NA_LANES;
     constexpr int kLanes = kCount < NA_THREADS ? kCount : NA_THREADS;
     constexpr int kAtOnce = NA_THREADS / kLanes;
@@ -191,7 +176,7 @@ struct Stream {
         const int channel = v * NA_VECTOR;
         NA_THREADGROUP T* const target = rows + i * kPitch + channel;
         if (vectors && channel < kChannels) {
-          copy_vector(target, from.data + offset + channel);
+          copy_to_tile<NA_VECTOR>(target, from.data + offset + channel);
         } else {
           NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
             target[e] = channel + e < kChannels ? T(from.data[offset + (channel + e) * from.channel]) : T(0.0f);
@@ -210,7 +195,7 @@ struct Stream {
   }
 
   /// This lane's channels of a row.
-  NATTEN_FN void read(NA_THREAD float (&to)[kHeld], int slot, int lane) const {
+  NATTEN_FN void read(NA_THREAD float (&to)[kHeld], int slot, int lane) const NA_THREAD {
     NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
       load_tile<NA_VECTOR>(to + i, rows + slot * kPitch + lane * NA_VECTOR + i * NA_LANES);
     }

@@ -9,13 +9,15 @@ struct Weighted {
   BiasGradient bias_gradient;
   float sum[NA_RUN][NA_A_HELD];
 
-  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) { streamed.load(tile, chunk); }
-  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) { bias_gradient.begin_row(tile, chunk); }
-  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) { bias_gradient.end_row(tile, at, chunk); }
+  NATTEN_FN void load(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD { streamed.load(tile, chunk); }
+  NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD { bias_gradient.begin_row(tile, chunk); }
+  NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) NA_THREAD {
+    bias_gradient.end_row(tile, at, chunk);
+  }
 
   template <int kCount, bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, Batch batch,
-                       const NA_THREAD Mask& mask) {
+                       const NA_THREAD Mask& mask) NA_THREAD {
     float weights[NA_RUN][NA_BATCH];
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       NA_UNROLL for (int j = 0; j < kCount; ++j) {
