@@ -80,6 +80,7 @@ class _NeighborhoodAttention(nn.Module):
         *,
         gna_stride: Ints = 1,
         rel_pos_bias: bool = False,
+        pad_input: bool = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -107,6 +108,7 @@ class _NeighborhoodAttention(nn.Module):
         self.dilation = dilation
         self.is_causal = is_causal
         self.gna_stride = gna_stride
+        self.pad_input = pad_input
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
 
         if num_kv_heads == num_heads:
@@ -158,14 +160,40 @@ class _NeighborhoodAttention(nn.Module):
         if x.shape[-1] != self.embed_dim:
             raise ValueError(f"[{name}] channel dim must be embed_dim = {self.embed_dim}, got {x.shape[-1]}")
         if lengths is None:
-            return self.proj_drop(self.proj(self._merge_heads(self._attend(*self._project(x), None))))
-        tokens, queries = _ext.padding_masks(
-            name, self.rank, x.shape[:-1], lengths, lengths_name, self.kernel_size, self.stride, self.dilation
-        )
+            return self.proj_drop(self.proj(self._attend_padded(x, None)))
+        tokens, queries = self._padding_masks(x.shape[:-1], lengths, lengths_name)
         # The padding is replaced before the projections too: its NaN would reach their gradients through 0 * NaN.
         x = _zero_outside(tokens, x)
-        out = self.proj(self._merge_heads(self._attend(*self._project(x), lengths)))
-        return self.proj_drop(_zero_outside(queries, out))
+        return self.proj_drop(_zero_outside(queries, self.proj(self._attend_padded(x, lengths))))
+
+    def _padding_masks(self, shape: tuple[int, ...], lengths: mx.array, label: str) -> tuple[mx.array, mx.array]:
+        """Of tokens [B, spatial...] and of queries [B, out...]: which ones lie before the end of their sample."""
+        name = type(self).__name__
+        if not self.pad_input:
+            return _ext.padding_masks(
+                name, self.rank, shape, lengths, label, self.kernel_size, self.stride, self.dilation
+            )
+        # A sample shorter than the window is legal then.
+        tokens, _ = _ext.padding_masks(name, self.rank, shape, lengths, label, 1, 1, 1)
+        computed = (slice(None), *(slice(None, None, s) for s in _sizes(self.stride, self.rank)))
+        return tokens, tokens[computed]
+
+    def _attend_padded(self, x: mx.array, lengths: mx.array | None) -> mx.array:
+        """x [B, spatial..., C] -> [B, out..., C]; with pad_input behind zeros at the end of axes that are too short."""
+        if not self.pad_input:
+            return self._merge_heads(self._attend(*self._project(x), lengths))
+        grid = x.shape[1:-1]
+        kernel, dilation, stride = (_sizes(v, self.rank) for v in (self.kernel_size, self.dilation, self.stride))
+        windows = [k * d for k, d in zip(kernel, dilation, strict=True)]
+        if any(length < window for length, window in zip(grid, windows, strict=True)):
+            missing = [(0, max(0, window - length)) for length, window in zip(grid, windows, strict=True)]
+            x = mx.pad(x, [(0, 0), *missing, (0, 0)])
+        if lengths is not None:
+            least = mx.array(windows if self.rank > 1 else windows[0], lengths.dtype)
+            lengths = mx.maximum(lengths, least)
+        out = self._merge_heads(self._attend(*self._project(x), lengths))
+        real = (slice(None), *(slice(-(-length // s)) for length, s in zip(grid, stride, strict=True)))
+        return out[real]
 
     def _merge_heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:-2], self.embed_dim)
@@ -174,7 +202,8 @@ class _NeighborhoodAttention(nn.Module):
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
             f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}, gna_stride={self.gna_stride}, rel_pos_bias={'rpb' in self}"
+            f"is_causal={self.is_causal}, gna_stride={self.gna_stride}, rel_pos_bias={'rpb' in self}, "
+            f"pad_input={self.pad_input}"
         )
 
 
@@ -188,6 +217,9 @@ _ARGUMENTS = """
         qk_scale: Of the logits; default head_dim ** -0.5.
         attn_drop, proj_drop: Dropout of attention weights and of the output, in training only.
         rel_pos_bias: Whether to learn a relative position bias.
+        pad_input: Whether an axis (or a sample, with lengths) shorter than kernel_size * dilation is zero-padded to it
+            at its end, before the projections, and the result cropped, as DiNAT and NATTEN 0.14's modules do. Without
+            it such an input is an error.
 
     Parameters: `qkv` and `proj` (weight, bias), the rows of qkv ordered (3, heads, head_dim); with fewer key/value
     heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; `rpb` [heads, 2K-1 per axis].

@@ -332,3 +332,80 @@ def test_half_types(tier: str, dtype: mx.Dtype) -> None:
 def test_repr_names_the_neighborhood() -> None:
     text = repr(make(2, 16, 4, (3, 5), dilation=2, is_causal=(True, False)))
     assert "NeighborhoodAttention2D" in text and "(3, 5)" in text
+
+
+PADDED = {
+    "plain": {},
+    "dilated": {"dilation": 2},
+    "strided": {"stride": 2},
+    "bias": {"rel_pos_bias": True},
+    "causal": {"is_causal": True},
+    "grouped": {"num_kv_heads": 2, "rel_pos_bias": True},
+}
+SHORT = {1: (2,), 2: (9, 2), 3: (2, 7, 3)}  # at least one axis shorter than its window
+
+
+@RANKS
+@pytest.mark.parametrize("options", PADDED.values(), ids=PADDED.keys())
+def test_pad_input_appends_zeros_before_the_projections_and_crops(
+    tier: str, rank: int, options: dict[str, Any]
+) -> None:
+    mx.random.seed(1)
+    module = make(rank, 12, 4, KERNEL[rank], pad_input=True, **options)
+    x = mx.random.normal((2, *SHORT[rank], 12))
+    case = case_of(rank, options)
+    windows = [k * d for k, d in zip(case.kernel_size, case.dilation, strict=True)]
+    padded = tuple(max(pair) for pair in zip(SHORT[rank], windows, strict=True))
+    zeros = np.pad(to_numpy(x), [(0, 0), *((0, w - n) for n, w in zip(SHORT[rank], padded, strict=True)), (0, 0)])
+    kept = tuple(slice(-(-n // s)) for n, s in zip(SHORT[rank], case.stride, strict=True))
+    expected = expected_value(module, zeros, case.with_(spatial=padded))[(slice(None), *kept)]
+    assert_near(module(x), expected, 1e-5)
+
+
+@RANKS
+def test_pad_input_changes_nothing_where_the_window_fits(tier: str, rank: int) -> None:
+    module = make(rank, 12, 4, KERNEL[rank], pad_input=True, rel_pos_bias=True)
+    plain = make(rank, 12, 4, KERNEL[rank], rel_pos_bias=True)
+    plain.update(module.parameters())
+    x = mx.random.normal((2, *SPATIAL[rank], 12))
+    assert mx.array_equal(module(x), plain(x))
+
+
+@RANKS
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pad_input_with_lengths_is_each_sample_alone(tier: str, rank: int, stride: int) -> None:
+    mx.random.seed(1)
+    module = make(rank, 12, 4, KERNEL[rank], pad_input=True, rel_pos_bias=True, stride=stride)
+    lengths = {1: ((1,), (3,), (9,)), 2: ((2, 7), (6, 3), (1, 1)), 3: ((1, 5, 2), (4, 2, 6), (1, 1, 1))}[rank]
+    x = mx.random.normal((3, *SPATIAL[rank], 12))
+    for size in (SPATIAL[rank], tuple(max(axis) for axis in zip(*lengths, strict=True))):
+        cut = x[(slice(None), *(slice(n) for n in size))]
+        given = mx.array(lengths)
+        result = to_numpy(module(cut, given[:, 0] if rank == 1 else given))
+        for b, sample in enumerate(lengths):
+            alone = to_numpy(module(cut[(slice(b, b + 1), *(slice(n) for n in sample))]))[0]
+            inside = tuple(slice(n) for n in alone.shape[:-1])
+            assert_near(mx.array(result[b][inside].astype(np.float32)), alone, 1e-5)
+            result[b][inside] = 0
+            assert np.all(result[b] == 0)
+
+
+@RANKS
+def test_gradients_through_pad_input(tier: str, rank: int) -> None:
+    mx.random.seed(1)
+    module = make(rank, 12, 4, KERNEL[rank], pad_input=True, rel_pos_bias=True)
+    x = mx.random.normal((1, *SHORT[rank], 12))
+    direction = mx.random.normal(x.shape)
+
+    def function(x: mx.array) -> mx.array:
+        return (module(x) ** 2).sum()
+
+    slope = (mx.grad(function)(x) * direction).sum().item()
+    step = 1e-2
+    numeric = (function(x + step * direction) - function(x - step * direction)).item() / (2 * step)
+    assert abs(slope - numeric) < 2e-2 * abs(numeric)
+
+
+def test_without_pad_input_a_short_axis_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"kernel_size\[0\]=5 must be <= input spatial size 4"):
+        make(2, 12, 4, 5)(mx.zeros((1, 4, 9, 12)))
