@@ -120,13 +120,16 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
     });
   }
 
-  const std::vector<SamplePlan> plans = plan_samples(inputs);
-  const std::vector<Task> tasks = plan_tasks(p, plans, partition_of(p));
+  const Partition partition = partition_of(p);
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
   const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
-  parallel_for(static_cast<std::int64_t>(tasks.size()), flops, [&](std::int64_t i) { run(pass, tasks[i]); });
+  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+    const TaskList tasks(p, plans, partition);
+    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
+    parallel_for(tasks.size(), share * flops, [&](std::int64_t i) { run(pass, tasks[i]); });
+  });
 }
 
 }  // namespace natten::cpu::forward
