@@ -28,7 +28,7 @@ help:  ## show this list
 
 # The installation with every extra also serves the demo: whoever runs `make test` first does not build twice.
 $(VENV)/.dev: $(SOURCES) scripts/setup
-	scripts/setup cpu,plots,demo,dev,nvrtc
+	scripts/setup cpu,plots,demo,models,dev,nvrtc
 	@touch $@ $(VENV)/.demo
 $(VENV)/.demo: $(SOURCES) scripts/setup
 	scripts/setup cpu,plots,demo
