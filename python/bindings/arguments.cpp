@@ -147,6 +147,13 @@ mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object) 
   fail(caller, "stream must be None, an mlx.core.Stream or an mlx.core.Device, got " + type_of(object));
 }
 
+mx::Dtype to_dtype(const Caller& caller, nb::handle object) {
+  if (object.is_none()) return mx::float32;
+  if (nb::isinstance<mx::Dtype>(object)) return nb::cast<mx::Dtype>(object);
+  fail(caller, "dtype must be an mlx.core.Dtype such as mlx.core.float16, got " + text_of(object) + " (" +
+                   type_of(object) + ")");
+}
+
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object) {
   const PerAxis<std::int64_t> values = to_integers(caller, name, object);
   mx::Shape shape;

@@ -41,6 +41,8 @@ std::optional<double> to_number(nb::handle object);
 std::optional<double> to_scale(const Caller& caller, const char* name, nb::handle object);
 /// None, mlx.core.Stream or mlx.core.Device.
 mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object);
+/// None is float32.
+mx::Dtype to_dtype(const Caller& caller, nb::handle object);
 /// A sequence of non-negative integers that fit MLX's dimensions.
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object);
 

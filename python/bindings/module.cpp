@@ -97,6 +97,7 @@ nb::dict support_dict() {
   nb::dict matrix;
   for (const auto& [name, row] : support_matrix()) {
     nb::dict d;
+    d["name"] = row.name;
     d["available"] = row.available;
     d["reason"] = row.reason;
     d["forward"] = row.forward;
@@ -111,29 +112,42 @@ nb::dict support_dict() {
   return matrix;
 }
 
-nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, nb::handle value, mx::Dtype query_dtype,
-                      mx::Dtype key_dtype, mx::Dtype value_dtype, nb::handle kernel_size, nb::handle stride,
-                      nb::handle dilation, nb::handle is_causal, nb::handle gna_stride, bool has_rpb, bool has_lengths,
-                      nb::handle stream) {
+ArrayDescription to_description(const Caller& c, const char* name, nb::handle object, mx::Dtype dtype) {
+  if (!nb::isinstance<mx::array>(object)) return {to_shape(c, name, object), dtype};
+  const mx::array& array = to_array(c, name, object);
+  return {array.shape(), array.dtype()};
+}
+
+std::optional<ArrayDescription> to_optional_description(const Caller& c, const char* name, nb::handle object,
+                                                        mx::Dtype dtype) {
+  return object.is_none() ? std::nullopt : std::optional(to_description(c, name, object, dtype));
+}
+
+nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, nb::handle value, nb::handle dtype,
+                      nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
+                      nb::handle scale, nb::handle additional_keys, nb::handle additional_values, nb::handle gna_stride,
+                      nb::handle rpb, nb::handle lengths, nb::handle stream, bool with_cost) {
   const Caller c = caller("explain", 0);
+  const mx::Dtype type = to_dtype(c, dtype);
   CallDescription call;
   call.op = op;
-  call.query = to_shape(c, "query", query);
-  call.key = to_shape(c, "key", key);
-  call.value = to_shape(c, "value", value);
-  call.query_dtype = query_dtype;
-  call.key_dtype = key_dtype;
-  call.value_dtype = value_dtype;
-  call.has_rpb = has_rpb;
-  call.has_lengths = has_lengths;
+  call.query = to_description(c, "query", query, type);
+  if (op != "av") call.key = to_description(c, "key", key, type);
+  if (op != "qk") call.value = to_description(c, "value", value, type);
+  call.scale = to_scale(c, scale);
+  call.additional_keys = to_optional_description(c, "additional_keys", additional_keys, type);
+  call.additional_values = to_optional_description(c, "additional_values", additional_values, type);
+  call.rpb = to_optional_description(c, "rpb", rpb, mx::float32);
+  call.lengths = to_optional_description(c, "lengths", lengths, mx::int32);
   call.stream = to_stream_or_device(c, stream);
-  const Explanation e = explain(call, to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride));
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  const Explanation e = explain(call, neighborhood);
   nb::dict d;
   d["tier"] = e.tier;
   d["kernel"] = e.kernel;
   d["tile"] = e.tile;
-  d["cost"] = e.cost;
   d["declined"] = e.declined;
+  d["cost"] = with_cost ? gpu_cost(call, neighborhood) : "";
   return d;
 }
 
@@ -169,12 +183,18 @@ NB_MODULE(_ext, m) {
         "Weighted values of the split form.");
   m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
-  m.def("set_backend", &set_backend, "name"_a);
+  m.def(
+      "set_backend",
+      [](nb::handle name) {
+        set_backend(nb::cast<std::string>(nb::isinstance<nb::str>(name) ? nb::str(name) : nb::repr(name)));
+      },
+      "name"_a.none());
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
-  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "query_dtype"_a,
-        "key_dtype"_a, "value_dtype"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
-        "is_causal"_a.none(), "gna_stride"_a.none(), "has_rpb"_a, "has_lengths"_a, "stream"_a.none());
+  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
+        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
+        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
+        "lengths"_a.none(), "stream"_a.none(), "with_cost"_a);
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");

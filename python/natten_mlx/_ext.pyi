@@ -123,7 +123,7 @@ def padding_masks(
 ) -> tuple[mlx.core.array, mlx.core.array]:
     """Masks of tokens and of queries that are not padding."""
 
-def set_backend(name: str) -> None: ...
+def set_backend(name: object | None) -> None: ...
 def get_backend() -> str: ...
 def support_matrix() -> dict[str, Any]: ...
 def explain(
@@ -131,17 +131,19 @@ def explain(
     query: object | None,
     key: object | None,
     value: object | None,
-    query_dtype: mlx.core.Dtype,
-    key_dtype: mlx.core.Dtype,
-    value_dtype: mlx.core.Dtype,
+    dtype: object | None,
     kernel_size: object | None,
     stride: object | None,
     dilation: object | None,
     is_causal: object | None,
+    scale: object | None,
+    additional_keys: object | None,
+    additional_values: object | None,
     gna_stride: object | None,
-    has_rpb: bool,
-    has_lengths: bool,
+    rpb: object | None,
+    lengths: object | None,
     stream: object | None,
+    with_cost: bool,
 ) -> dict[str, Any]: ...
 def load_external_tier(module: object) -> None:
     """Replaces the compiled tier by the functions of a module."""

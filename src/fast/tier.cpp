@@ -56,24 +56,31 @@ auto gradients(std::vector<KernelId> (*kernels)(const Problem&), const std::vect
 KernelChoice choice(const Problem& p) {
   const fast::Platform platform = fast::platform();
   const KernelId kernel = fast::forward_kernels(p).front();
-  std::string costs;
+  return {fast::kernel_name(kernel), fast::plan(p, kernel, platform).describe()};
+}
+
+std::string costs(const Problem& p) {
+  const fast::Platform platform = fast::platform();
+  std::string lines = platform == fast::Platform::metal ? "on Metal" : "on CUDA";
   for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
-    for (const KernelId id : kernels) costs += (costs.empty() ? "" : "\n") + describe(fast::cost(p, id, platform));
+    for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, platform));
   }
-  return {fast::kernel_name(kernel), fast::plan(p, kernel, platform).describe(), costs};
+  return lines;
 }
 
 }  // namespace
 
 Tier fast_tier() {
   Tier tier;
-  tier.name = fast::kPlatform == fast::Platform::metal ? kFast : kFastCuda;
+  const bool is_cuda = fast::platform() == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
+  tier.name = is_cuda ? kFastCuda : kFast;
   tier.unavailable = []() -> Objection {
     if (fast::is_emulated() || mx::is_available(mx::Device::gpu)) return {};
     return "MLX finds no GPU on this machine";
   };
   tier.supports = objection;
   tier.choice = choice;
+  tier.cost = costs;
   tier.is_fused = true;
 
   tier.forward = [](const Problem& p, const AttentionInputs& inputs, mx::Stream s) {

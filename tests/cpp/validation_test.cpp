@@ -137,7 +137,7 @@ TEST(Validation, Sizes) {
 TEST(Validation, BackendsAndExplain) {
   EXPECT_FRAGMENT(set_backend("cuda"),
                   "Unknown backend 'cuda'. Expected one of ['auto', 'pure', 'fast_metal', 'nanobind']");
-  EXPECT_FRAGMENT(explain({.op = "softmax", .query = {1, 5, 2, 4}}, {3}), "op must be 'attention', 'qk' or 'av'");
+  EXPECT_FRAGMENT(explain({.op = "softmax", .query = {{1, 5, 2, 4}}}, {3}), "op must be 'attention', 'qk' or 'av'");
 }
 
 }  // namespace

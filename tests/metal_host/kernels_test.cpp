@@ -424,6 +424,30 @@ TEST(CostModel, OfALongAxisIsThatOfItsParts) {
   }
 }
 
+/// Nor are most tiles of a long axis with long windows, whose borders reach far, and most groups of a large dilation.
+TEST(CostModel, OfLongWindowsAndManyGroupsIsThatOfTheirParts) {
+  Problem p;
+  p.batch = p.heads = p.kv_heads = 1;
+  p.head_dim = p.value_dim = 64;
+  p.axes = {Axis{1, 1, 1, 1, 1, false}, Axis{1, 1, 1, 1, 1, false}, Axis{}};
+  for (const bool is_causal : {false, true}) {
+    for (const std::int64_t dilation : {1, 1 << 10, (1 << 10) + 1}) {
+      for (const std::int64_t kernel_size : {1 << 6, 1 << 8, 1 << 16}) {
+        const std::int64_t length = dilation == 1 ? 1 << 20 : dilation * (1 << 9);
+        if (kernel_size * dilation > length) continue;
+        const double places = double(length) / double(dilation), k = double(kernel_size);
+        const double met = is_causal ? double(dilation) * (k * places - k * (k - 1) / 2) : double(length) * k;
+        p.axes[2] = Axis{length, kernel_size, 1, dilation, 1, is_causal};
+        for (const KernelId kernel : {KernelId::forward, KernelId::backward_key_value}) {
+          const fast::Cost cost = fast::cost(p, kernel, fast::Platform::metal);
+          EXPECT_NEAR(cost.useful_pairs / met, 1.0, 1e-3) << length << ' ' << kernel_size << ' ' << dilation;
+          EXPECT_GE(cost.waste(), 1.0);
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
   return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
 });
