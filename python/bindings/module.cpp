@@ -134,7 +134,7 @@ nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, n
   call.query = to_description(c, "query", query, type);
   if (op != "av") call.key = to_description(c, "key", key, type);
   if (op != "qk") call.value = to_description(c, "value", value, type);
-  call.scale = to_scale(c, scale);
+  call.scale = to_scale(c, "scale", scale);
   call.additional_keys = to_optional_description(c, "additional_keys", additional_keys, type);
   call.additional_values = to_optional_description(c, "additional_values", additional_values, type);
   call.rpb = to_optional_description(c, "rpb", rpb, mx::float32);
