@@ -39,11 +39,14 @@ std::uint64_t hash_of(const std::string& text) {
   return hash;
 }
 
-std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units) {
+std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units, Platform platform) {
   using namespace text;
   if (!has_tiles(kernel)) return {groups, tile, tensor, sums};
   std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
-  if (on_matrix_units) all.push_back(matrix);
+  if (on_matrix_units) {
+    all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
+    all.push_back(matrix);
+  }
   switch (kernel) {
     case KernelId::forward:
       all.push_back(on_matrix_units ? matrix_forward : forward);
@@ -245,7 +248,20 @@ std::string Writer::constants() const {
   if (plan_.matrix) {
     define("BLOCK", plan_.block);
     define("MATRIX_TYPE", p_.query_type == FloatType::float16 ? "\"f16\"" : "\"bf16\"");
-    for (int a = 0; a < kAxes; ++a) define("BITS_" + std::to_string(a), plan_.bits[a]);
+    define("A_WIDTH", plan_.a.width);
+    define("B_WIDTH", plan_.b.width);
+    // Packed coordinates: see bodies/matrix.h.
+    unsigned guards = 0, nowhere = 0;
+    for (int a = kAxes - 1, shift = 0; a >= 0; --a) {
+      const std::string axis = std::to_string(a);
+      define("BITS_" + axis, plan_.bits[a]);
+      define("SHIFT_" + axis, shift);
+      nowhere |= ((1u << plan_.bits[a]) - 1) << shift;
+      guards |= 1u << (shift + plan_.bits[a]);
+      shift += plan_.bits[a] + 1;
+    }
+    define("GUARDS", std::to_string(guards) + "u");
+    define("NOWHERE", std::to_string(nowhere) + "u");
   }
   return text.str();
 }
@@ -302,25 +318,27 @@ std::string Writer::call() const {
                                  : plan_.stage_columns * plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
   const std::string scratch = scratch_floats > 0 ? "na_scratch" : "nullptr";
   if (scratch_floats > 0) memory += shared(scratch, "float", scratch_floats);
+  if (plan_.matrix) memory += shared("na_words", "unsigned", plan_.chunk);
+  const std::string words = plan_.matrix ? "na_words, " : "";
   const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
   const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
   switch (kernel_) {
     case KernelId::forward:
       return start("na_key", "na_query_shape[4]") + memory +
              invoke("attention_forward", {tensor("na_query"), tensor("na_key"), tensor("na_value"), rpb, "na_out",
-                                          "na_lse", "na_rows_a", "na_rows_b", "na_site"});
+                                          "na_lse", "na_rows_a", "na_rows_b", words + "na_site"});
     case KernelId::backward_query:
       return start("na_key", "na_query_shape[4]") + memory +
              invoke("attention_backward<true>",
                     {tensor("na_query"), tensor("na_dout"), tensor("na_key"), tensor("na_value"), tensor("na_lse", 5),
                      tensor("na_delta", 5), rpb, "na_dquery", "na_dquery", drpb, "na_rows_a", "na_rows_b", scratch,
-                     "na_site"});
+                     words + "na_site"});
     case KernelId::backward_key_value:
       return start("na_key", "na_key_shape[4]") + memory +
              invoke("attention_backward<false>",
                     {tensor("na_key"), tensor("na_value"), tensor("na_query"), tensor("na_dout"), tensor("na_lse", 5),
                      tensor("na_delta", 5), rpb, "na_dkey", "na_dvalue", drpb, "na_rows_a", "na_rows_b", scratch,
-                     "na_site"});
+                     words + "na_site"});
     case KernelId::qk:
       return start("na_key", "na_query_shape[4]") + memory +
              invoke("attention_scores", {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_key"), rpb,
@@ -354,7 +372,7 @@ KernelSource Writer::source() {
   arrays();
   const bool keys = holds_keys(kernel_);
   k_.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  for (const char* body : bodies(kernel_, plan_.matrix)) k_.header += body;
+  for (const char* body : bodies(kernel_, plan_.matrix, platform_)) k_.header += body;
   k_.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text.
   std::ostringstream name;

@@ -186,12 +186,12 @@ int bytes_per_position(const Plan& plan, KernelId kernel) {
          (plan.matrix ? 4 : 0);
 }
 
-/// Whether the kernel runs on NVIDIA's matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
+/// Whether the kernel runs on matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
 bool suits_matrix_units(const Problem& p, KernelId kernel, Platform platform) {
-  const auto fits = [](std::int64_t channels) { return channels > 0 && channels % 16 == 0 && channels <= 128; };
-  return platform == Platform::cuda && is_fused(kernel) && element_size(p.query_type) == 2 &&
-         p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !(p.has_rpb && kernel == KernelId::backward_query);
+  const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
+  const bool has_type = platform == Platform::metal || element_size(p.query_type) == 2;
+  return is_fused(kernel) && has_type && p.key_type == p.query_type && p.value_type == p.query_type &&
+         fits(p.head_dim) && fits(p.value_dim) && !(p.has_rpb && kernel == KernelId::backward_query);
 }
 
 /// The box whose warps multiply least, with what loading costs. A warp skips what lies before and after its own span
@@ -228,7 +228,7 @@ void choose_matrix_extent(const Problem& p, KernelId kernel, Plan& plan) {
 }
 
 /// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
-bool finish_matrix(const Problem& p, KernelId kernel, Plan& plan) {
+bool finish_matrix(const Problem& p, KernelId kernel, int most_bytes, Plan& plan) {
   std::int64_t region = 1;
   int bits = 0;
   for (int a = 0; a < kAxes; ++a) {
@@ -238,9 +238,10 @@ bool finish_matrix(const Problem& p, KernelId kernel, Plan& plan) {
     region *= met;
   }
   constexpr int kWordBits = 32, kMostRegion = 1 << 19;
-  constexpr int kMostRows = 128, kMostBytes = 36 << 10;  // so that several threadgroups fit
+  constexpr int kMostRows = 128;
   if (bits > kWordBits || region > kMostRegion) return false;
-  const int rows = std::min(kMostRows, kMostBytes / bytes_per_position(plan, kernel) / plan.block * plan.block);
+  const int fitting = most_bytes / bytes_per_position(plan, kernel) / plan.block * plan.block;
+  const int rows = std::clamp(fitting, plan.block, kMostRows);
   const int chunks = ceil_div64(region, rows);
   plan.chunk = ceil_div64(ceil_div64(region, chunks), plan.block) * plan.block;
   return true;
@@ -334,29 +335,43 @@ bool is_matrix_off() {
 }
 
 /// The plan of a kernel on matrix units; false if there is none.
-bool plan_matrix(const Problem& p, KernelId kernel, Plan& plan) {
-  // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
-  // anyway, and there larger tiles load less.
-  constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+bool plan_matrix(const Problem& p, KernelId kernel, Platform platform, Plan& plan) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
   const int role = kernel == KernelId::forward ? 0 : kernel == KernelId::backward_query ? 1 : 2;
+  const bool metal = platform == Platform::metal;
   plan.matrix = true;
-  plan.threads = width == 2 ? 256 : 128;
-  plan.groups = kGroups[width][role];
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
   plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
-  plan.block = width == 2 && role == 2 ? 16 : 32;
+  int most_bytes;  // of the streams, so that several threadgroups share a multiprocessor, or two a core
+  if (metal) {
+    // Not tuned on hardware: as MLX's own attention, four simdgroups, and half of the 32 KB.
+    plan.threads = 128;
+    plan.block = width == 2 || role == 2 ? 16 : 32;
+    most_bytes = 16 * kKilobyte;
+  } else {
+    // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
+    // anyway, and there larger tiles load less.
+    constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+    plan.threads = width == 2 ? 256 : 128;
+    plan.groups = kGroups[width][role];
+    plan.block = width == 2 && role == 2 ? 16 : 32;
+    most_bytes = 36 * kKilobyte;
+  }
+  for (Stream* s : {&plan.a, &plan.b}) {
+    const int step = metal ? 8 : 16;
+    s->width = ceil_div(s->channels, step) * step;
+  }
   override_from_environment(plan);
   finish_stream(plan.a, plan);
   finish_stream(plan.b, plan);
   choose_matrix_extent(p, kernel, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
-  if (!finish_matrix(p, kernel, plan)) return false;
+  if (!finish_matrix(p, kernel, most_bytes, plan)) return false;
   override_from_environment(plan);
-  check(plan, kernel, 48 * kKilobyte);
+  check(plan, kernel, (metal ? 32 : 48) * kKilobyte);
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
   count_tiles(p, kernel, plan);
   return true;
@@ -424,7 +439,7 @@ Plan plan(const Problem& p, KernelId kernel, Platform platform) {
   choose_streams(p, kernel, plan);
   if (suits_matrix_units(p, kernel, platform) && !is_matrix_off()) {
     Plan matrix = plan;
-    if (plan_matrix(p, kernel, matrix)) return matrix;
+    if (plan_matrix(p, kernel, platform, matrix)) return matrix;
   }
   plan.threads = limit.threads;
   plan.run = limit.run;

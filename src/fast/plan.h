@@ -24,6 +24,7 @@ struct Stream {
   FloatType type = FloatType::float32;
   int slices = 0;  ///< channel vectors per lane
   int pitch = 0;   ///< elements from row to row of threadgroup memory
+  int width = 0;   ///< matrix units: channels with zeros up to the multiple that they take
   int row_bytes() const;
 };
 
@@ -38,7 +39,7 @@ struct Plan {
   int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
   int threads = 32;
   int groups = 1;             ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
-  bool matrix = false;        ///< on CUDA's matrix units (bodies/matrix.h): `run` 2, `lanes` 4
+  bool matrix = false;        ///< on matrix units (bodies/matrix.h): `run` 2, `lanes` 4
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   Stream a, b;

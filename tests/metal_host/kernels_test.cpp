@@ -289,12 +289,30 @@ double tolerance(KernelId id, ElementType type) {
 struct Param {
   Case test;
   KernelOf kernel;
+  bool matrix;  ///< on matrix units, where the plan takes them
+};
+
+/// For its life, plans without matrix units.
+class WithoutMatrixUnits {
+ public:
+  explicit WithoutMatrixUnits(bool active) : active_(active) {
+    if (active) setenv("NATTEN_FAST_TILE", "matrix=0", 1);
+  }
+  ~WithoutMatrixUnits() {
+    if (active_) unsetenv("NATTEN_FAST_TILE");
+  }
+
+ private:
+  bool active_;
 };
 
 std::vector<Param> parameters() {
   std::vector<Param> all;
   for (const Case& test : cases()) {
-    for (const KernelOf& kernel : kernels_of(test.problem)) all.push_back({test, kernel});
+    for (const KernelOf& kernel : kernels_of(test.problem)) {
+      all.push_back({test, kernel, false});
+      if (fast::plan(kernel.problem, kernel.id, fast::Platform::metal).matrix) all.push_back({test, kernel, true});
+    }
   }
   return all;
 }
@@ -333,7 +351,7 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
     EXPECT_EQ(static_cast<double>(report.stored()), cost.stored);
   }
   for (const Traffic& traffic : report.traffic) {
-    if (!is_streamed(id, traffic.name)) continue;
+    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, fast::Platform::metal).matrix) continue;
     EXPECT_EQ(traffic.loaded, traffic.loaded_once) << traffic.name << " is loaded more than once by a tile";
   }
 }
@@ -343,6 +361,7 @@ void expect_flops(const Problem& problem, KernelId id, const Report& report) {
   if (!fast::has_tiles(id)) return;
   const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
   const fast::Plan plan = fast::plan(problem, id, fast::Platform::metal);
+  if (plan.matrix) return;
   const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
   const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
   // The model takes full lengths, and lets the last batch of a window be as long as the others.
@@ -353,7 +372,8 @@ void expect_flops(const Problem& problem, KernelId id, const Report& report) {
 }
 
 TEST_P(Kernels, MatchTheDefinition) {
-  const auto& [test, kernel] = GetParam();
+  const auto& [test, kernel, matrix] = GetParam();
+  const WithoutMatrixUnits guard(!matrix);
   ASSERT_EQ(fast::objection(kernel.problem, fast::Platform::metal), std::nullopt);
   const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
   Data data(test);
@@ -380,7 +400,8 @@ TEST_P(Kernels, MatchTheDefinition) {
 }
 
 TEST_P(Kernels, KeepAddressSpacesApart) {
-  const auto& [test, kernel] = GetParam();
+  const auto& [test, kernel, matrix] = GetParam();
+  const WithoutMatrixUnits guard(!matrix);
   EXPECT_EQ(address_space_complaints(fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal)), "");
 }
 
@@ -449,7 +470,7 @@ TEST(CostModel, OfLongWindowsAndManyGroupsIsThatOfTheirParts) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
-  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + (info.param.matrix ? "_matrix" : "");
 });
 
 }  // namespace

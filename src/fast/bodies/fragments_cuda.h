@@ -8,13 +8,13 @@ namespace natten {
 
 /// A thread of a threadgroup, and where the elements lie that it holds: row `row` and columns 2 * `pair`, + 1 of a block.
 struct Lane {
-  int thread;
+  int index;  ///< of the thread in its threadgroup
   int row;
   int pair;
 };
 
-NATTEN_FN Lane lane_of(int thread) {
-  return Lane{thread, thread % 32 / 4, thread % 4};
+NATTEN_FN Lane lane_of(int index) {
+  return Lane{index, index % 32 / 4, index % 4};
 }
 /// The lane of the simdgroup that holds pair `pair` of this lane's row.
 NATTEN_FN int lane_of_pair(Lane lane, int pair) {
@@ -79,7 +79,7 @@ struct Held {
 
 template <int kPitch, class T, int kChannels>
 NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannels>& held, const T* rows, Lane lane) {
-  const int l = lane.thread % 32;
+  const int l = lane.index % 32;
   const T* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 8;
   NA_UNROLL for (int s = 0; s < Held<T, kChannels>::kSteps; ++s) {
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
@@ -94,7 +94,7 @@ NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannel
 /// The weights are rounded to the streamed type.
 template <int kPitch, int kBlocks, class T>
 NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK / 8][4], const T* rows, Lane lane) {
-  const int l = lane.thread % 32;
+  const int l = lane.index % 32;
   const T* const from = rows + l % 16 * kPitch + l / 16 * 8;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
     unsigned a[4];

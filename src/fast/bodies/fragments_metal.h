@@ -4,14 +4,14 @@
 namespace natten {
 
 struct Lane {
-  int thread;
+  int index;  ///< of the thread in its threadgroup
   int row;
   int pair;
 };
 
-inline Lane lane_of(int thread) {
-  const int lane = thread % 32;
-  return Lane{thread, lane / 16 * 4 + lane / 2 % 4, lane / 8 % 2 * 2 + lane % 2};
+inline Lane lane_of(int index) {
+  const int lane = index % 32;
+  return Lane{index, lane / 16 * 4 + lane / 2 % 4, lane / 8 % 2 * 2 + lane % 2};
 }
 inline int lane_of_pair(Lane lane, int pair) {
   return lane.row / 4 * 16 + pair / 2 * 8 + lane.row % 4 * 2 + pair % 2;

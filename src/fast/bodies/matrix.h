@@ -153,7 +153,7 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
     // Past the end the last position is repeated, and met by none.
     const int rows = lesser(NA_CHUNK, ceil_div(region.size - first, NA_BLOCK) * NA_BLOCK);
     barrier();  // all have read the previous chunk
-    for (int i = body.lane.thread; i < rows * kVectors; i += NA_THREADS) {
+    for (int i = body.lane.index; i < rows * kVectors; i += NA_THREADS) {
       const int row = i / kVectors, channel = i % kVectors * NA_VECTOR;
       int p[3];
       coordinates(p, region, lesser(first + row, region.size - 1));
@@ -161,7 +161,7 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
       copy_channels<NA_A_CHANNELS, NA_A_WIDTH>(body.rows_a + row * NA_A_PITCH, body.from_a, p, channel);
       copy_channels<NA_B_CHANNELS, NA_B_WIDTH>(body.rows_b + row * NA_B_PITCH, body.from_b, p, channel);
     }
-    for (int i = body.lane.thread; i < rows; i += NA_THREADS) {
+    for (int i = body.lane.index; i < rows; i += NA_THREADS) {
       int p[3];
       coordinates(p, region, lesser(first + i, region.size - 1));
       body.words[i] = NA_GUARDS | (first + i < region.size ? packed(p[0], p[1], p[2]) : NA_NOWHERE);

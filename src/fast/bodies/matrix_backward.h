@@ -56,9 +56,9 @@ template <bool kQueries, class HeldA, class HeldB, class StreamedA, class Stream
           class BiasP, class TA, class TB>
 NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> streamed_a,
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
-                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NoPartials,
-                                  NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b, Scratch scratch,
-                                  NA_THREADGROUP unsigned* words, Site site) {
+                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float*,
+                                  NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
+                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words, Site site) {
   MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
@@ -98,7 +98,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
         }
       }
       if (careful) break;
-      if (!any_of_threadgroup(!all_finite(body.sum_a) || !all_finite(body.sum_b), words, body.lane.thread)) break;
+      if (!any_of_threadgroup(!all_finite(body.sum_a) || !all_finite(body.sum_b), words, body.lane.index)) break;
       careful = true;
       clear_blocks(body.sum_a);
       clear_blocks(body.sum_b);

@@ -81,7 +81,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
     if (NA_HAS_RPB) bias_entries<true>(body.bias_entry, tile, items);
     sweep_region<false>(body, tile, region, meeting);
-    if (any_of_threadgroup(!all_finite(body.out), words, body.lane.thread)) {
+    if (any_of_threadgroup(!all_finite(body.out), words, body.lane.index)) {
       body.clear();
       sweep_region<true>(body, tile, region, meeting);
     }
