@@ -32,26 +32,33 @@ int on_matrix_units(const Problem& p, Platform platform = Platform::cuda) {
   return count;
 }
 
-TEST(MatrixUnits, TakeHalfTypesWithHeadDimsInMultiplesOf16UpTo128) {
-  for (const FloatType type : {f16, bf16}) {
-    for (std::int64_t dim = 16; dim <= 128; dim += 16) {
-      EXPECT_EQ(on_matrix_units(attention(type, dim, dim)), 3) << dim;
-      EXPECT_EQ(on_matrix_units(attention(type, dim, 144 - dim)), 3) << dim;
-    }
-    for (const std::int64_t dim : {1, 8, 24, 40, 127, 144, 256}) {
-      EXPECT_EQ(on_matrix_units(attention(type, dim, 64)), 0) << dim;
-      EXPECT_EQ(on_matrix_units(attention(type, 64, dim)), 0) << dim;
+TEST(MatrixUnits, TakeHeadDimsFrom8To128) {
+  for (const Platform platform : {Platform::metal, Platform::cuda}) {
+    for (const FloatType type : {f16, bf16}) {
+      for (const std::int64_t dim : {8, 12, 24, 33, 40, 48, 64, 72, 80, 96, 127, 128}) {
+        EXPECT_EQ(on_matrix_units(attention(type, dim, dim), platform), 3) << dim;
+        EXPECT_EQ(on_matrix_units(attention(type, dim, 136 - dim), platform), 3) << dim;
+      }
+      for (const std::int64_t dim : {1, 7, 129, 256}) {
+        EXPECT_EQ(on_matrix_units(attention(type, dim, 64), platform), 0) << dim;
+        EXPECT_EQ(on_matrix_units(attention(type, 64, dim), platform), 0) << dim;
+      }
     }
   }
 }
 
-TEST(MatrixUnits, TakeNoFloat32AndNoMixtureOfTypes) {
-  EXPECT_EQ(on_matrix_units(attention(f32, 64, 64)), 0);
+TEST(MatrixUnits, OfAppleTakeFloat32) {
+  EXPECT_EQ(on_matrix_units(attention(f32, 64, 64), Platform::metal), 3);
+  EXPECT_EQ(on_matrix_units(attention(f32, 128, 128), Platform::metal), 3);
+  EXPECT_EQ(on_matrix_units(attention(f32, 64, 64), Platform::cuda), 0);
+}
+
+TEST(MatrixUnits, TakeNoMixtureOfTypes) {
   for (const auto& [query, key, value] :
        {std::array{f16, f16, f32}, {f16, f32, f16}, {f32, f16, f16}, {f16, bf16, f16}, {bf16, bf16, f16}}) {
     Problem p = attention(f16, 64, 64);
     p.query_type = query, p.key_type = key, p.value_type = value;
-    EXPECT_EQ(on_matrix_units(p), 0);
+    for (const Platform platform : {Platform::metal, Platform::cuda}) EXPECT_EQ(on_matrix_units(p, platform), 0);
   }
 }
 
@@ -78,10 +85,6 @@ TEST(MatrixUnits, LeaveRegionsThatAreTooLargeToMultiplyAdds) {
   Problem p = attention(f16, 64, 64);
   for (Axis& axis : p.axes) axis = {1024, 1024, 1, 1, 1, false};
   EXPECT_EQ(on_matrix_units(p), 0);
-}
-
-TEST(MatrixUnits, AreNotMetals) {
-  EXPECT_EQ(on_matrix_units(attention(f16, 64, 64), Platform::metal), 0);
 }
 
 TEST(MatrixUnits, HaveNoKernelsOfTheSplitForm) {
