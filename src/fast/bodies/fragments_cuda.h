@@ -6,7 +6,8 @@
 //   multiply_rows: sums += held * transpose(streamed rows);  add_rows: sums += weights * streamed rows.
 namespace natten {
 
-/// A thread of a threadgroup, and where the elements lie that it holds: row `row` and columns 2 * `pair`, + 1 of a block.
+/// A thread of a threadgroup, and where the elements lie that it holds: row `row` and columns 2 * `pair`, + 1 of a
+/// block.
 struct Lane {
   int index;  ///< of the thread in its threadgroup
   int row;
@@ -65,8 +66,7 @@ struct Held {
       NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
         const int channel = 8 * i + 2 * lane.pair;
         if (kChannels % 8 == 0 && from.vectors) {
-          v[i / 2][i % 2 * 2 + r] =
-              8 * i < kChannels ? *reinterpret_cast<const unsigned*>(data + channel) : 0u;
+          v[i / 2][i % 2 * 2 + r] = 8 * i < kChannels ? *reinterpret_cast<const unsigned*>(data + channel) : 0u;
         } else {
           v[i / 2][i % 2 * 2 + r] =
               rounded_pair(channel < kChannels ? float(data[channel * from.channel]) : 0.0f,

@@ -144,7 +144,8 @@ NATTEN_FN void copy_channels(NA_THREADGROUP T* to, View<P> from, const NA_THREAD
 }
 
 /// Streams the region. Body: load_scalars(i, p), and block<kCareful>(meeting, row, all) for rows [row, row + NA_BLOCK),
-/// of which the simdgroup's positions meet all, or not; its `words` are the packed coordinates of the chunk's positions.
+/// of which the simdgroup's positions meet all, or not; its `words` are the packed coordinates of the chunk's
+/// positions.
 template <bool kCareful, class Body>
 NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Region& region,
                             const NA_THREAD Meeting& meeting) {
@@ -179,8 +180,8 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
 }
 
 /// sums += weights * streamed rows. A weight of 0 does not keep a NaN out of a product, so where the plain sum has got
-/// one, the whole is done again with kCareful: only rows that a position meets, whose bits are set in `met`, and without
-/// rounding weights.
+/// one, the whole is done again with kCareful: only rows that a position meets, whose bits are set in `met`, and
+/// without rounding weights.
 template <bool kCareful, int kPitch, int kBlocks, class T>
 NATTEN_FN void add_weighted(NA_THREAD float (&sums)[kBlocks][4], const NA_THREAD float (&weights)[NA_BLOCK / 8][4],
                             unsigned met, const NA_THREADGROUP T* rows, Lane lane) {
