@@ -10,7 +10,6 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
-typedef unsigned long ulong;
 
 #ifdef METAL_HOST_ADDRESS_SPACES
 #include "builtin_types.h"
@@ -287,5 +286,3 @@ using namespace metal;
 #define kernel
 #define vertex
 #define fragment
-
-#include "simdgroup_matrix.h"
