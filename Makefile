@@ -28,7 +28,7 @@ help:  ## show this list
 
 # The installation with every extra also serves the demo: whoever runs `make test` first does not build twice.
 $(VENV)/.dev: $(SOURCES) scripts/setup
-	scripts/setup cpu,plots,demo,dev,nvrtc
+	scripts/setup cpu,plots,demo,models,dev,nvrtc
 	@touch $@ $(VENV)/.demo
 $(VENV)/.demo: $(SOURCES) scripts/setup
 	scripts/setup cpu,plots,demo
@@ -87,6 +87,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python scripts/write_stubs.py --check
 	$(BIN)/python scripts/draw_docs.py --check
 	$(BIN)/python scripts/draw_performance.py --check
 
@@ -99,7 +100,8 @@ format: $(VENV)/.dev  ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-docs: $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite the performance page
+docs: $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite the performance page and the type stub
+	$(BIN)/python scripts/write_stubs.py
 	$(BIN)/python scripts/draw_docs.py
 	$(BIN)/python scripts/draw_performance.py
 

@@ -14,7 +14,9 @@ nanobind_add_module(
   python/bindings/arguments.cpp
   python/bindings/external_tier.cpp
   python/bindings/module.cpp
-  python/bindings/probe.cpp)
+  python/bindings/nn.cpp
+  python/bindings/probe.cpp
+  python/bindings/window.cpp)
 target_include_directories(_ext PRIVATE src)
 target_link_libraries(_ext PRIVATE natten)
 target_compile_options(_ext PRIVATE -Wall -Wextra)

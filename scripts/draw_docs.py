@@ -75,7 +75,7 @@ def matrix_markdown() -> str:
     rows = {
         "forward": [names(row["forward"]) for row in matrix.values()],
         "backward": [names(row["backward"]) for row in matrix.values()],
-        "fused, attention never stored": ["yes" if row["fusion"] else "no" for row in matrix.values()],
+        "fused, attention never stored": ["yes" if all(row["fusion"].values()) else "no" for row in matrix.values()],
         "variable lengths": [names(row["varlen"]) for row in matrix.values()],
         "devices": [", ".join(row["devices"]) for row in matrix.values()],
         "dtypes": [", ".join(row["dtypes"]) for row in matrix.values()],

@@ -1,8 +1,8 @@
 // Which tier (backend) runs a call: choice, capabilities, explanation.
 #pragma once
 
-#include <cstddef>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,7 +15,7 @@ namespace natten {
 
 namespace mx = mlx::core;
 
-/// "auto", "pure", "fast_metal" (alias "fast_cuda" where the JIT tier is CUDA) or "nanobind". Throws
+/// "auto", "pure", "fast_metal" ("fast_cuda" is the same) or "nanobind". Throws
 /// std::invalid_argument for another name. The choice is process-wide; a tier that cannot serve a call falls back to
 /// the next one, or throws std::runtime_error when NATTEN_STRICT=1.
 void set_backend(const std::string& name);
@@ -23,13 +23,14 @@ void set_backend(const std::string& name);
 /// The chosen tier, or for "auto" the one that would run on the default device.
 std::string get_backend();
 
-/// What a tier covers on a device that has it; only `available` and `reason` depend on this machine.
+/// What a tier covers on a device that has it; only `name`, `available` and `reason` depend on this machine.
 struct TierSupport {
+  std::string name;  ///< what this machine calls the tier, everywhere: "fast_cuda" for "fast_metal" with an NVIDIA GPU
   bool available = false;
   std::string reason;                    ///< why not available; empty when it is
   std::map<std::string, bool> forward;   ///< na1d, na2d, na3d, split_qk_av
   std::map<std::string, bool> backward;  ///< na1d, na2d, na3d, split_qk_av
-  bool fusion = false;                   ///< forward never stores the attention matrix
+  std::map<std::string, bool> fusion;    ///< na1d, na2d, na3d: forward never stores the attention matrix
   std::map<std::string, bool> varlen;    ///< na1d, na2d, na3d
   std::vector<std::string> devices;      ///< cpu, gpu
   std::vector<std::string> dtypes;
@@ -39,13 +40,20 @@ struct TierSupport {
 /// Keys "pure", "fast_metal", "nanobind" on every machine. Computed from the predicates that dispatch uses.
 std::map<std::string, TierSupport> support_matrix();
 
-/// A call to explain: shapes and dtypes as the operation would get them.
+/// Of an array that need not exist.
+struct ArrayDescription {
+  mx::Shape shape;
+  mx::Dtype dtype = mx::float32;
+};
+
+/// A call to explain: arrays as the operation would get them.
 struct CallDescription {
-  std::string op = "attention";  ///< "attention", "qk" or "av" (query is attn then)
-  mx::Shape query, key, value;   ///< key unused by av, value unused by qk
-  mx::Dtype query_dtype = mx::float32, key_dtype = mx::float32, value_dtype = mx::float32;
-  bool has_rpb = false;
-  bool has_lengths = false;
+  std::string op = "attention";        ///< "attention", "qk" or "av" (query is attn then)
+  ArrayDescription query, key, value;  ///< key unused by av, value unused by qk
+  std::optional<double> scale = {};    ///< not of av
+  std::optional<ArrayDescription> additional_keys = {}, additional_values = {};  ///< of attention
+  std::optional<ArrayDescription> rpb = {};                                      ///< not of av
+  std::optional<ArrayDescription> lengths = {};                                  ///< int32 or int64
   mx::StreamOrDevice stream = {};
 };
 
@@ -53,22 +61,14 @@ struct Explanation {
   std::string tier;                                           ///< that would run
   std::string kernel;                                         ///< of that tier
   std::string tile;                                           ///< empty where the tier has none
-  std::string cost;                                           ///< empty where the tier has none
   std::vector<std::pair<std::string, std::string>> declined;  ///< tier and its reason, in order of preference
 };
 
 /// Which tier would run a call and why the others would not. Validates like the operation itself.
 Explanation explain(const CallDescription& call, const Neighborhood& neighborhood);
 
-/// Kernels of the tier that compiles at run time which are kept for later calls: their text and its plans.
-struct KernelCacheUsage {
-  std::size_t kernels = 0;
-  std::size_t bytes = 0;  ///< about
-  std::size_t limit = 0;  ///< bytes; what was used last is kept
-};
-KernelCacheUsage kernel_cache_usage();
-
-/// Forgets them. What MLX has compiled it keeps itself, under the name of the text.
-void clear_cache();
+/// What the call would cost on a GPU, from the model of the tier of kernels compiled at run time, whether or not this
+/// machine has a GPU: the platform, then a line for each kernel, forward and backward. Validates likewise.
+std::string gpu_cost(const CallDescription& call, const Neighborhood& neighborhood);
 
 }  // namespace natten

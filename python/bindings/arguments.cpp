@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -14,29 +15,9 @@ std::string type_of(nb::handle object) {
   return nb::cast<std::string>(nb::object(object.type().attr("__name__")));
 }
 
-std::string text_of(nb::handle object) {
-  return nb::cast<std::string>(nb::repr(object));
-}
-
 bool is_bool(nb::handle object) {
   // numpy.bool_ up to numpy 1, numpy.bool from 2 on; both compare equal to a Python bool.
   return PyBool_Check(object.ptr()) || (type_of(object).rfind("bool", 0) == 0 && PyObject_CheckBuffer(object.ptr()));
-}
-
-std::int64_t to_integer(const Caller& caller, const char* name, nb::handle object) {
-  if (is_bool(object) || !PyIndex_Check(object.ptr())) {
-    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
-  }
-  const nb::object index = nb::steal(PyNumber_Index(object.ptr()));
-  if (!index.is_valid()) {
-    PyErr_Clear();
-    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
-  }
-  int overflow = 0;
-  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-  if (overflow < 0) fail(caller, std::string(name) + " values must be positive, got " + text_of(object));
-  if (overflow > 0) fail(caller, std::string(name) + " values must be int of at most 64 bits, got " + text_of(object));
-  return value;
 }
 
 bool to_bool(const Caller& caller, const char* name, nb::handle object) {
@@ -69,6 +50,14 @@ PerAxis<T> to_per_axis(const Caller& caller, const char* name, const char* type,
 
 }  // namespace
 
+std::string text_of(nb::handle object) {
+  constexpr std::size_t kLongest = 100;
+  const std::string text = nb::cast<std::string>(nb::repr(object));
+  std::size_t end = std::min(text.size(), kLongest);
+  while (end < text.size() && (text[end] & 0xC0) == 0x80) --end;  // not inside a character of UTF-8
+  return end < text.size() ? text.substr(0, end) + "..." : text;
+}
+
 const mx::array& to_array(const Caller& caller, const char* name, nb::handle object) {
   if (!nb::isinstance<mx::array>(object)) {
     fail(caller, std::string(name) + " must be an mlx.core.array, got " + type_of(object));
@@ -78,6 +67,31 @@ const mx::array& to_array(const Caller& caller, const char* name, nb::handle obj
 
 std::optional<mx::array> to_optional_array(const Caller& caller, const char* name, nb::handle object) {
   return object.is_none() ? std::nullopt : std::optional<mx::array>(to_array(caller, name, object));
+}
+
+std::int64_t to_integer(const Caller& caller, const char* name, nb::handle object) {
+  if (is_bool(object) || !PyIndex_Check(object.ptr())) {
+    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  const nb::object index = nb::steal(PyNumber_Index(object.ptr()));
+  if (!index.is_valid()) {
+    PyErr_Clear();
+    fail(caller, std::string(name) + " values must be int, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow < 0) fail(caller, std::string(name) + " values must be positive, got " + text_of(object));
+  if (overflow > 0) fail(caller, std::string(name) + " values must be int of at most 64 bits, got " + text_of(object));
+  return value;
+}
+
+std::vector<mx::array> to_arrays(const Caller& caller, const char* name, nb::handle object) {
+  if (!is_sequence(object)) {
+    fail(caller, std::string(name) + " must be a sequence of mlx.core.array, got " + type_of(object));
+  }
+  std::vector<mx::array> arrays;
+  for (nb::handle item : nb::borrow(object)) arrays.push_back(to_array(caller, name, item));
+  return arrays;
 }
 
 PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::handle object) {
@@ -99,12 +113,27 @@ Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::h
           to_integers(caller, "gna_stride", gna_stride)};
 }
 
-std::optional<double> to_scale(const Caller& caller, nb::handle object) {
-  if (object.is_none()) return std::nullopt;
+bool to_flag(const Caller& caller, const char* name, nb::handle object) {
+  if (!is_bool(object)) {
+    fail(caller, std::string(name) + " must be bool, got " + text_of(object) + " (" + type_of(object) + ")");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
+}
+
+std::optional<double> to_number(nb::handle object) {
+  if (is_bool(object)) return std::nullopt;
   const double value = PyFloat_AsDouble(object.ptr());
-  if (value == -1.0 && PyErr_Occurred()) {
-    PyErr_Clear();
-    fail(caller, "scale must be a number or None, got " + text_of(object) + " (" + type_of(object) + ")");
+  if (value != -1.0 || !PyErr_Occurred()) return value;
+  PyErr_Clear();
+  return std::nullopt;
+}
+
+std::optional<double> to_scale(const Caller& caller, const char* name, nb::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const std::optional<double> value = to_number(object);
+  if (!value) {
+    fail(caller,
+         std::string(name) + " must be a number or None, got " + text_of(object) + " (" + type_of(object) + ")");
   }
   return value;
 }
@@ -116,6 +145,13 @@ mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object) 
   if (nb::isinstance<mx::Device::DeviceType>(object)) return nb::cast<mx::Device::DeviceType>(object);
   if (nb::isinstance<mx::ThreadLocalStream>(object)) return nb::cast<mx::ThreadLocalStream>(object);
   fail(caller, "stream must be None, an mlx.core.Stream or an mlx.core.Device, got " + type_of(object));
+}
+
+mx::Dtype to_dtype(const Caller& caller, nb::handle object) {
+  if (object.is_none()) return mx::float32;
+  if (nb::isinstance<mx::Dtype>(object)) return nb::cast<mx::Dtype>(object);
+  fail(caller, "dtype must be an mlx.core.Dtype such as mlx.core.float16, got " + text_of(object) + " (" +
+                   type_of(object) + ")");
 }
 
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object) {

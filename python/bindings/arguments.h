@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
@@ -14,20 +16,33 @@ namespace natten::bindings {
 
 namespace nb = nanobind;
 
+/// repr(object), cut where it is long.
+std::string text_of(nb::handle object);
+
 /// An mlx.core.array; `name` is the argument.
 const mx::array& to_array(const Caller& caller, const char* name, nb::handle object);
 std::optional<mx::array> to_optional_array(const Caller& caller, const char* name, nb::handle object);
 
-/// Integers by operator.index (no bool), scalar or sequence of them.
+std::vector<mx::array> to_arrays(const Caller& caller, const char* name, nb::handle object);
+
+/// An integer by operator.index, no bool.
+std::int64_t to_integer(const Caller& caller, const char* name, nb::handle object);
+/// The same, scalar or sequence of them.
 PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::handle object);
 /// bool or numpy.bool, scalar or sequence of them.
 PerAxis<bool> to_bools(const Caller& caller, const char* name, nb::handle object);
 Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
                              nb::handle is_causal, nb::handle gna_stride);
 
-std::optional<double> to_scale(const Caller& caller, nb::handle object);
+/// bool or numpy.bool.
+bool to_flag(const Caller& caller, const char* name, nb::handle object);
+/// What converts to float and is no bool; nothing for anything else.
+std::optional<double> to_number(nb::handle object);
+std::optional<double> to_scale(const Caller& caller, const char* name, nb::handle object);
 /// None, mlx.core.Stream or mlx.core.Device.
 mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object);
+/// None is float32.
+mx::Dtype to_dtype(const Caller& caller, nb::handle object);
 /// A sequence of non-negative integers that fit MLX's dimensions.
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object);
 

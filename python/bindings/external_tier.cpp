@@ -101,7 +101,7 @@ Tier external_tier(nb::handle module) {
   tier.is_fused = true;
   tier.unavailable = [] { return Objection(); };
   tier.supports = [f = Function(module, "supports")](const Problem& p) { return f.objection(p); };
-  tier.choice = [](const Problem&) { return KernelChoice{"external module", "", ""}; };
+  tier.choice = [](const Problem&) { return KernelChoice{"external module", ""}; };
   tier.forward = [f = Function(module, "forward")](const Problem& p, const AttentionInputs& in, mx::Stream) {
     const auto results = f(p, in.query, in.key, in.value, in.rpb, in.lengths);
     if (results.size() != 2) throw std::runtime_error("external tier: forward must return (out, lse)");

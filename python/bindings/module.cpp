@@ -9,9 +9,11 @@
 #include "arguments.h"
 #include "external_tier.h"
 #include "natten/natten.h"
+#include "nn.h"
 #include "ops/entry.h"
 #include "ops/registry.h"
 #include "probe.h"
+#include "window.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,29 +27,53 @@ Caller caller(const std::string& name, int rank, const std::string& lengths_name
   return {name, rank, lengths_name};
 }
 
-std::pair<mx::array, mx::array> bind_attention(const std::string& name, int rank, nb::handle query, nb::handle key,
-                                               nb::handle value, nb::handle kernel_size, nb::handle stride,
-                                               nb::handle dilation, nb::handle is_causal, nb::handle scale,
-                                               nb::handle additional_keys, nb::handle additional_values,
-                                               nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
-                                               const std::string& lengths_name, nb::handle stream) {
-  const Caller c = caller(name, rank, lengths_name);
+// A result as the functions of Python return it.
+nb::object to_result(const AttentionResult& result, bool with_lse) {
+  if (!with_lse) return nb::cast(result.out);
+  return nb::make_tuple(result.out, result.lse);
+}
+
+// Arguments are converted one after the other, so that the first wrong one is named.
+nb::object bind_attention(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
+                          nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
+                          nb::handle scale, nb::handle return_lse, nb::handle additional_keys,
+                          nb::handle additional_values, nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
+                          nb::handle stream) {
+  const Caller c = caller(name, rank);
+  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  const bool with_lse = to_flag(c, "return_lse", return_lse);
   const AttentionResult result =
-      attention(c, to_array(c, "query", query), to_array(c, "key", key), to_array(c, "value", value),
-                to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride),
-                {to_scale(c, scale), to_optional_array(c, "additional_keys", additional_keys),
+      attention(c, q, k, v, neighborhood,
+                {to_scale(c, "scale", scale), to_optional_array(c, "additional_keys", additional_keys),
                  to_optional_array(c, "additional_values", additional_values), to_optional_array(c, "rpb", rpb),
-                 to_optional_array(c, lengths_name.c_str(), lengths), to_stream_or_device(c, stream)});
-  return {result.out, result.lse};
+                 to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
+  return to_result(result, with_lse);
+}
+
+nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
+                       nb::handle lengths, const std::string& lengths_name, nb::handle kernel_size, nb::handle stride,
+                       nb::handle dilation, nb::handle is_causal, nb::handle scale, nb::handle return_lse,
+                       nb::handle gna_stride, nb::handle stream) {
+  const Caller c = caller(name, rank, lengths_name);
+  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  AttentionOptions options;
+  options.lengths = to_array(c, lengths_name.c_str(), lengths);
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  options.scale = to_scale(c, "scale", scale);
+  const bool with_lse = to_flag(c, "return_lse", return_lse);
+  options.stream = to_stream_or_device(c, stream);
+  return to_result(attention(c, q, k, v, neighborhood, options), with_lse);
 }
 
 mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle kernel_size,
                   nb::handle stride, nb::handle dilation, nb::handle is_causal, nb::handle scale, nb::handle gna_stride,
                   nb::handle rpb, nb::handle lengths, nb::handle stream) {
   const Caller c = caller(name, rank);
-  return qk(c, to_array(c, "query", query), to_array(c, "key", key),
-            to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride),
-            {to_scale(c, scale), to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
+  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key);
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  return qk(c, q, k, neighborhood,
+            {to_scale(c, "scale", scale), to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
              to_stream_or_device(c, stream)});
 }
 
@@ -55,23 +81,23 @@ mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle
                   nb::handle stride, nb::handle dilation, nb::handle is_causal, nb::handle gna_stride,
                   nb::handle lengths, nb::handle stream) {
   const Caller c = caller(name, rank);
-  return av(c, to_array(c, "attn", attn), to_array(c, "value", value),
-            to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride),
-            {to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
+  const mx::array &weights = to_array(c, "attn", attn), &v = to_array(c, "value", value);
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  return av(c, weights, v, neighborhood, {to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
 }
 
-std::vector<mx::array> to_array_list(const char* name, nb::handle object) {
+std::pair<mx::array, mx::array> bind_merge(nb::handle outputs, nb::handle lse_tensors) {
   const Caller c = caller("merge_attentions", 0);
-  if (!PySequence_Check(object.ptr())) fail(c, std::string(name) + " must be a sequence of arrays");
-  std::vector<mx::array> arrays;
-  for (nb::handle item : nb::borrow(object)) arrays.push_back(to_array(c, name, item));
-  return arrays;
+  const std::vector<mx::array> outs = to_arrays(c, "outputs", outputs);
+  const AttentionResult result = merge(outs, to_arrays(c, "lse_tensors", lse_tensors));
+  return {result.out, result.lse};
 }
 
 nb::dict support_dict() {
   nb::dict matrix;
   for (const auto& [name, row] : support_matrix()) {
     nb::dict d;
+    d["name"] = row.name;
     d["available"] = row.available;
     d["reason"] = row.reason;
     d["forward"] = row.forward;
@@ -86,69 +112,43 @@ nb::dict support_dict() {
   return matrix;
 }
 
-nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, nb::handle value, mx::Dtype query_dtype,
-                      mx::Dtype key_dtype, mx::Dtype value_dtype, nb::handle kernel_size, nb::handle stride,
-                      nb::handle dilation, nb::handle is_causal, nb::handle gna_stride, bool has_rpb, bool has_lengths,
-                      nb::handle stream) {
+ArrayDescription to_description(const Caller& c, const char* name, nb::handle object, mx::Dtype dtype) {
+  if (!nb::isinstance<mx::array>(object)) return {to_shape(c, name, object), dtype};
+  const mx::array& array = to_array(c, name, object);
+  return {array.shape(), array.dtype()};
+}
+
+std::optional<ArrayDescription> to_optional_description(const Caller& c, const char* name, nb::handle object,
+                                                        mx::Dtype dtype) {
+  return object.is_none() ? std::nullopt : std::optional(to_description(c, name, object, dtype));
+}
+
+nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, nb::handle value, nb::handle dtype,
+                      nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
+                      nb::handle scale, nb::handle additional_keys, nb::handle additional_values, nb::handle gna_stride,
+                      nb::handle rpb, nb::handle lengths, nb::handle stream, bool with_cost) {
   const Caller c = caller("explain", 0);
+  const mx::Dtype type = to_dtype(c, dtype);
   CallDescription call;
   call.op = op;
-  call.query = to_shape(c, "query", query);
-  call.key = to_shape(c, "key", key);
-  call.value = to_shape(c, "value", value);
-  call.query_dtype = query_dtype;
-  call.key_dtype = key_dtype;
-  call.value_dtype = value_dtype;
-  call.has_rpb = has_rpb;
-  call.has_lengths = has_lengths;
+  call.query = to_description(c, "query", query, type);
+  if (op != "av") call.key = to_description(c, "key", key, type);
+  if (op != "qk") call.value = to_description(c, "value", value, type);
+  call.scale = to_scale(c, "scale", scale);
+  call.additional_keys = to_optional_description(c, "additional_keys", additional_keys, type);
+  call.additional_values = to_optional_description(c, "additional_values", additional_values, type);
+  call.rpb = to_optional_description(c, "rpb", rpb, mx::float32);
+  call.lengths = to_optional_description(c, "lengths", lengths, mx::int32);
   call.stream = to_stream_or_device(c, stream);
-  const Explanation e = explain(call, to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride));
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  const Explanation e = explain(call, neighborhood);
   nb::dict d;
   d["tier"] = e.tier;
   d["kernel"] = e.kernel;
   d["tile"] = e.tile;
-  d["cost"] = e.cost;
   d["declined"] = e.declined;
+  d["cost"] = with_cost ? gpu_cost(call, neighborhood) : "";
   return d;
-}
-
-Axis window_axis(std::int64_t index, std::int64_t length, std::int64_t kernel_size, std::int64_t stride,
-                 std::int64_t dilation, bool is_causal, std::int64_t gna_stride) {
-  const Axis axis{length, kernel_size, stride, dilation, gna_stride, is_causal};
-  if (kernel_size < 1 || dilation < 1 || kernel_size > length || dilation > length / kernel_size || stride < 1 ||
-      stride > kernel_size || gna_stride < 1 || gna_stride > kernel_size) {
-    throw std::invalid_argument(
-        "[window] expected 1 <= kernel_size, kernel_size * dilation <= length and strides from 1 to kernel_size, got "
-        "length=" +
-        std::to_string(length) + ", kernel_size=" + std::to_string(kernel_size) + ", dilation=" +
-        std::to_string(dilation) + ", stride=" + std::to_string(stride) + ", gna_stride=" + std::to_string(gna_stride));
-  }
-  if (index < 0 || index >= length) {
-    throw std::invalid_argument("[window] index must be from 0 to length - 1 = " + std::to_string(length - 1) +
-                                ", got " + std::to_string(index));
-  }
-  return axis;
-}
-
-// Keys that the query at `index` attends on one axis, as absolute positions.
-std::vector<std::int64_t> window_keys(std::int64_t index, std::int64_t length, std::int64_t kernel_size,
-                                      std::int64_t stride, std::int64_t dilation, bool is_causal,
-                                      std::int64_t gna_stride) {
-  const Axis axis = window_axis(index, length, kernel_size, stride, dilation, is_causal, gna_stride);
-  const std::int64_t group = index % dilation;
-  const Range<std::int64_t> keys = window(axis, index / dilation, group_length(length, dilation, group));
-  std::vector<std::int64_t> result;
-  for (std::int64_t place = keys.start; place < keys.end; ++place) result.push_back(place * dilation + group);
-  return result;
-}
-
-// (first key, first index into the rpb axis) of the query at `index`, not causal.
-std::pair<std::int64_t, std::int64_t> window_start(std::int64_t index, std::int64_t length, std::int64_t kernel_size,
-                                                   std::int64_t dilation) {
-  const Axis axis = window_axis(index, length, kernel_size, 1, dilation, false, 1);
-  const std::int64_t group = index % dilation, place = index / dilation;
-  const std::int64_t start = window(axis, place, group_length(length, dilation, group)).start;
-  return {start * dilation + group, rpb_index(axis, place, start)};
 }
 
 void log_fallback(const std::string& message) {
@@ -169,70 +169,37 @@ NB_MODULE(_ext, m) {
 
   m.def("attention", bind_attention, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
-        "lengths"_a.none(), "lengths_name"_a, "stream"_a.none(), "Neighborhood attention -> (out, lse).");
+        "return_lse"_a.none(), "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(),
+        "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(), "Neighborhood attention -> out, or (out, lse).");
+  m.def("varlen", bind_varlen, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
+        "lengths"_a.none(), "lengths_name"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
+        "is_causal"_a.none(), "scale"_a.none(), "return_lse"_a.none(), "gna_stride"_a.none(), "stream"_a.none(),
+        "The same over padded samples.");
   m.def("qk", bind_qk, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
         "lengths"_a.none(), "stream"_a.none(), "Logits of the split form.");
   m.def("av", bind_av, "name"_a, "rank"_a, "attn"_a.none(), "value"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "lengths"_a.none(), "stream"_a.none(),
         "Weighted values of the split form.");
-  m.def(
-      "merge",
-      [](nb::handle outputs, nb::handle lse_tensors) {
-        const AttentionResult r = merge(to_array_list("outputs", outputs), to_array_list("lse_tensors", lse_tensors));
-        return std::pair(r.out, r.lse);
-      },
-      "outputs"_a, "lse_tensors"_a, "Joins partial attentions -> (out, lse).");
+  m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
   m.def(
-      "check_neighborhood",
-      [](const std::string& name, int rank, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-         nb::handle is_causal, nb::handle gna_stride) {
-        const Caller c = caller(name, rank);
-        validate_neighborhood(c, to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride));
+      "set_backend",
+      [](nb::handle name) {
+        set_backend(nb::cast<std::string>(nb::isinstance<nb::str>(name) ? nb::str(name) : nb::repr(name)));
       },
-      "name"_a, "rank"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(),
-      "gna_stride"_a.none(), "Raises ValueError for parameters that no array fits.");
-  m.def(
-      "padding_masks",
-      [](const std::string& name, int rank, nb::handle shape, nb::handle lengths, const std::string& lengths_name,
-         nb::handle kernel_size, nb::handle stride, nb::handle dilation) {
-        const Caller c = caller(name, rank, lengths_name);
-        return padding_masks(c, to_shape(c, "input shape", shape), to_array(c, lengths_name.c_str(), lengths),
-                             {to_integers(c, "kernel_size", kernel_size), to_integers(c, "stride", stride),
-                              to_integers(c, "dilation", dilation)},
-                             {});
-      },
-      "name"_a, "rank"_a, "shape"_a, "lengths"_a, "lengths_name"_a, "kernel_size"_a.none(), "stride"_a.none(),
-      "dilation"_a.none(), "Masks of tokens and of queries that are not padding.");
-
-  m.def("set_backend", &set_backend, "name"_a);
+      "name"_a.none());
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
-  m.def(
-      "kernel_cache_info",
-      [] {
-        const KernelCacheUsage usage = kernel_cache_usage();
-        nb::dict d;
-        d["kernels"] = usage.kernels;
-        d["bytes"] = usage.bytes;
-        d["limit"] = usage.limit;
-        return d;
-      },
-      "Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes.");
-  m.def("clear_cache", &clear_cache, "Forgets the kernels compiled at run time.");
-  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "query_dtype"_a,
-        "key_dtype"_a, "value_dtype"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
-        "is_causal"_a.none(), "gna_stride"_a.none(), "has_rpb"_a, "has_lengths"_a, "stream"_a.none());
+  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
+        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
+        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
+        "lengths"_a.none(), "stream"_a.none(), "with_cost"_a);
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");
 
-  m.def("window_keys", &window_keys, "index"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "dilation"_a = 1,
-        "is_causal"_a = false, "gna_stride"_a = 1, "Keys of one query on one axis.");
-  m.def("window_start", &window_start, "index"_a, "length"_a, "kernel_size"_a, "dilation"_a,
-        "First key of one query on one axis, and its index into the rpb axis.");
-
+  bind_nn(m);
+  bind_window(m);
   bind_probe(m);
 }

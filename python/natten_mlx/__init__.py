@@ -1,35 +1,66 @@
 """Neighborhood attention for MLX: every query attends a window of keys around it, in 1, 2 or 3 dimensions."""
 
-import mlx.core as mx
+import sys
 
 # MLX's ABI changes with every patch: another version would load and then crash, or not load at all.
 _MLX_VERSION = "0.32.4"
-_found = getattr(mx, "__version__", "unknown").split("+")[0]
-if _found != _MLX_VERSION:
-    raise ImportError(
-        f"natten-mlx was built for MLX {_MLX_VERSION}, but MLX {_found} is installed. "
-        f"Install it with: python -m pip install 'mlx=={_MLX_VERSION}' (on Linux 'mlx[cpu]=={_MLX_VERSION}')"
+
+# Why the library can't run here. The command natten-mlx keeps it for `doctor`; other programs get it when they import.
+_broken: Exception | None = None
+
+
+def _is_command() -> bool:
+    """Whether this process is `natten-mlx` or `python -m natten_mlx`."""
+    script = (sys.argv or [""])[0].replace("\\", "/").rsplit("/", 1)[-1]
+    return script == "-m" or script.startswith("natten-mlx")
+
+
+def _check_mlx() -> None:
+    import mlx.core as mx
+
+    found = getattr(mx, "__version__", "unknown").split("+")[0]
+    if found != _MLX_VERSION:
+        raise ImportError(
+            f"natten-mlx was built for MLX {_MLX_VERSION}, but MLX {found} is installed. "
+            f"Install it with: python -m pip install 'mlx=={_MLX_VERSION}' (on Linux 'mlx[cpu]=={_MLX_VERSION}')"
+        )
+
+
+try:
+    _check_mlx()
+    from natten_mlx import _backend, utils  # noqa: F401
+    from natten_mlx._backend import get_backend, has_metal, has_nanobind, set_backend
+    from natten_mlx._ext import __version__
+    from natten_mlx.functional import (
+        na1d,
+        na1d_av,
+        na1d_qk,
+        na1d_varlen,
+        na2d,
+        na2d_av,
+        na2d_qk,
+        na2d_varlen,
+        na3d,
+        na3d_av,
+        na3d_qk,
+        na3d_varlen,
+    )
+    from natten_mlx.merge import merge_attentions
+    from natten_mlx.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+    from natten_mlx.support_matrix import Explanation, explain, get_support_matrix
+    from natten_mlx.utils.window import (
+        compute_pb_start,
+        compute_window_start_end,
+        get_pb_start,
+        get_window_end,
+        get_window_start,
     )
 
-from natten_mlx._backend import clear_cache, get_backend, has_metal, has_nanobind, set_backend  # noqa: E402
-from natten_mlx._ext import __version__  # noqa: E402
-from natten_mlx.functional import (  # noqa: E402
-    na1d,
-    na1d_av,
-    na1d_qk,
-    na1d_varlen,
-    na2d,
-    na2d_av,
-    na2d_qk,
-    na2d_varlen,
-    na3d,
-    na3d_av,
-    na3d_qk,
-    na3d_varlen,
-)
-from natten_mlx.merge import merge_attentions  # noqa: E402
-from natten_mlx.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D  # noqa: E402
-from natten_mlx.support_matrix import Explanation, explain, get_support_matrix  # noqa: E402
+    _backend.use_environment()  # last: where only the environment is wrong, the command has everything else
+except Exception as error:
+    if not _is_command():
+        raise
+    _broken = error
 
 __all__ = [
     "Explanation",
@@ -37,10 +68,14 @@ __all__ = [
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "__version__",
-    "clear_cache",
+    "compute_pb_start",
+    "compute_window_start_end",
     "explain",
     "get_backend",
+    "get_pb_start",
     "get_support_matrix",
+    "get_window_end",
+    "get_window_start",
     "has_metal",
     "has_nanobind",
     "merge_attentions",

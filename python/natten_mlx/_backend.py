@@ -27,15 +27,6 @@ def get_backend() -> str:
     return _ext.get_backend()
 
 
-def clear_cache() -> None:
-    """Forget the text and plans of the kernels that are compiled at run time.
-
-    They are bounded anyway (`natten-mlx doctor --verbose` shows them); the next call makes its own again. What MLX has
-    compiled from them it keeps itself.
-    """
-    _ext.clear_cache()
-
-
 def has_metal() -> bool:
     """Whether this machine has a Metal GPU that MLX can use."""
     return bool(mx.metal.is_available())
@@ -46,17 +37,28 @@ def has_nanobind() -> bool:
     return bool(_ext.support_matrix()["nanobind"]["available"])
 
 
-def _initialise() -> None:
+def use_environment() -> None:
+    """Check NATTEN_BACKEND and load NATTEN_MLX_NANOBIND_MODULE: now, not at the first call.
+
+    Raises:
+        ImportError: an unknown tier; a module that can't be imported.
+        ValueError: a module that lacks a function.
+    """
+    load_external_module()
+    try:
+        _ext.get_backend()
+    except ValueError as error:
+        raise ImportError(str(error)) from error
+
+
+def load_external_module() -> None:
+    """Replace the compiled tier by the module that NATTEN_MLX_NANOBIND_MODULE names, if it does."""
     module = os.environ.get("NATTEN_MLX_NANOBIND_MODULE")
     if module:
         context = f"NATTEN_MLX_NANOBIND_MODULE={module}: "
         try:
             _ext.load_external_tier(importlib.import_module(module))
-        except ImportError as error:
-            raise ImportError(context + str(error)) from error
         except ValueError as error:
             raise ValueError(context + str(error)) from error
-    _ext.get_backend()  # an unknown NATTEN_BACKEND is an error now, not at the first call
-
-
-_initialise()
+        except Exception as error:  # whatever the module does when it is imported
+            raise ImportError(context + str(error)) from error

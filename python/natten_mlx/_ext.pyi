@@ -17,15 +17,34 @@ def attention(
     dilation: object | None,
     is_causal: object | None,
     scale: object | None,
+    return_lse: object | None,
     additional_keys: object | None,
     additional_values: object | None,
     gna_stride: object | None,
     rpb: object | None,
     lengths: object | None,
-    lengths_name: str,
     stream: object | None,
-) -> tuple[mlx.core.array, mlx.core.array]:
-    """Neighborhood attention -> (out, lse)."""
+) -> Any:
+    """Neighborhood attention -> out, or (out, lse)."""
+
+def varlen(
+    name: str,
+    rank: int,
+    query: object | None,
+    key: object | None,
+    value: object | None,
+    lengths: object | None,
+    lengths_name: str,
+    kernel_size: object | None,
+    stride: object | None,
+    dilation: object | None,
+    is_causal: object | None,
+    scale: object | None,
+    return_lse: object | None,
+    gna_stride: object | None,
+    stream: object | None,
+) -> Any:
+    """The same over padded samples."""
 
 def qk(
     name: str,
@@ -59,25 +78,44 @@ def av(
 ) -> mlx.core.array:
     """Weighted values of the split form."""
 
-def merge(outputs: object, lse_tensors: object) -> tuple[mlx.core.array, mlx.core.array]:
+def merge(outputs: object | None, lse_tensors: object | None) -> tuple[mlx.core.array, mlx.core.array]:
     """Joins partial attentions -> (out, lse)."""
 
-def check_neighborhood(
+def check_module(
     name: str,
     rank: int,
+    embed_dim: object | None,
+    num_heads: object | None,
     kernel_size: object | None,
     stride: object | None,
     dilation: object | None,
     is_causal: object | None,
+    num_kv_heads: object | None,
+    qkv_bias: object | None,
+    qk_scale: object | None,
+    attn_drop: object | None,
+    proj_drop: object | None,
     gna_stride: object | None,
+    rel_pos_bias: object | None,
+    pad_input: object | None,
+) -> tuple[int, int, int, tuple[int, ...]]:
+    """
+    Raises ValueError for arguments of a module that do not fit; -> (embed_dim, num_heads, num_kv_heads, rpb's shape).
+    """
+
+def check_module_input(
+    name: str,
+    rank: int,
+    x: object | None,
+    embed_dim: int,
 ) -> None:
-    """Raises ValueError for parameters that no array fits."""
+    """Raises ValueError for an input that is no float array [B, spatial..., embed_dim]."""
 
 def padding_masks(
     name: str,
     rank: int,
     shape: object,
-    lengths: object,
+    lengths: object | None,
     lengths_name: str,
     kernel_size: object | None,
     stride: object | None,
@@ -85,31 +123,27 @@ def padding_masks(
 ) -> tuple[mlx.core.array, mlx.core.array]:
     """Masks of tokens and of queries that are not padding."""
 
-def set_backend(name: str) -> None: ...
+def set_backend(name: object | None) -> None: ...
 def get_backend() -> str: ...
 def support_matrix() -> dict[str, Any]: ...
-def kernel_cache_info() -> dict[str, int]:
-    """Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes."""
-
-def clear_cache() -> None:
-    """Forgets the kernels compiled at run time."""
-
 def explain(
     op: str,
     query: object | None,
     key: object | None,
     value: object | None,
-    query_dtype: mlx.core.Dtype,
-    key_dtype: mlx.core.Dtype,
-    value_dtype: mlx.core.Dtype,
+    dtype: object | None,
     kernel_size: object | None,
     stride: object | None,
     dilation: object | None,
     is_causal: object | None,
+    scale: object | None,
+    additional_keys: object | None,
+    additional_values: object | None,
     gna_stride: object | None,
-    has_rpb: bool,
-    has_lengths: bool,
+    rpb: object | None,
+    lengths: object | None,
     stream: object | None,
+    with_cost: bool,
 ) -> dict[str, Any]: ...
 def load_external_tier(module: object) -> None:
     """Replaces the compiled tier by the functions of a module."""
@@ -125,8 +159,15 @@ def window_keys(
 ) -> list[int]:
     """Keys of one query on one axis."""
 
-def window_start(index: int, length: int, kernel_size: int, dilation: int) -> tuple[int, int]:
+def window_start(
+    index: object | None, length: object | None, kernel_size: object | None, dilation: object | None
+) -> tuple[int, int]:
     """First key of one query on one axis, and its index into the rpb axis."""
+
+def window_end(
+    start_index: object | None, length: object | None, kernel_size: object | None, dilation: object | None
+) -> int:
+    """One past the last token that the window from `start_index` may reach."""
 
 def fma_rate(rounds: int) -> float:
     """

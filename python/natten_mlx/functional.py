@@ -12,7 +12,10 @@ Every function is differentiable with respect to each floating array, works unde
 mx.checkpoint, and raises ValueError for arguments that do not fit, before any work starts.
 """
 
-from collections.abc import Sequence
+# Each idea is written once and made into the functions of the three ranks. What type checkers and editors see of them,
+# overloads included, is functional.pyi, which scripts/write_stubs.py writes from this file.
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,33 +23,14 @@ from natten_mlx import _ext
 
 Ints = int | Sequence[int]
 Bools = bool | Sequence[bool]
-StreamOrDevice = mx.Stream | mx.Device | None
+StreamOrDevice = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 
-
-def na1d(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    return_lse: bool = False,
-    additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None,
-    *,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """1-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
+_ATTENTION = """{rank}-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
 
     Args:
-        query: [B, L, Hq, D].
-        key: [B, L, Hkv, D].
-        value: [B, L, Hkv, Dv].
+        query: [B, {axes}, Hq, D].
+        key: [B, {axes}, Hkv, D].
+        value: [B, {axes}, Hkv, Dv].
         kernel_size: Keys per axis. Windows at a border are shifted inside, so that they keep their size.
         stride: Query stride: only queries 0, s, 2s, ... are computed.
         dilation: Distance between the keys of a window.
@@ -56,53 +40,23 @@ def na1d(
         additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
         additional_values: [B, N, Hkv, Dv].
         gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
-        rpb: Relative position bias [Hq, 2K-1], indexed by key minus query place plus K - 1 on each axis.
-        lengths: [B] int32 or int64: the tokens of each padded sample. Results past them are 0.
+        rpb: Relative position bias [Hq, {table}], indexed by key minus query place plus K - 1 on each axis.
+        lengths: {lengths} int32 or int64: the tokens of each padded sample. Results past them are 0.
         stream: Stream or device to run on.
 
     Returns:
         out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
 
     Raises:
-        ValueError: shapes, dtypes or parameters that do not fit, with "[na1d]" in front.
+        ValueError: shapes, dtypes or parameters that do not fit, with "[{name}]" in front.
     """
-    out, lse = _ext.attention(
-        "na1d",
-        1,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        additional_keys,
-        additional_values,
-        gna_stride,
-        rpb,
-        lengths,
-        "lengths",
-        stream,
-    )
-    return (out, lse) if return_lse else out
 
+_QK = """Logits of {rank}-D neighborhood attention, the first half of the split form.
 
-def na1d_qk(
-    query: mx.array,
-    key: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Logits of 1-D neighborhood attention, the first half of the split form. Arguments: see na1d.
+    Args:
+        query: [B, {axes}, Hq, D].
+        key: [B, {axes}, Hkv, D].
+        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, stream: See na{rank}d.
 
     Returns:
         scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
@@ -110,433 +64,180 @@ def na1d_qk(
         hold -inf.
 
     Raises:
-        ValueError: arguments that do not fit, with "[na1d_qk]" in front.
+        ValueError: arguments that do not fit, with "[{name}]" in front.
     """
-    return _ext.qk(
-        "na1d_qk", 1, query, key, kernel_size, stride, dilation, is_causal, scale, gna_stride, rpb, lengths, stream
-    )
 
-
-def na1d_av(
-    attn: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    gna_stride: Ints = 1,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Weighted values of 1-D neighborhood attention, the second half of the split form. Arguments: see na1d.
+_AV = """Weighted values of {rank}-D neighborhood attention, the second half of the split form.
 
     Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na1d_qk; those of empty slots are ignored.
-        value: [B, L, Hkv, Dv].
+        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na{rank}d_qk; those of empty slots are ignored.
+        value: [B, {axes}, Hkv, Dv].
+        kernel_size, dilation, stride, is_causal, gna_stride, lengths, stream: See na{rank}d.
 
     Returns:
         [B, out..., Hq, Dv] in attn's dtype.
 
     Raises:
-        ValueError: arguments that do not fit, with "[na1d_av]" in front.
+        ValueError: arguments that do not fit, with "[{name}]" in front.
     """
-    return _ext.av("na1d_av", 1, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
 
-
-def na1d_varlen(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    seq_lens: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    scale: float | None = None,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    return_lse: bool = False,
-    gna_stride: Ints = 1,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """1-D neighborhood attention over padded samples: na1d with lengths.
+_VARLEN = """{rank}-D neighborhood attention over padded samples: na{rank}d with lengths.
 
     Args:
-        query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na1d.
-        seq_lens: [B] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
-            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
-            nothing.
+        query, key, value: See na{rank}d.
+        {lengths_name}: {lengths} int32 or int64, from kernel_size * dilation to the padded size on each axis. Each
+            sample is computed as if it ended there; results past it are exactly 0, and what stands in the padding
+            reaches nothing.
+        kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na{rank}d.
 
     Returns:
-        See na1d.
+        See na{rank}d.
 
     Raises:
-        ValueError: arguments that do not fit, with "[na1d_varlen]" in front. Lengths that depend on a trace of
+        ValueError: arguments that do not fit, with "[{name}]" in front. Lengths that depend on a trace of
             mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
     """
-    out, lse = _ext.attention(
-        "na1d_varlen",
-        1,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        None,
-        None,
-        gna_stride,
-        None,
-        seq_lens,
-        "seq_lens",
-        stream,
+
+_RANKS = (1, 2, 3)
+
+
+def _public(function: Callable[..., Any], rank: int, suffix: str, text: str) -> Callable[..., Any]:
+    """Name and docstring of what is na{rank}d{suffix} for users."""
+    name = f"na{rank}d{suffix}"
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text.format(
+        name=name,
+        rank=rank,
+        axes={1: "L", 2: "H, W", 3: "D, H, W"}[rank],
+        table=", ".join(["2K-1"] * rank),
+        lengths="[B]" if rank == 1 else f"[B, {rank}]",
+        lengths_name="seq_lens" if rank == 1 else "spatial_sizes",
     )
-    return (out, lse) if return_lse else out
+    return function
 
 
-def na2d(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    return_lse: bool = False,
-    additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None,
-    *,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """2-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
+def _attention(rank: int) -> Callable[..., Any]:
+    name = f"na{rank}d"
 
-    Args:
-        query: [B, H, W, Hq, D].
-        key: [B, H, W, Hkv, D].
-        value: [B, H, W, Hkv, Dv].
-        kernel_size: Keys per axis. Windows at a border are shifted inside, so that they keep their size.
-        stride: Query stride: only queries 0, s, 2s, ... are computed.
-        dilation: Distance between the keys of a window.
-        is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
-        return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
-        gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
-        rpb: Relative position bias [Hq, 2K-1, 2K-1], indexed by key minus query place plus K - 1 on each axis.
-        lengths: [B, 2] int32 or int64: the tokens of each padded sample. Results past them are 0.
-        stream: Stream or device to run on.
+    def attention(
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        return_lse: bool = False,
+        additional_keys: mx.array | None = None,
+        additional_values: mx.array | None = None,
+        *,
+        gna_stride: Ints = 1,
+        rpb: mx.array | None = None,
+        lengths: mx.array | None = None,
+        stream: StreamOrDevice = None,
+    ) -> mx.array | tuple[mx.array, mx.array]:
+        window = (kernel_size, stride, dilation, is_causal)
+        extra = (additional_keys, additional_values)
+        return _ext.attention(
+            name, rank, query, key, value, *window, scale, return_lse, *extra, gna_stride, rpb, lengths, stream
+        )
 
-    Returns:
-        out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
-
-    Raises:
-        ValueError: shapes, dtypes or parameters that do not fit, with "[na2d]" in front.
-    """
-    out, lse = _ext.attention(
-        "na2d",
-        2,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        additional_keys,
-        additional_values,
-        gna_stride,
-        rpb,
-        lengths,
-        "lengths",
-        stream,
-    )
-    return (out, lse) if return_lse else out
+    return _public(attention, rank, "", _ATTENTION)
 
 
-def na2d_qk(
-    query: mx.array,
-    key: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Logits of 2-D neighborhood attention, the first half of the split form. Arguments: see na2d.
+def _qk(rank: int) -> Callable[..., Any]:
+    name = f"na{rank}d_qk"
 
-    Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
+    def qk(
+        query: mx.array,
+        key: mx.array,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        gna_stride: Ints = 1,
+        rpb: mx.array | None = None,
+        lengths: mx.array | None = None,
+        stream: StreamOrDevice = None,
+    ) -> mx.array:
+        window = (kernel_size, stride, dilation, is_causal)
+        return _ext.qk(name, rank, query, key, *window, scale, gna_stride, rpb, lengths, stream)
 
-    Raises:
-        ValueError: arguments that do not fit, with "[na2d_qk]" in front.
-    """
-    return _ext.qk(
-        "na2d_qk", 2, query, key, kernel_size, stride, dilation, is_causal, scale, gna_stride, rpb, lengths, stream
-    )
+    return _public(qk, rank, "_qk", _QK)
 
 
-def na2d_av(
-    attn: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    gna_stride: Ints = 1,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Weighted values of 2-D neighborhood attention, the second half of the split form. Arguments: see na2d.
+def _av(rank: int) -> Callable[..., Any]:
+    name = f"na{rank}d_av"
 
-    Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na2d_qk; those of empty slots are ignored.
-        value: [B, H, W, Hkv, Dv].
+    def av(
+        attn: mx.array,
+        value: mx.array,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        gna_stride: Ints = 1,
+        lengths: mx.array | None = None,
+        stream: StreamOrDevice = None,
+    ) -> mx.array:
+        return _ext.av(name, rank, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
 
-    Returns:
-        [B, out..., Hq, Dv] in attn's dtype.
-
-    Raises:
-        ValueError: arguments that do not fit, with "[na2d_av]" in front.
-    """
-    return _ext.av("na2d_av", 2, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
+    return _public(av, rank, "_av", _AV)
 
 
-def na2d_varlen(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    spatial_sizes: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    scale: float | None = None,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    return_lse: bool = False,
-    gna_stride: Ints = 1,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """2-D neighborhood attention over padded samples: na2d with lengths.
+def _varlen(rank: int) -> Callable[..., Any]:
+    name = f"na{rank}d_varlen"
 
-    Args:
-        query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na2d.
-        spatial_sizes: [B, 2] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
-            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
-            nothing.
+    def varlen(
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        spatial_sizes: mx.array,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool = False,
+        gna_stride: Ints = 1,
+        stream: StreamOrDevice = None,
+    ) -> mx.array | tuple[mx.array, mx.array]:
+        arrays, window = (query, key, value, spatial_sizes), (kernel_size, stride, dilation, is_causal)
+        return _ext.varlen(name, rank, *arrays, "spatial_sizes", *window, scale, return_lse, gna_stride, stream)
 
-    Returns:
-        See na2d.
-
-    Raises:
-        ValueError: arguments that do not fit, with "[na2d_varlen]" in front. Lengths that depend on a trace of
-            mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
-    """
-    out, lse = _ext.attention(
-        "na2d_varlen",
-        2,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        None,
-        None,
-        gna_stride,
-        None,
-        spatial_sizes,
-        "spatial_sizes",
-        stream,
-    )
-    return (out, lse) if return_lse else out
+    return _public(varlen, rank, "_varlen", _VARLEN)
 
 
-def na3d(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    return_lse: bool = False,
-    additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None,
-    *,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """3-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
+def _varlen_1d() -> Callable[..., Any]:
+    """The only one whose lengths have another name."""
 
-    Args:
-        query: [B, D, H, W, Hq, D].
-        key: [B, D, H, W, Hkv, D].
-        value: [B, D, H, W, Hkv, Dv].
-        kernel_size: Keys per axis. Windows at a border are shifted inside, so that they keep their size.
-        stride: Query stride: only queries 0, s, 2s, ... are computed.
-        dilation: Distance between the keys of a window.
-        is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
-        return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
-        gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
-        rpb: Relative position bias [Hq, 2K-1, 2K-1, 2K-1], indexed by key minus query place plus K - 1 on each axis.
-        lengths: [B, 3] int32 or int64: the tokens of each padded sample. Results past them are 0.
-        stream: Stream or device to run on.
+    def varlen(
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        seq_lens: mx.array,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool = False,
+        gna_stride: Ints = 1,
+        stream: StreamOrDevice = None,
+    ) -> mx.array | tuple[mx.array, mx.array]:
+        arrays, window = (query, key, value, seq_lens), (kernel_size, stride, dilation, is_causal)
+        return _ext.varlen("na1d_varlen", 1, *arrays, "seq_lens", *window, scale, return_lse, gna_stride, stream)
 
-    Returns:
-        out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
-
-    Raises:
-        ValueError: shapes, dtypes or parameters that do not fit, with "[na3d]" in front.
-    """
-    out, lse = _ext.attention(
-        "na3d",
-        3,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        additional_keys,
-        additional_values,
-        gna_stride,
-        rpb,
-        lengths,
-        "lengths",
-        stream,
-    )
-    return (out, lse) if return_lse else out
+    return _public(varlen, 1, "_varlen", _VARLEN)
 
 
-def na3d_qk(
-    query: mx.array,
-    key: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    scale: float | None = None,
-    gna_stride: Ints = 1,
-    rpb: mx.array | None = None,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Logits of 3-D neighborhood attention, the first half of the split form. Arguments: see na3d.
-
-    Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
-
-    Raises:
-        ValueError: arguments that do not fit, with "[na3d_qk]" in front.
-    """
-    return _ext.qk(
-        "na3d_qk", 3, query, key, kernel_size, stride, dilation, is_causal, scale, gna_stride, rpb, lengths, stream
-    )
-
-
-def na3d_av(
-    attn: mx.array,
-    value: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    gna_stride: Ints = 1,
-    lengths: mx.array | None = None,
-    stream: StreamOrDevice = None,
-) -> mx.array:
-    """Weighted values of 3-D neighborhood attention, the second half of the split form. Arguments: see na3d.
-
-    Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na3d_qk; those of empty slots are ignored.
-        value: [B, D, H, W, Hkv, Dv].
-
-    Returns:
-        [B, out..., Hq, Dv] in attn's dtype.
-
-    Raises:
-        ValueError: arguments that do not fit, with "[na3d_av]" in front.
-    """
-    return _ext.av("na3d_av", 3, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
-
-
-def na3d_varlen(
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    spatial_sizes: mx.array,
-    kernel_size: Ints,
-    dilation: Ints = 1,
-    scale: float | None = None,
-    *,
-    stride: Ints = 1,
-    is_causal: Bools = False,
-    return_lse: bool = False,
-    gna_stride: Ints = 1,
-    stream: StreamOrDevice = None,
-) -> mx.array | tuple[mx.array, mx.array]:
-    """3-D neighborhood attention over padded samples: na3d with lengths.
-
-    Args:
-        query, key, value, kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na3d.
-        spatial_sizes: [B, 3] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each sample
-            is computed as if it ended there; results past it are exactly 0, and what stands in the padding reaches
-            nothing.
-
-    Returns:
-        See na3d.
-
-    Raises:
-        ValueError: arguments that do not fit, with "[na3d_varlen]" in front. Lengths that depend on a trace of
-            mx.compile or mx.vmap cannot be checked: an illegal one makes its sample 0.
-    """
-    out, lse = _ext.attention(
-        "na3d_varlen",
-        3,
-        query,
-        key,
-        value,
-        kernel_size,
-        stride,
-        dilation,
-        is_causal,
-        scale,
-        None,
-        None,
-        gna_stride,
-        None,
-        spatial_sizes,
-        "spatial_sizes",
-        stream,
-    )
-    return (out, lse) if return_lse else out
+na1d, na2d, na3d = map(_attention, _RANKS)
+na1d_qk, na2d_qk, na3d_qk = map(_qk, _RANKS)
+na1d_av, na2d_av, na3d_av = map(_av, _RANKS)
+na1d_varlen, na2d_varlen, na3d_varlen = _varlen_1d(), _varlen(2), _varlen(3)

@@ -1,7 +1,11 @@
 """Neighborhood attention as modules: projections around the operations of natten_mlx.functional."""
 
+import difflib
+import functools
+import inspect
 import operator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +14,7 @@ from natten_mlx import _ext, functional
 from natten_mlx.functional import Bools, Ints
 
 _RPB_DEVIATION = 0.02
+_P = ParamSpec("_P")
 
 
 def _zero_outside(mask: mx.array, x: mx.array) -> mx.array:
@@ -45,15 +50,23 @@ def _sizes(values: Any, rank: int) -> list[int]:
         return [operator.index(value) for value in values]
 
 
-def _count(name: str, label: str, value: Any) -> int:
-    """value as an int of at least 1."""
-    try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"[{name}] {label} must be positive, got {value!r}")
-    return count
+# What NATTEN calls some arguments.
+_OTHER_NAMES = {"dim": "embed_dim", "bias": "rel_pos_bias"}
+
+
+def _with_hints(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concatenate[Any, _P], None]:
+    """An unknown argument is answered with the one that may be meant."""
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
+        for name in options.keys() - names:
+            near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(names)}"
+            raise TypeError(f"[{type(self).__name__}] unexpected argument {name!r}: {hint}")
+        init(self, *args, **options)
+
+    return checked
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -64,6 +77,7 @@ class _NeighborhoodAttention(nn.Module):
 
     rank: int
 
+    @_with_hints
     def __init__(
         self,
         embed_dim: int,
@@ -83,26 +97,25 @@ class _NeighborhoodAttention(nn.Module):
         pad_input: bool = False,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        embed_dim = _count(name, "embed_dim", embed_dim)
-        num_heads = _count(name, "num_heads", num_heads)
-        num_kv_heads = _count(name, "num_kv_heads", num_kv_heads)
-        if embed_dim % num_heads:
-            raise ValueError(f"[{name}] embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
-        if num_heads % num_kv_heads:
-            raise ValueError(
-                f"[{name}] num_heads must be divisible by num_kv_heads, got {num_heads} and {num_kv_heads}"
-            )
-        for label, rate in (("attn_drop", attn_drop), ("proj_drop", proj_drop)):
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"[{name}] {label} must be in [0, 1), got {rate!r}")
-        _ext.check_neighborhood(name, self.rank, kernel_size, stride, dilation, is_causal, gna_stride)
-
-        self.embed_dim = embed_dim
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = embed_dim // num_heads
+        self.embed_dim, self.num_heads, self.num_kv_heads, rpb_shape = _ext.check_module(
+            type(self).__name__,
+            self.rank,
+            embed_dim,
+            num_heads,
+            kernel_size,
+            stride,
+            dilation,
+            is_causal,
+            num_kv_heads,
+            qkv_bias,
+            qk_scale,
+            attn_drop,
+            proj_drop,
+            gna_stride,
+            rel_pos_bias,
+            pad_input,
+        )
+        self.head_dim = self.embed_dim // self.num_heads
         self.kernel_size = kernel_size
         self.stride = stride
         self.dilation = dilation
@@ -111,18 +124,18 @@ class _NeighborhoodAttention(nn.Module):
         self.pad_input = pad_input
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
 
-        if num_kv_heads == num_heads:
-            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        channels = self.embed_dim
+        if self.num_kv_heads == self.num_heads:
+            self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         else:
-            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
-            self.kv_proj = nn.Linear(embed_dim, 2 * num_kv_heads * self.head_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+            self.q_proj = nn.Linear(channels, channels, bias=qkv_bias)
+            self.kv_proj = nn.Linear(channels, 2 * self.num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(channels, channels)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj_drop = nn.Dropout(proj_drop)
         self.attn_drop_rate = attn_drop
         if rel_pos_bias:
-            shape = [num_heads, *(2 * k - 1 for k in _sizes(kernel_size, self.rank))]
-            self.rpb = _RPB_DEVIATION * mx.random.truncated_normal(-2.0, 2.0, shape)
+            self.rpb = _RPB_DEVIATION * mx.random.truncated_normal(-2.0, 2.0, rpb_shape)
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """x [B, spatial..., C] -> query [.., heads, head_dim], key and value [.., kv_heads, head_dim]."""
@@ -154,11 +167,7 @@ class _NeighborhoodAttention(nn.Module):
 
     def _forward(self, x: mx.array, lengths: mx.array | None, lengths_name: str) -> mx.array:
         name = type(self).__name__
-        if x.ndim != self.rank + 2:
-            layout = {1: "[B, L, C]", 2: "[B, H, W, C]", 3: "[B, D, H, W, C]"}[self.rank]
-            raise ValueError(f"[{name}] Expected input shape {layout}, got {x.shape}")
-        if x.shape[-1] != self.embed_dim:
-            raise ValueError(f"[{name}] channel dim must be embed_dim = {self.embed_dim}, got {x.shape[-1]}")
+        _ext.check_module_input(name, self.rank, x, self.embed_dim)
         if lengths is None:
             return self.proj_drop(self.proj(self._attend_padded(x, None)))
         tokens, queries = self._padding_masks(x.shape[:-1], lengths, lengths_name)

@@ -14,10 +14,10 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     """The coverage of each tier.
 
     Returns:
-        {"pure": row, "fast_metal": row, "nanobind": row} on every machine. `available` and `reason` are about this
-        machine; `forward`, `backward` ({"na1d", "na2d", "na3d", "split_qk_av"}: bool), `fusion`, `varlen` ({"na1d",
-        "na2d", "na3d"}: bool), `devices`, `dtypes` and `constraints` are what the tier declares for a device that
-        has it.
+        {"pure": row, "fast_metal": row, "nanobind": row} on every machine. `name` (what this machine calls the tier:
+        "fast_cuda" for "fast_metal" with an NVIDIA GPU), `available` and `reason` are about this machine; `forward`,
+        `backward` ({"na1d", "na2d", "na3d", "split_qk_av"}: bool), `fusion`, `varlen` ({"na1d", "na2d", "na3d"}: bool),
+        `devices`, `dtypes` and `constraints` are what the tier declares for a device that has it.
     """
     return _ext.support_matrix()
 
@@ -32,7 +32,7 @@ class Explanation:
     """Reason of each tier that declined, in order of preference."""
     tile: str = ""
     cost: str = ""
-    """A line for each kernel of the call, forward and backward; empty where the tier does not know."""
+    """Of the kernels for GPUs, forward and backward, a line for each; empty unless asked for."""
 
     @property
     def reason(self) -> dict[str, str]:
@@ -50,12 +50,16 @@ class Explanation:
 
 def explain(
     query: mx.array | Sequence[int],
-    key: mx.array | Sequence[int],
-    value: mx.array | Sequence[int] | None = None,
-    kernel_size: Ints = 1,
+    key: mx.array | Sequence[int] | None,
+    value: mx.array | Sequence[int] | None,
+    kernel_size: Ints,
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Bools = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+    additional_keys: mx.array | Sequence[int] | None = None,
+    additional_values: mx.array | Sequence[int] | None = None,
     *,
     op: str = "attention",
     dtype: mx.Dtype | None = None,
@@ -63,47 +67,40 @@ def explain(
     rpb: mx.array | Sequence[int] | None = None,
     lengths: mx.array | Sequence[int] | None = None,
     stream: StreamOrDevice = None,
-    **_call_only: Any,
+    cost: bool = False,
 ) -> Explanation:
     """Say which tier would run a call, without running it.
 
     Args:
-        query, key, value: The arrays of the call, or their shapes together with `dtype`. For op="qk" value is unused;
-            for op="av" query is attn and key is value.
-        kernel_size, stride, dilation, is_causal, gna_stride, rpb, lengths, stream: As in the call.
+        query, key, value, rpb, lengths, additional_keys, additional_values: The arrays of the call, or their shapes.
+            For op="qk" value is unused; for op="av" query is attn, and key is unused (or is value, where that is None).
+        kernel_size, stride, dilation, is_causal, scale, return_lse, gna_stride, stream: As in the call.
         op: "attention", "qk" or "av".
-        dtype: Of shapes; default float32.
+        dtype: Of the tensors given as shapes; default float32.
+        cost: Also what each kernel of the call would cost on a GPU, which this machine need not have.
 
     Raises:
-        ValueError: what the call itself would raise for its shapes and parameters; an unknown op.
+        ValueError: what the call itself would raise for its shapes and parameters; an unknown op or dtype.
     """
-    unknown = set(_call_only) - {"scale", "return_lse", "additional_keys", "additional_values"}
-    if unknown:
-        raise TypeError(f"explain() got an unexpected keyword argument '{sorted(unknown)[0]}'")
-
-    def shape(a: mx.array | Sequence[int] | None) -> Sequence[int]:
-        return () if a is None else a.shape if isinstance(a, mx.array) else tuple(a)
-
-    def dtype_of(a: mx.array | Sequence[int] | None) -> mx.Dtype:
-        return a.dtype if isinstance(a, mx.array) else dtype or mx.float32
-
     if op == "av" and value is None:
         value = key
     found = _ext.explain(
         op,
-        shape(query),
-        shape(key),
-        shape(value),
-        dtype_of(query),
-        dtype_of(key),
-        dtype_of(value),
+        query,
+        key,
+        value,
+        dtype,
         kernel_size,
         stride,
         dilation,
         is_causal,
+        scale,
+        additional_keys,
+        additional_values,
         gna_stride,
-        rpb is not None,
-        lengths is not None,
+        rpb,
+        lengths,
         stream,
+        cost,
     )
     return Explanation(found["tier"], found["kernel"], dict(found["declined"]), found["tile"], found["cost"])

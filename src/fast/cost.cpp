@@ -22,6 +22,26 @@ Range<int> met_by(AxisConstants c, const AxisGroup& group, bool keys, int positi
   return keys ? queries_of_key(c, group, position) : keys_of_query(c, group, position);
 }
 
+/// Calls visit(i, weight) so that the weights of all i in [0, count) add up to `count`. Long ranges are sampled: both
+/// ends
+/// (`edge` of them) in full and, because what lies between changes slowly, runs of neighbours from it.
+template <class Visit>
+void sample(int count, int edge, Visit&& visit) {
+  constexpr int kRuns = 64, kRun = 8;
+  const std::int64_t middle = std::int64_t(count) - 2 * edge;
+  if (middle <= 2 * kRuns * kRun) {
+    for (int i = 0; i < count; ++i) visit(i, 1.0);
+    return;
+  }
+  for (int i = 0; i < edge; ++i) visit(i, 1.0);
+  for (int run = 0; run < kRuns; ++run) {
+    const std::int64_t from = middle * run / kRuns, to = middle * (run + 1) / kRuns;
+    const int first = edge + static_cast<int>((from + to - kRun) / 2);
+    for (int i = first; i < first + kRun; ++i) visit(i, double(to - from) / kRun);
+  }
+  for (int i = count - edge; i < count; ++i) visit(i, 1.0);
+}
+
 /// `extent` of a tile, `simd` of what a simdgroup holds of it, `run` of what a thread holds of that; `batch` and
 /// `chunk` on axis 2, along which each thread walks its own way, and 0 on the others.
 AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int batch, int chunk) {
@@ -31,38 +51,44 @@ AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int ba
   c.classes = query_classes(a);
   c.step = query_step(a);
   AxisSums sums;
-  for (int g = 0; g < (keys ? c.axis.dilation : c.classes); ++g) {
+  constexpr int kAll = std::numeric_limits<int>::max(), kEdgeGroups = 64, kEdgeTiles = 256;
+  sample(keys ? c.axis.dilation : c.classes, kEdgeGroups, [&](int g, double group_weight) {
     const AxisGroup group = keys ? group_of_tokens(c, g) : group_of_queries(c, g);
     const int positions = keys ? group.places : group.queries;
-    // Far from the ends of a long axis tiles are alike: a sample of them stands for all.
-    const int tiles = ceil_div(positions, extent), edge = 512 + 2 * ceil_div(c.axis.kernel_size, extent);
-    const bool is_long = tiles / 4 > edge;
-    for (int tile = 0; tile < tiles; ++tile) {
-      if (is_long && tile == 2 * edge) tile = tiles - edge;
-      const double weight = is_long && tile >= edge && tile < 2 * edge ? double(tiles - 2 * edge) / edge : 1.0;
+    sample(ceil_div(positions, extent), kEdgeTiles, [&](int tile, double tile_weight) {
+      const double weight = group_weight * tile_weight;
       const int origin = tile * extent, last = std::min(origin + extent, positions) - 1;
+      const auto start_of = [&](int i) { return met_by(c, group, keys, std::min(origin + i, last)).start; };
+      const auto end_of = [&](int i) { return met_by(c, group, keys, std::min(origin + i, last)).end; };
       // What `count` positions of the tile meet between `from` and `to`; past the end the last one is repeated.
       const auto met = [&](int first, int count, int from, int to) {
-        const int start = met_by(c, group, keys, std::min(origin + first, last)).start;
-        const int end = met_by(c, group, keys, std::min(origin + first + count - 1, last)).end;
-        return std::max(std::min(end, to) - std::max(start, from), 0);
+        return std::max(std::min(end_of(first + count - 1), to) - std::max(start_of(first), from), 0);
       };
-      constexpr int kAll = std::numeric_limits<int>::max();
-      const int region = met(0, extent, 0, kAll), start = met_by(c, group, keys, origin).start;
+      const int region = met(0, extent, 0, kAll), start = start_of(0);
       sums.region += weight * region;
       for (int i = origin; i <= last; ++i) sums.met += weight * met(i - origin, 1, 0, kAll);
       for (int first = 0; first < extent; first += simd) {
-        if (batch == 0) sums.executed += weight * simd * met(first, simd, 0, kAll);  // rows that some thread meets
-        for (int x = start; batch > 0 && x < start + region; x += chunk) {
-          int steps = 0;
-          for (int i = first; i < first + simd; i += run) {
-            steps = std::max(steps, ceil_div(met(i, run, x, x + chunk), batch));
-          }
-          sums.executed += weight * simd * steps * batch;
+        if (batch == 0) {
+          sums.executed += weight * simd * met(first, simd, 0, kAll);  // rows that some thread meets
+          continue;
         }
+        // In each chunk the simdgroup takes the steps of the thread that meets most of it. The first thread meets whole
+        // the chunks from `whole` to `part`: a long window is walked no further here.
+        const int whole = start + ceil_div(start_of(first) - start, chunk) * chunk;
+        const int part = start + (end_of(first + run - 1) - start) / chunk * chunk;
+        int steps = std::max(part - whole, 0) / chunk * ceil_div(chunk, batch);
+        for (int x = start; x < start + region; x += chunk) {
+          if (x == whole && whole < part) x = part;
+          int most = 0;
+          for (int i = first; i < first + simd; i += run) {
+            most = std::max(most, ceil_div(met(i, run, x, x + chunk), batch));
+          }
+          steps += most;
+        }
+        sums.executed += weight * simd * steps * batch;
       }
-    }
-  }
+    });
+  });
   return sums;
 }
 
@@ -101,9 +127,8 @@ bool is_streamed(KernelId kernel, const std::string& name) {
   return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
 }
 
-/// What costs nothing worth counting: an array that is there for its shape, and the scale.
-bool is_free(KernelId kernel, const std::string& name) {
-  return (kernel == KernelId::av_backward_value && name == "na_value") || name == kScaleName;
+bool is_shape_only(KernelId kernel, const std::string& name) {
+  return kernel == KernelId::av_backward_value && name == "na_value";
 }
 
 bool is_pairs(const std::string& name) {
@@ -112,12 +137,12 @@ bool is_pairs(const std::string& name) {
 
 }  // namespace
 
-Cost cost(const Problem& p, KernelId kernel, Target target) {
-  const KernelLaunch source = kernel_launch(p, kernel, target);
+Cost cost(const Problem& p, KernelId kernel, Platform platform) {
+  const KernelSource source = kernel_source(p, kernel, platform);
   Cost result;
   result.kernel = kernel;
   for (const ArraySpec& input : source.inputs) {
-    if (!is_free(kernel, input.name)) result.compulsory += bytes_of(input);
+    if (!is_shape_only(kernel, input.name)) result.compulsory += bytes_of(input);
   }
   for (const ArraySpec& output : source.outputs) result.stored += bytes_of(output);
   result.compulsory += result.stored;
@@ -128,7 +153,7 @@ Cost cost(const Problem& p, KernelId kernel, Target target) {
                                              : bytes_of(source.inputs[0]) / bytes_of(source.inputs[0].type);
     return result;
   }
-  const Plan plan = fast::plan(p, kernel, target);
+  const Plan plan = fast::plan(p, kernel, platform);
   const bool keys = holds_keys(kernel);
   const std::array<int, 3> simd = plan.simd_extent();
   AxisSums total{1, 1, 1};
@@ -154,7 +179,7 @@ Cost cost(const Problem& p, KernelId kernel, Target target) {
     } else if (is_streamed(kernel, input.name)) {
       // Grouped heads: each query head streams the keys of its group, each key head the queries of all of its.
       result.loaded += pairs * total.region * double(channels) * bytes_of(input.type);
-    } else if (is_free(kernel, input.name)) {
+    } else if (is_shape_only(kernel, input.name)) {
       continue;
     } else if (input.name == "na_query" && !keys) {
       result.loaded += double(p.batch * p.queries() * p.heads * channels) * bytes_of(input.type);

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <sstream>
@@ -29,36 +27,28 @@ struct Limits {
 
 constexpr int kKilobyte = 1024;
 
-/// Of the partial sums of a gradient of rpb, all together. Enough of them to keep a GPU busy, and no table is larger
-/// than twice this (objection() sees to it).
-constexpr std::int64_t kMostPartialBytes = std::int64_t(128) << 20;
-
 Limits limits(const Problem& p, KernelId kernel, Platform platform) {
   const bool gradients = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
   if (platform == Platform::metal) {
     // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
-    return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, most_shared_bytes(platform)};
+    return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, 32 * kKilobyte};
   }
   // Measured on an H200 in float32 (docs/fast-tier.md). A run of 2 halves what is loaded from threadgroup memory, a run
   // of 4 wastes more at window borders than it saves. 8 channels per lane exchange too much, 32 spill.
   switch (kernel) {
     case KernelId::forward:
       // Windows of long rows have the longer halo, which larger tiles share.
-      if (p.axes[2].kernel_size > 8) return {256, 2, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
-      return {128, 4, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
+      if (p.axes[2].kernel_size > 8) return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
+      return {128, 4, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
     case KernelId::backward_query:
-      return {128, 3, 16, 2, 16, 24 * kKilobyte, most_shared_bytes(platform)};
+      return {128, 3, 16, 2, 16, 24 * kKilobyte, 48 * kKilobyte};
     case KernelId::backward_key_value:
       // It holds four arrays: a run of 2 needs 218 registers, which leaves room for few threads.
-      return {128, 4, 16, 1, 16, 32 * kKilobyte, most_shared_bytes(platform)};
+      return {128, 4, 16, 1, 16, 32 * kKilobyte, 48 * kKilobyte};
     default:
-      return {256, 2, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
+      return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
   }
-}
-
-bool needs_bias_gradient(const Problem& p, KernelId kernel) {
-  return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
 }
 
 /// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
@@ -158,6 +148,10 @@ std::int64_t tiles_on(const Axis& axis, int extent, bool keys) {
               : tiles_on_axis(output_length(length, static_cast<int>(axis.stride)), query_classes(axis), extent);
 }
 
+void count_tiles(const Problem& p, KernelId kernel, Plan& plan) {
+  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], holds_keys(kernel));
+}
+
 /// The box of `positions` whose tiles cost least in all: overhang and halo against each other.
 void choose_extent(const Problem& p, KernelId kernel, Plan& plan) {
   const bool keys = holds_keys(kernel);
@@ -192,12 +186,12 @@ int bytes_per_position(const Plan& plan, KernelId kernel) {
          (plan.matrix ? 4 : 0);
 }
 
-/// Whether the kernel runs on NVIDIA's matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
-bool suits_matrix_units(const Problem& p, KernelId kernel, Target target) {
-  const auto fits = [](std::int64_t channels) { return channels > 0 && channels % 16 == 0 && channels <= 128; };
-  return target.platform == Platform::cuda && is_fused(kernel) && element_size(p.query_type) == 2 &&
-         p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !(p.has_rpb && kernel == KernelId::backward_query);
+/// Whether the kernel runs on matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
+bool suits_matrix_units(const Problem& p, KernelId kernel, Platform platform) {
+  const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
+  const bool has_type = platform == Platform::metal || element_size(p.query_type) == 2;
+  return is_fused(kernel) && has_type && p.key_type == p.query_type && p.value_type == p.query_type &&
+         fits(p.head_dim) && fits(p.value_dim) && !(p.has_rpb && kernel == KernelId::backward_query);
 }
 
 /// The box whose warps multiply least, with what loading costs. A warp skips what lies before and after its own span
@@ -234,7 +228,7 @@ void choose_matrix_extent(const Problem& p, KernelId kernel, Plan& plan) {
 }
 
 /// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
-bool finish_matrix(const Problem& p, KernelId kernel, Plan& plan) {
+bool finish_matrix(const Problem& p, KernelId kernel, int most_bytes, Plan& plan) {
   std::int64_t region = 1;
   int bits = 0;
   for (int a = 0; a < kAxes; ++a) {
@@ -244,9 +238,10 @@ bool finish_matrix(const Problem& p, KernelId kernel, Plan& plan) {
     region *= met;
   }
   constexpr int kWordBits = 32, kMostRegion = 1 << 19;
-  constexpr int kMostRows = 128, kMostBytes = 36 << 10;  // so that several threadgroups fit
+  constexpr int kMostRows = 128;
   if (bits > kWordBits || region > kMostRegion) return false;
-  const int rows = std::min(kMostRows, kMostBytes / bytes_per_position(plan, kernel) / plan.block * plan.block);
+  const int fitting = most_bytes / bytes_per_position(plan, kernel) / plan.block * plan.block;
+  const int rows = std::clamp(fitting, plan.block, kMostRows);
   const int chunks = ceil_div64(region, rows);
   plan.chunk = ceil_div64(ceil_div64(region, chunks), plan.block) * plan.block;
   return true;
@@ -267,6 +262,10 @@ int choose_batch(std::int64_t columns, int most) {
   return best;
 }
 
+bool needs_bias_gradient(const Problem& p, KernelId kernel) {
+  return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
+}
+
 void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan& plan) {
   std::int64_t width = reach(p.axes[2], plan.extent[2], holds_keys(kernel));
   std::int64_t region = width * reach(p.axes[0], plan.extent[0], holds_keys(kernel)) *
@@ -276,9 +275,9 @@ void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan&
   std::int64_t chunk = std::max(1, limits.chunk_bytes / per_position);
   if (needs_bias_gradient(p, kernel)) {
     const std::int64_t columns = std::min<std::int64_t>(width, limits.shared_bytes / 2 / (positions * 4));
-    chunk = std::min(chunk, (limits.shared_bytes - columns * positions * 4) / per_position);
-    if (columns < width) chunk = std::min(chunk, columns);
-    plan.stage_columns = static_cast<int>(std::min(columns, chunk));
+    chunk = std::min(chunk, std::max(columns, (limits.shared_bytes - columns * positions * 4) / per_position));
+    chunk = std::min(chunk, columns < width ? columns : chunk);
+    plan.stage_columns = static_cast<int>(columns);
   }
   if (chunk > width) chunk -= chunk % width;  // whole rows
   plan.chunk = static_cast<int>(std::min(chunk, region));
@@ -303,14 +302,15 @@ void override_from_environment(Plan& plan) {
       plan.batch = number;
     } else if (name == "vector" && (number == 4 || number == 8)) {
       plan.vector = number;
-    } else if ((name == "matrix" && number == 0) || (name == "parts" && number >= 1)) {
-      continue;  // see override_of()
+    } else if (name == "matrix" && number == 0) {
+      continue;  // see plan()
     } else if (name == "groups" && number >= 1) {
       plan.groups = number;
     } else if (name == "chunk" && number >= 1) {
       plan.chunk = number;
     } else if (name == "extent") {
-      std::sscanf(value.c_str(), "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]);
+      char x;
+      std::istringstream(value) >> plan.extent[0] >> x >> plan.extent[1] >> x >> plan.extent[2];
     } else {
       throw std::invalid_argument("NATTEN_FAST_TILE: cannot use '" + item + "'");
     }
@@ -321,133 +321,63 @@ void override_from_environment(Plan& plan) {
   throw std::invalid_argument("NATTEN_FAST_TILE: no kernel has " + plan.describe());
 }
 
-/// What an override may have broken. Where there is none, objection() asks whether the kernel fits.
+/// What every kernel with tiles needs, and an override may have broken.
 void check(const Plan& plan, KernelId kernel, int shared_bytes) {
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
-      plan.extent[plan.run_axis] % plan.run != 0 ||
-      (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes(kernel) > shared_bytes)) {
+      plan.extent[plan.run_axis] % plan.run != 0 || plan.shared_bytes(kernel) > shared_bytes) {
     refuse(plan);
   }
 }
 
-/// A number of NATTEN_FAST_TILE that concerns more than one plan; -1 where it is not there.
-int override_of(const std::string& name) {
+bool is_matrix_off() {
   const char* text = std::getenv("NATTEN_FAST_TILE");
-  const char* found = text ? std::strstr(text, (name + "=").c_str()) : nullptr;
-  return found ? std::atoi(found + name.size() + 1) : -1;
-}
-
-/// What of a plan depends on the problem itself, not on its family.
-void count_tiles(const Problem& p, KernelId kernel, Plan& plan) {
-  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], holds_keys(kernel));
-  plan.parts = plan.tile_count() * p.batch;
-  if (plan.stage_columns == 0) return;
-  std::int64_t table_bytes = p.heads * 4;
-  for (const Axis& axis : p.axes) table_bytes *= 2 * axis.kernel_size - 1;
-  const int wanted = override_of("parts");
-  const std::int64_t most = wanted > 0 ? wanted : std::max<std::int64_t>(kMostPartialBytes / table_bytes, 1);
-  plan.parts = std::min(plan.parts, most);
+  return text && std::string(text).find("matrix=0") != std::string::npos;
 }
 
 /// The plan of a kernel on matrix units; false if there is none.
-bool plan_matrix(const Problem& p, KernelId kernel, Plan& plan) {
-  // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
-  // anyway, and there larger tiles load less.
-  constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+bool plan_matrix(const Problem& p, KernelId kernel, Platform platform, Plan& plan) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
   const int role = kernel == KernelId::forward ? 0 : kernel == KernelId::backward_query ? 1 : 2;
+  const bool metal = platform == Platform::metal;
   plan.matrix = true;
-  plan.threads = width == 2 ? 256 : 128;
-  plan.groups = kGroups[width][role];
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
   plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
-  plan.block = width == 2 && role == 2 ? 16 : 32;
+  int most_bytes;  // of the streams, so that several threadgroups share a multiprocessor, or two a core
+  if (metal) {
+    // Not tuned on hardware: as MLX's own attention, four simdgroups, and half of the 32 KB.
+    plan.threads = 128;
+    plan.block = width == 2 || role == 2 ? 16 : 32;
+    most_bytes = 16 * kKilobyte;
+  } else {
+    // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
+    // anyway, and there larger tiles load less.
+    constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+    plan.threads = width == 2 ? 256 : 128;
+    plan.groups = kGroups[width][role];
+    plan.block = width == 2 && role == 2 ? 16 : 32;
+    most_bytes = 36 * kKilobyte;
+  }
+  for (Stream* s : {&plan.a, &plan.b}) {
+    const int step = metal ? 8 : 16;
+    s->width = ceil_div(s->channels, step) * step;
+  }
   override_from_environment(plan);
   finish_stream(plan.a, plan);
   finish_stream(plan.b, plan);
   choose_matrix_extent(p, kernel, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
-  if (!finish_matrix(p, kernel, plan)) return false;
+  if (!finish_matrix(p, kernel, most_bytes, plan)) return false;
   override_from_environment(plan);
-  check(plan, kernel, most_shared_bytes(Platform::cuda));
+  check(plan, kernel, (metal ? 32 : 48) * kKilobyte);
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
+  count_tiles(p, kernel, plan);
   return true;
 }
 
-Plan plan_of_family(const Problem& p, KernelId kernel, Target target) {
-  const Limits limit = limits(p, kernel, target.platform);
-  Plan plan;
-  choose_streams(p, kernel, plan);
-  if (suits_matrix_units(p, kernel, target) && override_of("matrix") != 0) {
-    Plan matrix = plan;
-    if (plan_matrix(p, kernel, matrix)) return matrix;
-  }
-  plan.threads = limit.threads;
-  plan.run = limit.run;
-  plan.groups = limit.groups;
-  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
-  choose_lanes(plan, target.platform, limit.channels_per_lane);
-  override_from_environment(plan);
-  if (!has_tiles(kernel)) return plan;
-  finish_stream(plan.a, plan);
-  finish_stream(plan.b, plan);
-  choose_extent(p, kernel, plan);
-  plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
-  choose_chunk(p, kernel, limit, plan);
-  override_from_environment(plan);
-  check(plan, kernel, limit.shared_bytes);
-  return plan;
-}
-
-/// Plans are small; these are some thousands of families.
-LruCache<Plan>& plans() {
-  static auto& cache = *new LruCache<Plan>(2 << 20);  // never destroyed: threads may still ask at exit
-  return cache;
-}
-
 }  // namespace
-
-int most_shared_bytes(Platform platform) {
-  return (platform == Platform::metal ? 32 : 48) * kKilobyte;  // what can be declared without asking
-}
-
-Problem family_of(Problem p) {
-  p.rank = kAxes;
-  p.device = DeviceType::gpu;
-  p.batch = 1;
-  p.heads /= p.kv_heads;
-  p.kv_heads = 1;
-  p.scale = 1.0;
-  for (Axis& axis : p.axes) {  // up to three leading bits: so there are few families, and most lengths of use are such
-    const int dropped = std::max(int(std::bit_width(std::uint64_t(axis.length))) - 3, 0);
-    axis.length = ((axis.length - 1) >> dropped << dropped) + (std::int64_t(1) << dropped);
-  }
-  return p;
-}
-
-std::string family_key(const Problem& p, KernelId kernel, Target target) {
-  std::string key;
-  const auto add = [&](auto value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  add(kernel), add(target.platform), add(target.capability), add(p.op);
-  add(p.heads), add(p.kv_heads), add(p.head_dim), add(p.value_dim);
-  for (const Axis& axis : p.axes) {
-    add(axis.length), add(axis.kernel_size), add(axis.stride), add(axis.dilation), add(axis.gna_stride);
-    add(axis.is_causal);
-  }
-  add(p.query_type), add(p.key_type), add(p.value_type), add(p.has_rpb), add(p.has_lengths);
-  const char* tile = std::getenv("NATTEN_FAST_TILE");
-  return tile ? key + tile : key;
-}
-
-CacheUsage plan_cache_usage() {
-  return plans().usage();
-}
-void clear_plan_cache() {
-  plans().clear();
-}
 
 int element_size(FloatType type) {
   return type == FloatType::float32 ? 4 : type == FloatType::float64 ? 8 : 2;
@@ -496,22 +426,37 @@ std::array<int, 3> Plan::simd_extent() const {
 }
 
 std::string Plan::describe() const {
-  const auto text = [](auto number) { return std::to_string(number); };
-  return (matrix ? "matrix units, " : "") + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) +
-         " positions, " + text(threads) + " threads, " + text(run) + " positions per thread, " + text(lanes) +
-         " lanes per position, batches of " + text(batch) + ", chunks of " + text(chunk);
+  std::ostringstream text;
+  if (matrix) text << "matrix units, ";
+  text << extent[0] << 'x' << extent[1] << 'x' << extent[2] << " positions, " << threads << " threads, " << run
+       << " positions per thread, " << lanes << " lanes per position, batches of " << batch << ", chunks of " << chunk;
+  return text.str();
 }
 
-Plan plan(const Problem& problem, KernelId kernel, Target target) {
-  const Problem family = family_of(problem);
-  const std::string key = family_key(family, kernel, target);
-  std::optional<Plan> found = plans().find(key);
-  if (!found) {
-    found = plan_of_family(family, kernel, target);
-    plans().insert(key, *found, sizeof(Plan));
+Plan plan(const Problem& p, KernelId kernel, Platform platform) {
+  const Limits limit = limits(p, kernel, platform);
+  Plan plan;
+  choose_streams(p, kernel, plan);
+  if (suits_matrix_units(p, kernel, platform) && !is_matrix_off()) {
+    Plan matrix = plan;
+    if (plan_matrix(p, kernel, platform, matrix)) return matrix;
   }
-  if (has_tiles(kernel)) count_tiles(problem, kernel, *found);
-  return *found;
+  plan.threads = limit.threads;
+  plan.run = limit.run;
+  plan.groups = limit.groups;
+  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
+  choose_lanes(plan, platform, limit.channels_per_lane);
+  override_from_environment(plan);
+  if (!has_tiles(kernel)) return plan;
+  finish_stream(plan.a, plan);
+  finish_stream(plan.b, plan);
+  choose_extent(p, kernel, plan);
+  plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
+  choose_chunk(p, kernel, limit, plan);
+  override_from_environment(plan);
+  check(plan, kernel, limit.shared_bytes);
+  count_tiles(p, kernel, plan);
+  return plan;
 }
 
 }  // namespace natten::fast

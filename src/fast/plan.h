@@ -6,7 +6,6 @@
 #include <string>
 
 #include "fast/kernel_source.h"
-#include "fast/lru_cache.h"
 
 namespace natten::fast {
 
@@ -25,6 +24,7 @@ struct Stream {
   FloatType type = FloatType::float32;
   int slices = 0;  ///< channel vectors per lane
   int pitch = 0;   ///< elements from row to row of threadgroup memory
+  int width = 0;   ///< matrix units: channels with zeros up to the multiple that they take
   int row_bytes() const;
 };
 
@@ -39,14 +39,11 @@ struct Plan {
   int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
   int threads = 32;
   int groups = 1;             ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
-  bool matrix = false;        ///< on CUDA's matrix units (bodies/matrix.h): `run` 2, `lanes` 4
+  bool matrix = false;        ///< on matrix units (bodies/matrix.h): `run` 2, `lanes` 4
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   Stream a, b;
-
-  // The text does not know of these: they depend on what a launch may change.
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
-  std::int64_t parts = 0;  ///< threadgroups per head; those that sum up a gradient of rpb take several tiles
 
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
   int shared_bytes(KernelId kernel) const;
@@ -55,20 +52,8 @@ struct Plan {
 };
 
 /// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them;
-/// "matrix=0" does without matrix units. Plans are remembered, up to a limit.
-Plan plan(const Problem& problem, KernelId kernel, Target target);
-
-/// Threadgroup memory that a kernel may declare.
-int most_shared_bytes(Platform platform);
-
-/// What the text of a problem's kernels depends on, in place of the problem: batch, number of heads and scale are not
-/// in it, and of lengths only what tiles are chosen by.
-Problem family_of(Problem problem);
-/// Bytes that are the same for kernels of the same text.
-std::string family_key(const Problem& family, KernelId kernel, Target target);
-
-CacheUsage plan_cache_usage();
-void clear_plan_cache();
+/// "matrix=0" does without matrix units.
+Plan plan(const Problem& problem, KernelId kernel, Platform platform);
 
 /// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).
 int query_classes(const Axis& axis);

@@ -6,7 +6,6 @@
 #include "fast/plan.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
-#include "natten/tiers.h"
 #include "ops/registry.h"
 
 namespace natten {
@@ -19,7 +18,7 @@ using Arrays = std::vector<mx::array>;
 
 Objection objection(const Problem& p) {
   if (p.device != DeviceType::gpu && !fast::is_emulated()) return "kernels compiled at run time need a GPU device";
-  return fast::objection(p, fast::target());
+  return fast::objection(p, fast::platform());
 }
 
 /// A call's arrays under the names that kernels have for them, in the order in which the operation has them.
@@ -55,35 +54,33 @@ auto gradients(std::vector<KernelId> (*kernels)(const Problem&), const std::vect
 }
 
 KernelChoice choice(const Problem& p) {
-  const fast::Target target = fast::target();
+  const fast::Platform platform = fast::platform();
   const KernelId kernel = fast::forward_kernels(p).front();
-  std::string costs;
+  return {fast::kernel_name(kernel), fast::plan(p, kernel, platform).describe()};
+}
+
+std::string costs(const Problem& p) {
+  const fast::Platform platform = fast::platform();
+  std::string lines = platform == fast::Platform::metal ? "on Metal" : "on CUDA";
   for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
-    for (const KernelId id : kernels) costs += (costs.empty() ? "" : "\n") + describe(fast::cost(p, id, target));
+    for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, platform));
   }
-  return {fast::kernel_name(kernel), fast::plan(p, kernel, target).describe(), costs};
+  return lines;
 }
 
 }  // namespace
 
-KernelCacheUsage kernel_cache_usage() {
-  const fast::CacheUsage usage = fast::kernel_cache_usage();
-  return {usage.entries, usage.bytes, usage.limit};
-}
-
-void clear_cache() {
-  fast::clear_kernel_cache();
-}
-
 Tier fast_tier() {
   Tier tier;
-  tier.name = fast::kPlatform == fast::Platform::metal ? kFast : kFastCuda;
+  const bool is_cuda = fast::platform() == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
+  tier.name = is_cuda ? kFastCuda : kFast;
   tier.unavailable = []() -> Objection {
-    if (!fast::is_emulated() && !mx::is_available(mx::Device::gpu)) return "MLX finds no GPU on this machine";
-    return fast::objection(fast::target());
+    if (fast::is_emulated() || mx::is_available(mx::Device::gpu)) return {};
+    return "MLX finds no GPU on this machine";
   };
   tier.supports = objection;
   tier.choice = choice;
+  tier.cost = costs;
   tier.is_fused = true;
 
   tier.forward = [](const Problem& p, const AttentionInputs& inputs, mx::Stream s) {

@@ -39,7 +39,7 @@ Tier compiled_tier() {
   tier.supports = objection;
   tier.choice = [](const Problem& p) {
     const cpu::forward::Description description = cpu::forward::describe(p);
-    return KernelChoice{description.kernel, description.tile, ""};
+    return KernelChoice{description.kernel, description.tile};
   };
   tier.is_fused = true;
 

@@ -58,7 +58,7 @@ std::pair<mx::array, mx::array> with_additional(const Caller& caller, Problem p,
                                                 const mx::array& keys, const mx::array& values, mx::Stream s) {
   const mx::Dtype out_type = inputs.query.dtype(), type = sum_type(p);
   for (mx::array* a : {&inputs.query, &inputs.key, &inputs.value}) *a = mx::astype(*a, type, s);
-  p.query_type = p.key_type = p.value_type = float_type(type);
+  p = window_problem(p);
   const auto [window_out, window_lse] = run_attention(choose_tier(caller, p), p, inputs, s);
   const auto [dense_out, dense_lse] =
       pure::dense_attention(p, inputs.query, mx::astype(keys, type, s), mx::astype(values, type, s), inputs.lengths, s);
@@ -68,6 +68,11 @@ std::pair<mx::array, mx::array> with_additional(const Caller& caller, Problem p,
 }
 
 }  // namespace
+
+Problem window_problem(Problem p) {
+  p.query_type = p.key_type = p.value_type = float_type(sum_type(p));
+  return p;
+}
 
 AttentionResult attention(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
                           const Neighborhood& neighborhood, const AttentionOptions& options) {

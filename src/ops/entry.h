@@ -14,6 +14,9 @@ mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key,
 mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
              const AvOptions& options);
 
+/// What a tier gets of an attention with additional tokens: its window, in the type of the sums.
+Problem window_problem(Problem problem);
+
 /// Masks of padded samples, bool [B, spatial...] and [B, ceil(L/s)...]: where tokens and where queries are not padding.
 /// What modules need around the operation. `shape` is [B, spatial...].
 std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Shape& shape, const mx::array& lengths,

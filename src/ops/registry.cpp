@@ -42,8 +42,10 @@ class Registry {
     const std::lock_guard lock(mutex_);
     tiers_[0] = std::make_shared<const Tier>(std::move(tier));
   }
+  /// The chosen one, or NATTEN_BACKEND's: throws std::invalid_argument for an unknown name there until one is chosen.
   std::string backend() {
     const std::lock_guard lock(mutex_);
+    if (backend_.empty()) backend_ = backend_of_environment();
     return backend_;
   }
   void set_backend(const std::string& name) {
@@ -66,11 +68,11 @@ class Registry {
   }
 
  private:
-  Registry() {
+  static std::string backend_of_environment() {
     const char* name = std::getenv("NATTEN_BACKEND");
-    if (!name || !*name) return;
+    if (!name || !*name) return kAuto;
     try {
-      backend_ = canonical_name(name);
+      return canonical_name(name);
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument(std::string("NATTEN_BACKEND: ") + error.what());
     }
@@ -79,7 +81,7 @@ class Registry {
   std::mutex mutex_;
   std::array<TierPtr, 3> tiers_{std::make_shared<const Tier>(compiled_tier()),
                                 std::make_shared<const Tier>(fast_tier()), std::make_shared<const Tier>(pure_tier())};
-  std::string backend_ = kAuto;
+  std::string backend_;
   std::set<std::string> logged_;
   std::function<void(const std::string&)> logger_ = [](const std::string& message) {
     std::cerr << "natten: " << message << '\n';
@@ -102,19 +104,46 @@ Objection objection(const Tier& tier, const Problem& problem) {
 
 struct Candidates {
   std::array<TierPtr, 3> tiers;
+  std::string backend;
   std::size_t first = 0;  // earlier ones are not preferred by the backend
-  bool is_explicit = false;
+
+  bool is_explicit() const { return backend != kAuto; }
 };
 
 Candidates candidates() {
-  Candidates result{Registry::instance().tiers()};
-  const std::string backend = Registry::instance().backend();
-  result.is_explicit = backend != kAuto;
-  while (result.is_explicit && result.first + 1 < result.tiers.size() &&
-         !is_named(*result.tiers[result.first], backend)) {
+  Candidates result{Registry::instance().tiers(), Registry::instance().backend()};
+  while (result.is_explicit() && result.first + 1 < result.tiers.size() &&
+         !is_named(*result.tiers[result.first], result.backend)) {
     ++result.first;
   }
   return result;
+}
+
+Problem plain_problem(DeviceType device) {
+  Problem p;
+  p.device = device;
+  p.batch = p.heads = p.kv_heads = p.head_dim = p.value_dim = 1;
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  return p;
+}
+
+// The first tier from `all.first` on that runs `problem`, or none; `decline` hears of the others.
+template <class Decline>
+std::size_t first_to_accept(const Candidates& all, const Problem& problem, Decline&& decline) {
+  std::size_t i = all.first;
+  for (; i < all.tiers.size(); ++i) {
+    const Objection reason = objection(*all.tiers[i], problem);
+    if (!reason) break;
+    decline(i, *reason);
+  }
+  return i;
+}
+
+// What "auto" passes over because it is made for other devices is no fallback; what ends on the last tier is one.
+bool is_fallback(const Candidates& all, const Problem& problem, std::size_t chosen) {
+  if (chosen == all.first) return false;
+  if (all.is_explicit() || chosen + 1 == all.tiers.size()) return true;
+  return first_to_accept(all, plain_problem(problem.device), [](std::size_t, const std::string&) {}) < chosen;
 }
 
 }  // namespace
@@ -129,29 +158,35 @@ void replace_compiled_tier(Tier tier) {
 
 TierPtr choose_tier(const Caller& caller, const Problem& problem) {
   const Candidates all = candidates();
-  for (std::size_t i = all.first; i < all.tiers.size(); ++i) {
-    const Objection reason = objection(*all.tiers[i], problem);
-    if (!reason) return all.tiers[i];
-    if (!all.is_explicit) continue;
-    const std::string declined = "tier '" + all.tiers[i]->name + "' cannot run this call: " + *reason;
-    if (is_strict()) throw std::runtime_error("[" + caller.name + "] NATTEN_STRICT is set and " + declined);
-    if (i + 1 < all.tiers.size()) Registry::instance().log_once(declined + "; falling back to the next tier");
+  std::array<std::string, 3> reasons;
+  const auto told = [&](std::size_t i) {
+    return "tier '" + all.tiers[i]->name + "' cannot run this call: " + reasons[i];
+  };
+  const std::size_t chosen = first_to_accept(all, problem, [&](std::size_t i, const std::string& reason) {
+    reasons[i] = reason;
+    if (all.is_explicit() && is_strict()) {
+      throw std::runtime_error("[" + caller.name + "] NATTEN_STRICT is set and " + told(i));
+    }
+  });
+  if (chosen == all.tiers.size()) fail(caller, "no tier can run this call");
+  if (is_fallback(all, problem, chosen)) {
+    std::string message;
+    for (std::size_t i = all.first; i < chosen; ++i) message += told(i) + "; ";
+    Registry::instance().log_once(message + "falling back to tier '" + all.tiers[chosen]->name + "'");
   }
-  fail(caller, "no tier can run this call");
+  return all.tiers[chosen];
 }
 
 Choice explain_choice(const Problem& problem) {
   const Candidates all = candidates();
   Choice choice;
-  for (std::size_t i = 0; i < all.tiers.size(); ++i) {
-    const Objection reason = i < all.first ? Objection("the backend '" + Registry::instance().backend() + "' is chosen")
-                                           : objection(*all.tiers[i], problem);
-    if (!reason) {
-      choice.tier = all.tiers[i];
-      break;
-    }
-    choice.declined.emplace_back(all.tiers[i]->name, *reason);
+  for (std::size_t i = 0; i < all.first; ++i) {
+    choice.declined.emplace_back(all.tiers[i]->name, "the backend '" + all.tiers[all.first]->name + "' is chosen");
   }
+  const std::size_t chosen = first_to_accept(all, problem, [&](std::size_t i, const std::string& reason) {
+    choice.declined.emplace_back(all.tiers[i]->name, reason);
+  });
+  if (chosen < all.tiers.size()) choice.tier = all.tiers[chosen];
   return choice;
 }
 
@@ -164,13 +199,10 @@ void set_backend(const std::string& name) {
 }
 
 std::string get_backend() {
-  const std::string backend = Registry::instance().backend();
-  if (backend != kAuto) return backend;
-  Problem plain;
-  plain.device = mx::default_device() == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
-  plain.batch = plain.heads = plain.kv_heads = plain.head_dim = plain.value_dim = 1;
-  plain.axes.fill(Axis{1, 1, 1, 1, 1, false});
-  return explain_choice(plain).tier->name;
+  const Candidates all = candidates();
+  if (all.is_explicit()) return all.tiers[all.first]->name;
+  const bool is_gpu = mx::default_device() == mx::Device::gpu;
+  return explain_choice(plain_problem(is_gpu ? DeviceType::gpu : DeviceType::cpu)).tier->name;
 }
 
 }  // namespace natten

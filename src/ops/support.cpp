@@ -1,9 +1,8 @@
 // The support matrix and explanations, computed by asking the tiers' predicates about probe problems.
 #include <algorithm>
 
-#include "natten/tiers.h"
+#include "ops/entry.h"
 #include "ops/registry.h"
-#include "ops/validate.h"
 
 namespace natten {
 
@@ -55,9 +54,9 @@ std::vector<Problem> feature_probes(int rank, Op op, DeviceType device) {
 TierSupport support(const Tier& tier) {
   TierSupport row;
   const Objection unavailable = tier.unavailable();
+  row.name = tier.name;
   row.available = !unavailable;
   row.reason = unavailable.value_or("");
-  row.fusion = tier.is_fused;
 
   std::vector<DeviceType> devices;
   for (DeviceType device : {DeviceType::cpu, DeviceType::gpu}) {
@@ -71,6 +70,7 @@ TierSupport support(const Tier& tier) {
   for (int rank = 1; rank <= kAxes; ++rank) {
     const std::string name = "na" + std::to_string(rank) + "d";
     row.forward[name] = on_some_device([&](DeviceType d) { return !tier.supports(probe(rank, Op::attention, d)); });
+    row.fusion[name] = row.forward[name] && tier.is_fused;
     row.backward[name] = row.forward[name] && (tier.differentiated_by_mlx || tier.backward_query);
     row.varlen[name] = on_some_device([&](DeviceType d) {
       Problem p = probe(rank, Op::attention, d);
@@ -101,6 +101,39 @@ TierSupport support(const Tier& tier) {
   return row;
 }
 
+std::optional<Spec> spec(const std::optional<ArrayDescription>& a) {
+  return a ? std::optional<Spec>(Spec(a->shape, a->dtype)) : std::nullopt;
+}
+
+struct Validated {
+  Problem problem;              ///< that a tier gets
+  std::int64_t additional = 0;  ///< tokens that it does not get
+};
+
+Validated validated(const CallDescription& call, const Neighborhood& neighborhood) {
+  const mx::Device device = mx::to_stream(call.stream).device;
+  const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
+  const std::string name = "na" + std::to_string(rank) + "d";
+  const auto of = [](const ArrayDescription& a) { return Spec(a.shape, a.dtype); };
+  if (call.op == "attention") {
+    const Caller caller{name, rank};
+    Problem p = validate_attention(caller, of(call.query), of(call.key), of(call.value), neighborhood, call.scale,
+                                   spec(call.rpb), spec(call.lengths), device);
+    validate_additional(caller, p, spec(call.additional_keys), spec(call.additional_values));
+    const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
+    return {additional > 0 ? window_problem(p) : p, additional};
+  }
+  if (call.op == "qk") {
+    return {validate_qk({name + "_qk", rank}, of(call.query), of(call.key), neighborhood, call.scale, spec(call.rpb),
+                        spec(call.lengths), device)};
+  }
+  if (call.op == "av") {
+    return {
+        validate_av({name + "_av", rank}, of(call.query), of(call.value), neighborhood, spec(call.lengths), device)};
+  }
+  throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
+}
+
 }  // namespace
 
 std::map<std::string, TierSupport> support_matrix() {
@@ -109,27 +142,26 @@ std::map<std::string, TierSupport> support_matrix() {
 }
 
 Explanation explain(const CallDescription& call, const Neighborhood& neighborhood) {
-  const mx::Device device = mx::to_stream(call.stream).device;
-  const int rank = std::clamp(static_cast<int>(call.query.size()) - 3, 1, kAxes);
-  const std::string name = "na" + std::to_string(rank) + "d";
-  Problem p;
-  if (call.op == "attention") {
-    p = validate_attention({name, rank}, {call.query, call.query_dtype}, {call.key, call.key_dtype},
-                           {call.value, call.value_dtype}, neighborhood, {}, {}, {}, device);
-  } else if (call.op == "qk") {
-    p = validate_qk({name + "_qk", rank}, {call.query, call.query_dtype}, {call.key, call.key_dtype}, neighborhood, {},
-                    {}, {}, device);
-  } else if (call.op == "av") {
-    p = validate_av({name + "_av", rank}, {call.query, call.query_dtype}, {call.value, call.value_dtype}, neighborhood,
-                    {}, device);
-  } else {
-    throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
+  const auto [problem, additional] = validated(call, neighborhood);
+  const Choice choice = explain_choice(problem);
+  KernelChoice kernel = choice.tier->choice(problem);
+  if (problem.batch == 0) {
+    kernel = {"none, the batch is empty", ""};
+  } else if (additional > 0) {
+    kernel.kernel += "; " + std::to_string(additional) + " additional tokens by MLX's operations";
   }
-  p.has_rpb = call.has_rpb && p.op != Op::av;
-  p.has_lengths = call.has_lengths;
-  const Choice choice = explain_choice(p);
-  const KernelChoice kernel = choice.tier->choice(p);
-  return {choice.tier->name, kernel.kernel, kernel.tile, kernel.cost, choice.declined};
+  return {choice.tier->name, kernel.kernel, kernel.tile, choice.declined};
+}
+
+std::string gpu_cost(const CallDescription& call, const Neighborhood& neighborhood) {
+  Problem problem = validated(call, neighborhood).problem;
+  problem.device = DeviceType::gpu;
+  for (const TierPtr& tier : tiers()) {
+    if (!tier->cost) continue;
+    const Objection reason = tier->supports(problem);
+    return reason ? "none: tier '" + tier->name + "' cannot run this call: " + *reason : tier->cost(problem);
+  }
+  return "none: no tier has a model";
 }
 
 }  // namespace natten

@@ -32,7 +32,6 @@ struct AttentionInputs {
 struct KernelChoice {
   std::string kernel;
   std::string tile;
-  std::string cost;
 };
 
 struct Tier {
@@ -42,6 +41,8 @@ struct Tier {
   /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed.
   std::function<Objection(const Problem&)> supports;
   std::function<KernelChoice(const Problem&)> choice;
+  /// What the kernels of a call that `supports` accepts would cost, a line for each; unset where there is no model.
+  std::function<std::string(const Problem&)> cost;
 
   /// The forward never stores the attention matrix.
   bool is_fused = false;

@@ -1,5 +1,6 @@
 #include "ops/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -46,20 +47,11 @@ const char* split_layout(int rank) {
   }
 }
 
-void check_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device) {
-  if (dtype != mx::float32 && dtype != mx::float16 && dtype != mx::bfloat16 && dtype != mx::float64) {
-    fail(caller, text(name, " must be float32, float16, bfloat16 or float64, got ", to_string(dtype)));
-  }
-  if (dtype == mx::float64 && device == mx::Device::gpu) {
-    fail(caller, text(name, " is float64, which only the CPU device supports; got the GPU device"));
-  }
-}
-
 void check_array(const Caller& caller, const char* name, Spec spec, const char* expected, mx::Device device) {
   if (static_cast<int>(spec.shape.size()) != caller.rank + 3) {
     fail(caller, text(name, " must have layout ", expected, ", got shape ", to_string(spec.shape)));
   }
-  check_float(caller, name, spec.dtype, device);
+  validate_float(caller, name, spec.dtype, device);
   for (std::size_t axis = 1; axis < spec.shape.size(); ++axis) {
     if (spec.shape[axis] == 0) {
       fail(caller, text(name, " must have no axis of size 0 but the batch, got shape ", to_string(spec.shape)));
@@ -149,7 +141,7 @@ void set_lengths(const Caller& caller, const std::optional<Spec>& lengths, Probl
 
 void set_rpb(const Caller& caller, const std::optional<Spec>& rpb, mx::Device device, Problem& problem) {
   if (!rpb) return;
-  check_float(caller, "rpb", rpb->dtype, device);
+  validate_float(caller, "rpb", rpb->dtype, device);
   bool matches = static_cast<int>(rpb->shape.size()) == caller.rank + 1 && rpb->shape[0] == problem.heads;
   std::string expected = text("[", problem.heads);
   for (int axis = 0; axis < caller.rank; ++axis) {
@@ -162,7 +154,7 @@ void set_rpb(const Caller& caller, const std::optional<Spec>& rpb, mx::Device de
 }
 
 void set_scale(const Caller& caller, std::optional<double> scale, Problem& problem) {
-  if (scale && !std::isfinite(*scale)) fail(caller, text("scale must be finite, got ", *scale));
+  if (scale) validate_scale(caller, "scale", *scale);
   problem.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
 }
 
@@ -178,6 +170,32 @@ void check_size(const Caller& caller, const Problem& problem, std::int64_t row) 
     fail(caller, text("the result has too many elements: ", static_cast<std::int64_t>(rows), " tokens x ",
                       problem.heads, " heads x ", row));
   }
+}
+
+// Of query and key that are right by themselves.
+Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
+                       std::optional<double> scale, const std::optional<Spec>& rpb, const std::optional<Spec>& lengths,
+                       mx::Device device) {
+  check_same_grid(caller, "query", query.shape, "key", key.shape);
+  if (query.shape.back() != key.shape.back()) {
+    fail(caller, text("Head dim must match: query has ", query.shape.back(), ", key has ", key.shape.back()));
+  }
+  check_heads(caller, query.shape[caller.rank + 1], key.shape[caller.rank + 1]);
+  Problem problem;
+  problem.op = Op::qk;
+  problem.device = device == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
+  problem.batch = query.shape[0];
+  problem.heads = query.shape[caller.rank + 1];
+  problem.kv_heads = key.shape[caller.rank + 1];
+  problem.head_dim = query.shape.back();
+  problem.query_type = float_type(query.dtype);
+  problem.key_type = problem.value_type = float_type(key.dtype);
+  set_axes(caller, query.shape, neighborhood, problem);
+  set_scale(caller, scale, problem);
+  set_rpb(caller, rpb, device, problem);
+  set_lengths(caller, lengths, problem);
+  check_size(caller, problem, 1);
+  return problem;
 }
 
 // Whether evaluating `a` needs only data that exists: not so below a placeholder of compile or vmap.
@@ -257,6 +275,19 @@ mx::Dtype to_dtype(FloatType type) {
   }
 }
 
+void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device) {
+  if (dtype != mx::float32 && dtype != mx::float16 && dtype != mx::bfloat16 && dtype != mx::float64) {
+    fail(caller, text(name, " must be float32, float16, bfloat16 or float64, got ", to_string(dtype)));
+  }
+  if (dtype == mx::float64 && device == mx::Device::gpu) {
+    fail(caller, text(name, " is float64, which only the CPU device supports; got the GPU device"));
+  }
+}
+
+void validate_scale(const Caller& caller, const char* name, double scale) {
+  if (!std::isfinite(scale)) fail(caller, text(name, " must be finite, got ", scale));
+}
+
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood) {
   check_positive(caller, "kernel_size", neighborhood.kernel_size);
   check_positive(caller, "stride", neighborhood.stride);
@@ -281,8 +312,10 @@ void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhoo
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
                            std::optional<double> scale, const std::optional<Spec>& rpb,
                            const std::optional<Spec>& lengths, mx::Device device) {
+  check_array(caller, "query", query, layout(caller.rank), device);
+  check_array(caller, "key", key, layout(caller.rank), device);
   check_array(caller, "value", value, layout(caller.rank), device);
-  Problem problem = validate_qk(caller, query, key, neighborhood, scale, rpb, lengths, device);
+  Problem problem = logits_problem(caller, query, key, neighborhood, scale, rpb, lengths, device);
   check_same_grid(caller, "query", query.shape, "value", value.shape);
   if (key.shape[caller.rank + 1] != value.shape[caller.rank + 1]) {
     fail(caller, text("heads of key and value must match, got ", key.shape[caller.rank + 1], " and ",
@@ -300,26 +333,7 @@ Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborho
                     mx::Device device) {
   check_array(caller, "query", query, layout(caller.rank), device);
   check_array(caller, "key", key, layout(caller.rank), device);
-  check_same_grid(caller, "query", query.shape, "key", key.shape);
-  if (query.shape.back() != key.shape.back()) {
-    fail(caller, text("Head dim must match: query has ", query.shape.back(), ", key has ", key.shape.back()));
-  }
-  check_heads(caller, query.shape[caller.rank + 1], key.shape[caller.rank + 1]);
-  Problem problem;
-  problem.op = Op::qk;
-  problem.device = device == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
-  problem.batch = query.shape[0];
-  problem.heads = query.shape[caller.rank + 1];
-  problem.kv_heads = key.shape[caller.rank + 1];
-  problem.head_dim = query.shape.back();
-  problem.query_type = float_type(query.dtype);
-  problem.key_type = problem.value_type = float_type(key.dtype);
-  set_axes(caller, query.shape, neighborhood, problem);
-  set_scale(caller, scale, problem);
-  set_rpb(caller, rpb, device, problem);
-  set_lengths(caller, lengths, problem);
-  check_size(caller, problem, 1);
-  return problem;
+  return logits_problem(caller, query, key, neighborhood, scale, rpb, lengths, device);
 }
 
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
@@ -367,7 +381,7 @@ void validate_additional(const Caller& caller, const Problem& problem, const std
   if (!keys) return;
   const mx::Device device = problem.device == DeviceType::gpu ? mx::Device::gpu : mx::Device::cpu;
   const auto check = [&](const char* name, Spec spec, std::int64_t dim) {
-    check_float(caller, name, spec.dtype, device);
+    validate_float(caller, name, spec.dtype, device);
     if (spec.shape.size() != 4) {
       fail(caller, text(name, " must be 4D [B, N, kv_heads, D], got shape ", to_string(spec.shape)));
     }
@@ -414,11 +428,15 @@ void validate_length_values(const Caller& caller, const Problem& problem, const 
 
 void validate_replay(const std::vector<mx::Shape>& traced, const std::vector<mx::array>& inputs) {
   for (std::size_t i = 0; i < traced.size(); ++i) {
-    if (inputs[i].shape() != traced[i]) {
-      throw std::invalid_argument("[natten] a neighborhood attention traced with shape " + to_string(traced[i]) +
-                                  " cannot be replayed with shape " + to_string(inputs[i].shape()) +
-                                  ": compile it without shapeless=True");
-    }
+    const mx::Shape& now = inputs[i].shape();
+    if (now == traced[i]) continue;
+    // Whole shapes would be those of the tiers, which have axes that the caller's arrays lack.
+    const auto [was, is] = std::mismatch(traced[i].begin(), traced[i].end(), now.begin(), now.end());
+    const bool has_axes = was != traced[i].end() && is != now.end();
+    throw std::invalid_argument(
+        text("[natten] neighborhood attention expected the shapes of its trace, got ",
+             has_axes ? text("an axis of ", *is, " where the trace has ", *was) : text(now.size(), " axes"),
+             ": compile it without shapeless=True"));
   }
 }
 
@@ -430,8 +448,8 @@ void validate_merge(const std::vector<mx::array>& outputs, const std::vector<mx:
          text("the number of outputs and lse_tensors must match, got ", outputs.size(), " and ", lse_tensors.size()));
   }
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    check_float(caller, "outputs", outputs[i].dtype(), mx::Device::cpu);
-    check_float(caller, "lse_tensors", lse_tensors[i].dtype(), mx::Device::cpu);
+    validate_float(caller, "outputs", outputs[i].dtype(), mx::Device::cpu);
+    validate_float(caller, "lse_tensors", lse_tensors[i].dtype(), mx::Device::cpu);
     if (outputs[i].ndim() < 1) fail(caller, "outputs must have a last axis of values, got shape ()");
     if (outputs[i].shape() != outputs[0].shape()) {
       fail(caller, text("every output must have the same shape, got ", to_string(outputs[0].shape()), " and ",

@@ -39,6 +39,10 @@ std::string to_string(mx::Dtype dtype);
 FloatType float_type(mx::Dtype dtype);
 mx::Dtype to_dtype(FloatType type);
 
+/// A floating type that the device has.
+void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device);
+void validate_scale(const Caller& caller, const char* name, double scale);
+
 /// What can be checked of a neighborhood without an array.
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood);
 

@@ -252,7 +252,7 @@ Tier pure_tier() {
         p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
     return wide && p.device == DeviceType::gpu ? Objection("float64 runs on the CPU device only") : Objection();
   };
-  tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", "", ""}; };
+  tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
   tier.differentiated_by_mlx = true;
   tier.forward = pure::attention;
   tier.qk = pure::qk;

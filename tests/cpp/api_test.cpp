@@ -144,11 +144,17 @@ TEST(Api, SupportMatrixAndExplain) {
   }
   set_backend("pure");
   const mx::Shape shape{1, 8, 2, 4};
-  const Explanation chosen = explain({.query = shape, .key = shape, .value = shape}, {3});
+  const Explanation chosen = explain({.query = {shape}, .key = {shape}, .value = {shape}}, {3});
   EXPECT_EQ(chosen.tier, "pure");
   EXPECT_EQ(chosen.declined.size(), 2u);
   EXPECT_EQ(get_backend(), "pure");
   set_backend("auto");
+}
+
+TEST(Api, CostsNeedNoGpu) {
+  const mx::Shape shape{1, 8, 2, 4};
+  const std::string cost = gpu_cost({.query = {shape}, .key = {shape}, .value = {shape}}, {3});
+  EXPECT_NE(cost.find("backward_key_value: "), std::string::npos) << cost;
 }
 
 }  // namespace

@@ -44,6 +44,13 @@ TEST(Validation, Shapes) {
   EXPECT_FRAGMENT(attention(floats({1, 5, 6, 2, 0}), floats({1, 5, 6, 2, 0}), kPlane, {3}), "no axis of size 0");
 }
 
+TEST(Validation, FirstWrongArrayIsNamed) {
+  const mx::array flat = floats({2, 3});
+  EXPECT_FRAGMENT(attention(kPlane, flat, flat, {3}), "[na2d] key must have layout");
+  EXPECT_FRAGMENT(attention(flat, flat, flat, {3}), "[na1d] query must have layout");
+  EXPECT_FRAGMENT(attention(floats({1, 5, 6, 2, 4}, mx::int32), flat, flat, {3}), "[na2d] query must be float32");
+}
+
 TEST(Validation, Types) {
   EXPECT_FRAGMENT(attention(floats({1, 5, 6, 2, 4}, mx::int32), kPlane, kPlane, {3}), "int32");
   EXPECT_FRAGMENT(attention(kPlane, floats({1, 5, 6, 2, 4}, mx::bool_), kPlane, {3}), "bool");
@@ -130,7 +137,7 @@ TEST(Validation, Sizes) {
 TEST(Validation, BackendsAndExplain) {
   EXPECT_FRAGMENT(set_backend("cuda"),
                   "Unknown backend 'cuda'. Expected one of ['auto', 'pure', 'fast_metal', 'nanobind']");
-  EXPECT_FRAGMENT(explain({.op = "softmax", .query = {1, 5, 2, 4}}, {3}), "op must be 'attention', 'qk' or 'av'");
+  EXPECT_FRAGMENT(explain({.op = "softmax", .query = {{1, 5, 2, 4}}}, {3}), "op must be 'attention', 'qk' or 'av'");
 }
 
 }  // namespace

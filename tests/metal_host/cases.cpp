@@ -63,10 +63,6 @@ class Builder {
     case_.problem.has_rpb = true;
     return *this;
   }
-  Builder& masking_rpb() {
-    case_.masks = true;
-    return rpb();
-  }
   /// Lengths of the caller's axes, sample by sample.
   Builder& lengths(const std::vector<std::vector<std::int32_t>>& samples) {
     case_.problem.has_lengths = true;
@@ -155,10 +151,6 @@ std::vector<Case> cases() {
           .rpb()
           .lengths({{13, 12}, {6, 5}, {9, 11}}),
       Builder("lengths_3d", {{5, 3}, {6, 3}, {7, 3}}).type(bf16).lengths({{5, 6, 7}, {3, 4, 5}, {5, 2, 7}}),
-      // Logits of -inf, and queries that have no others.
-      Builder("masked_1d", {{70, 7}}).batch(2).heads(2, 1).masking_rpb(),
-      Builder("masked_causal_f16", {{33, 6, 1, 1, 1, true}}).heads(3, 3).dims(16, 16).type(f16).masking_rpb(),
-      Builder("masked_2d", {{9, 3}, {12, 5, 2}}).heads(2, 2).masking_rpb().lengths({{9, 12}, {5, 7}}),
       // Sizes at the edges.
       Builder("kernel_1", {{9, 1}}),
       Builder("whole_axis", {{17, 17}}).heads(2, 2),
@@ -168,6 +160,10 @@ std::vector<Case> cases() {
       Builder("dims_256", {{20, 5}}).dims(256, 256),
       Builder("dims_192_128", {{20, 5}}).dims(192, 128).type(bf16),
       Builder("dims_64_f16", {{10, 3}, {12, 3}}).dims(64, 64).type(f16),
+      Builder("dims_12_24_bf16", {{9, 3}, {11, 4}}).dims(12, 24).heads(4, 2).type(bf16).rpb(),
+      Builder("dims_40_f16", {{50, 9, 1, 2}}).dims(40, 40).type(f16),
+      Builder("dims_80_96_f16", {{7, 3}, {9, 5, 1, 1, 1, true}}).dims(80, 96).type(f16),
+      Builder("dims_128_f32", {{40, 8}}).dims(128, 128),
       Builder("long_kernel", {{200, 64}}).dims(32, 32),
       Builder("long_axis", {{300, 31}}).dims(32, 32).type(f16),
       Builder("wide_2d", {{28, 13}, {30, 13}}).dims(16, 16).type(f16),

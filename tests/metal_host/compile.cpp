@@ -71,8 +71,8 @@ const std::string& toolchain() {
   static const std::string all = [] {
     bool ok = false;
     std::string text = shell(compiler() + " --version", ok) + kKernelFlags + kRuntimeFlags;
-    for (const char* name :
-         {"launch.h", "runtime.h", "fiber.h", "memory.h", "runtime.cpp", "scalars.h", "vectors.h", "metal_stdlib.h"}) {
+    for (const char* name : {"launch.h", "runtime.h", "fiber.h", "memory.h", "runtime.cpp", "scalars.h", "vectors.h",
+                             "metal_stdlib.h", "simdgroup_matrix.h"}) {
       text += contents(fs::path(shim_directory()) / name);
     }
     return text;

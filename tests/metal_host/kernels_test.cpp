@@ -133,9 +133,6 @@ class Data {
       std::int64_t entries = p_.heads;
       for (const Axis& axis : p_.axes) entries *= 2 * axis.kernel_size - 1;
       arrays_.rpb = random(entries, ElementType::float32);
-      for (std::int64_t i = 0; test.masks && i < entries; ++i) {
-        if (i < entries / p_.heads || i % 3 == 0) arrays_.rpb[i] = -INFINITY;
-      }
     }
     const Reference reference(p_, arrays_);
     arrays_.out = reference.out();
@@ -234,15 +231,10 @@ Report emulate(const KernelSource& kernel, const Arrays& given, const Case& test
   std::vector<Input> inputs;
   std::vector<std::vector<char>> outputs;
   std::vector<void*> output_data;
-  const auto scale = static_cast<float>(test.problem.scale);
   arrays.reserve(kernel.inputs.size());
   for (const ArraySpec& input : kernel.inputs) {
     if (input.name == "na_lengths") {
       inputs.push_back({test.lengths.data(), {3, 1}});
-      continue;
-    }
-    if (input.name == fast::kScaleName) {
-      inputs.push_back({&scale, {1}});
       continue;
     }
     const Values& values = input_named(input.name, given);
@@ -297,12 +289,30 @@ double tolerance(KernelId id, ElementType type) {
 struct Param {
   Case test;
   KernelOf kernel;
+  bool matrix;  ///< on matrix units, where the plan takes them
+};
+
+/// For its life, plans without matrix units.
+class WithoutMatrixUnits {
+ public:
+  explicit WithoutMatrixUnits(bool active) : active_(active) {
+    if (active) setenv("NATTEN_FAST_TILE", "matrix=0", 1);
+  }
+  ~WithoutMatrixUnits() {
+    if (active_) unsetenv("NATTEN_FAST_TILE");
+  }
+
+ private:
+  bool active_;
 };
 
 std::vector<Param> parameters() {
   std::vector<Param> all;
   for (const Case& test : cases()) {
-    for (const KernelOf& kernel : kernels_of(test.problem)) all.push_back({test, kernel});
+    for (const KernelOf& kernel : kernels_of(test.problem)) {
+      all.push_back({test, kernel, false});
+      if (fast::plan(kernel.problem, kernel.id, fast::Platform::metal).matrix) all.push_back({test, kernel, true});
+    }
   }
   return all;
 }
@@ -320,9 +330,7 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
   const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
   double loaded = 0;
   for (const Traffic& traffic : report.traffic) {
-    for (const ArraySpec& input : source.inputs) {
-      if (traffic.name == input.name && input.name != fast::kScaleName) loaded += traffic.loaded_once;
-    }
+    for (const ArraySpec& input : source.inputs) loaded += traffic.name == input.name ? traffic.loaded_once : 0;
   }
   // The model takes full lengths, does not know that samples may be one in memory or that no query may attend some
   // keys, and bounds the loads of rpb.
@@ -343,7 +351,7 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
     EXPECT_EQ(static_cast<double>(report.stored()), cost.stored);
   }
   for (const Traffic& traffic : report.traffic) {
-    if (!is_streamed(id, traffic.name)) continue;
+    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, fast::Platform::metal).matrix) continue;
     EXPECT_EQ(traffic.loaded, traffic.loaded_once) << traffic.name << " is loaded more than once by a tile";
   }
 }
@@ -353,6 +361,7 @@ void expect_flops(const Problem& problem, KernelId id, const Report& report) {
   if (!fast::has_tiles(id)) return;
   const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
   const fast::Plan plan = fast::plan(problem, id, fast::Platform::metal);
+  if (plan.matrix) return;
   const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
   const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
   // The model takes full lengths, and lets the last batch of a window be as long as the others.
@@ -363,7 +372,8 @@ void expect_flops(const Problem& problem, KernelId id, const Report& report) {
 }
 
 TEST_P(Kernels, MatchTheDefinition) {
-  const auto& [test, kernel] = GetParam();
+  const auto& [test, kernel, matrix] = GetParam();
+  const WithoutMatrixUnits guard(!matrix);
   ASSERT_EQ(fast::objection(kernel.problem, fast::Platform::metal), std::nullopt);
   const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
   Data data(test);
@@ -389,31 +399,9 @@ TEST_P(Kernels, MatchTheDefinition) {
   expect_flops(kernel.problem, kernel.id, report);
 }
 
-/// Threadgroups that sum the gradient of rpb over several tiles, and over samples.
-TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
-  const auto& [test, kernel] = GetParam();
-  if (!test.problem.has_rpb || (kernel.id != KernelId::backward_query && kernel.id != KernelId::qk_backward_query))
-    return;
-  Data data(test);
-  const Reference reference(test.problem, data.arrays());
-  const Arrays given = data.with_poison();
-  for (const int parts : {1, 3}) {
-    setenv("NATTEN_FAST_TILE", ("parts=" + std::to_string(parts)).c_str(), 1);
-    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
-    unsetenv("NATTEN_FAST_TILE");
-    EXPECT_LE(source.outputs[1].shape[0], parts);
-    std::vector<Values> results;
-    emulate(source, given, test, results);
-    const double allowed = tolerance(kernel.id, ElementType::float32);
-    expect_near(results[0], expected(kernel.id, "na_dquery", given, reference),
-                tolerance(kernel.id, source.outputs[0].type), "na_dquery");
-    const Values right = expected(kernel.id, "na_partials", given, reference);
-    expect_near(summed(results[1], right.size()), right, allowed, "na_partials");
-  }
-}
-
 TEST_P(Kernels, KeepAddressSpacesApart) {
-  const auto& [test, kernel] = GetParam();
+  const auto& [test, kernel, matrix] = GetParam();
+  const WithoutMatrixUnits guard(!matrix);
   EXPECT_EQ(address_space_complaints(fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal)), "");
 }
 
@@ -457,8 +445,32 @@ TEST(CostModel, OfALongAxisIsThatOfItsParts) {
   }
 }
 
+/// Nor are most tiles of a long axis with long windows, whose borders reach far, and most groups of a large dilation.
+TEST(CostModel, OfLongWindowsAndManyGroupsIsThatOfTheirParts) {
+  Problem p;
+  p.batch = p.heads = p.kv_heads = 1;
+  p.head_dim = p.value_dim = 64;
+  p.axes = {Axis{1, 1, 1, 1, 1, false}, Axis{1, 1, 1, 1, 1, false}, Axis{}};
+  for (const bool is_causal : {false, true}) {
+    for (const std::int64_t dilation : {1, 1 << 10, (1 << 10) + 1}) {
+      for (const std::int64_t kernel_size : {1 << 6, 1 << 8, 1 << 16}) {
+        const std::int64_t length = dilation == 1 ? 1 << 20 : dilation * (1 << 9);
+        if (kernel_size * dilation > length) continue;
+        const double places = double(length) / double(dilation), k = double(kernel_size);
+        const double met = is_causal ? double(dilation) * (k * places - k * (k - 1) / 2) : double(length) * k;
+        p.axes[2] = Axis{length, kernel_size, 1, dilation, 1, is_causal};
+        for (const KernelId kernel : {KernelId::forward, KernelId::backward_key_value}) {
+          const fast::Cost cost = fast::cost(p, kernel, fast::Platform::metal);
+          EXPECT_NEAR(cost.useful_pairs / met, 1.0, 1e-3) << length << ' ' << kernel_size << ' ' << dilation;
+          EXPECT_GE(cost.waste(), 1.0);
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
-  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + (info.param.matrix ? "_matrix" : "");
 });
 
 }  // namespace

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 
 os.environ["NATTEN_STRICT"] = "1"  # before the library is imported; subprocess tests choose for themselves
+# On a GPU MLX's own products (of modules, and of what kernels are compared with) round to 10 bits by default.
+os.environ["MLX_ENABLE_TF32"] = "0"
 
 import mlx.core as mx
 import numpy as np

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +20,7 @@ from cases import Case
 from harness import assert_near, attention, device, rounded, run_python, succeeds, to_mlx
 
 NAMES = ("pure", "fast_metal", "nanobind")
-FAST = r"fast_(metal|cuda)"  # one tier; its name tells the device it was built for
+FAST = r"fast_(metal|cuda)"  # one tier; its name tells the GPU of the machine
 
 
 def pattern(tier: str) -> str:
@@ -65,6 +66,14 @@ def test_unknown_backend_keeps_the_old_one(name: str) -> None:
     assert natten_mlx.get_backend() == "pure"
 
 
+@pytest.mark.parametrize("name", [None, 3, ["pure"], b"pure"])
+def test_a_backend_that_is_no_name(name: object) -> None:
+    natten_mlx.set_backend("pure")
+    with pytest.raises(ValueError, match=r"Unknown backend .*Expected one of \["):
+        natten_mlx.set_backend(name)  # type: ignore[arg-type]
+    assert natten_mlx.get_backend() == "pure"
+
+
 def test_support_matrix_has_every_field() -> None:
     matrix = natten_mlx.get_support_matrix()
     assert set(matrix) == set(NAMES)
@@ -75,12 +84,30 @@ def test_support_matrix_has_every_field() -> None:
             assert set(row[direction]) == {"na1d", "na2d", "na3d", "split_qk_av"}
             assert all(isinstance(value, bool) for value in row[direction].values())
         assert set(row["varlen"]) == {"na1d", "na2d", "na3d"}
-        assert "fusion" in row
+        assert set(row["fusion"]) == {"na1d", "na2d", "na3d"}
+        assert all(isinstance(value, bool) for value in row["fusion"].values())
         assert all(isinstance(text, str) for name in ("devices", "dtypes", "constraints") for text in row[name])
     pure = matrix["pure"]
     assert pure["available"] and all(pure["forward"].values()) and all(pure["backward"].values())
     assert all(pure["varlen"].values()) and "cpu" in pure["devices"] and "float32" in pure["dtypes"]
     json.dumps(matrix)
+
+
+def test_the_jit_tier_has_one_name_on_a_machine(capsys: pytest.CaptureFixture[str], lenient: None) -> None:
+    from natten_mlx.cli import main
+
+    q = mx.zeros((1, 8, 1, 4))
+    names = {natten_mlx.get_support_matrix()["fast_metal"]["name"]}
+    names |= {*natten_mlx.explain(q, q, q, 3).declined, natten_mlx.explain(q, q, q, 3).tier} - {"nanobind", "pure"}
+    for alias in ("fast_metal", "fast_cuda"):
+        natten_mlx.set_backend(alias)
+        names.add(natten_mlx.get_backend())
+    for argv in (["doctor"], ["matrix"], ["profile", "na1d", "--shape", "1,8,1,4", "-k", "3", "--seconds", "0.01"]):
+        assert main(argv) == 0
+        names |= set(re.findall(r"fast_\w+", capsys.readouterr().out.replace("'fast_metal', 'nanobind'", "")))
+    natten_mlx.set_backend("pure")
+    names |= set(re.findall(r"fast_\w+", str(natten_mlx.explain(q, q, q, 3))))
+    assert names == {"fast_cuda" if mx.cuda.is_available() else "fast_metal"}
 
 
 def test_support_matrix_is_what_dispatch_does(lenient: None) -> None:
@@ -183,6 +210,29 @@ def test_each_reason_is_logged_once() -> None:
     assert "ok" in succeeds(code)
 
 
+def test_auto_logs_what_ends_on_pure() -> None:
+    code = """
+        import logging, mlx.core as mx
+        records = []
+        class Keep(logging.Handler):
+            def emit(self, record):
+                records.append(record.getMessage())
+        logging.getLogger("natten_mlx").addHandler(Keep())
+        import natten_mlx
+        q = mx.zeros((1, 8, 1, 4))
+        mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+        assert records == [], records
+        q = q.astype(mx.float64, stream=mx.cpu)
+        for _ in range(2):
+            mx.eval(natten_mlx.na1d(q, q, q, 3, stream=mx.cpu))
+        assert len(records) == 1, records
+        assert "float64 is computed by the pure tier only" in records[0], records
+        assert "falling back to tier 'pure'" in records[0], records
+        print("ok")
+    """
+    assert "ok" in succeeds(code)
+
+
 def test_a_fallback_does_not_reach_standard_output() -> None:
     code = """
         import mlx.core as mx, natten_mlx
@@ -253,6 +303,80 @@ class TestExplain:
         with pytest.raises(ValueError, match="op"):
             natten_mlx.explain(q, q, q, 3, op="nothing")
 
+    def test_kernel_size_is_no_option(self) -> None:
+        with pytest.raises(TypeError, match="kernel_size"):
+            natten_mlx.explain((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 1, 4))  # type: ignore[call-arg]
+
+    @pytest.mark.parametrize("dtype", ["float16", 16, np.float16])
+    def test_a_dtype_that_is_none(self, dtype: object) -> None:
+        with pytest.raises(
+            ValueError, match=r"\[explain\] dtype must be an mlx.core.Dtype such as mlx.core.float16, got"
+        ):
+            natten_mlx.explain((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 1, 4), 3, dtype=dtype)  # type: ignore[arg-type]
+
+    def test_additional_tokens_change_the_answer_as_they_change_the_call(self, lenient: None) -> None:
+        """Float16 with them is a window in float32; without them, and with none of them, it is not."""
+        code = """
+            import mlx.core as mx, natten_mlx
+            natten_mlx.set_backend("nanobind")
+            q = mx.zeros((1, 8, 1, 4), mx.float16)
+            for tokens in (0, 2):
+                extra = mx.zeros((1, tokens, 1, 4), mx.float16)
+                options = {"additional_keys": extra, "additional_values": extra}
+                told = natten_mlx.explain(q, q, q, 3, **options)
+                assert told == natten_mlx.explain(q.shape, q.shape, q.shape, 3, dtype=mx.float16, **{
+                    name: array.shape for name, array in options.items()})
+                print(told.tier, "2 additional tokens" in told.kernel)
+                out = natten_mlx.na1d(q, q, q, 3, stream=mx.cpu, **options)
+        """
+        result = run_python(code, **EXTERNAL)  # which computes float32 only
+        assert result.stdout.split() == ["pure", "False", "nanobind", "True"], result.stderr
+        assert result.stderr.count("falling back") == 1
+        with pytest.raises(ValueError, match="must both be provided"):
+            natten_mlx.explain((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 1, 4), 3, additional_keys=(1, 2, 1, 4))
+
+    @pytest.mark.parametrize(
+        ("options", "backward"),
+        [({}, "tiled"), ({"is_causal": True, "gna_stride": 2}, "generic"), ({"gna_stride": 2}, "tiled")],
+    )
+    def test_the_kernel_is_the_one_that_runs(self, options: dict[str, object], backward: str) -> None:
+        if natten_mlx._ext.cpu_target() in ("SCALAR", "EMU128"):
+            pytest.skip("no tiles on this machine")
+        natten_mlx.set_backend("nanobind")
+        shape = (1, 12, 12, 1, 4)
+        assert natten_mlx.explain(shape, shape, shape, 3, **options).kernel == f"shift; backward {backward}"
+        assert natten_mlx.explain(shape, shape, None, 3, op="qk", **options).kernel == f"split, {backward}"
+        attn = (1, 12, 12, 1, 9)
+        assert natten_mlx.explain(attn, shape, None, 3, op="av", **options).kernel == f"split, {backward}"
+
+    def test_costs_are_computed_when_asked_for(self, tier: str) -> None:
+        q = (1, 2**18, 1, 64)
+        told = natten_mlx.explain(q, q, q, 2**15)
+        assert told.cost == "" and "cost" not in str(told)
+        lines = natten_mlx.explain(q, q, q, 2**15, cost=True).cost.splitlines()
+        assert lines[0] in ("on Metal", "on CUDA")
+        assert [line.split(":")[0] for line in lines[1:]] == [
+            "forward",
+            "delta",
+            "backward_query",
+            "backward_key_value",
+        ]
+
+    def test_shapes_of_bias_and_lengths_are_checked(self) -> None:
+        q = (2, 8, 2, 4)
+        with pytest.raises(ValueError, match="rpb"):
+            natten_mlx.explain(q, q, q, 3, rpb=(2, 6))
+        with pytest.raises(ValueError, match="lengths"):
+            natten_mlx.explain(q, q, q, 3, lengths=(3,))
+        with pytest.raises(ValueError, match="scale"):
+            natten_mlx.explain(q, q, q, 3, scale=float("nan"))
+        with pytest.raises(ValueError, match="query"):
+            natten_mlx.explain("shape", q, q, 3)
+
+    def test_an_empty_batch_runs_nothing(self) -> None:
+        q = (0, 8, 2, 4)
+        assert natten_mlx.explain(q, q, q, 3).kernel == "none, the batch is empty"
+
     def test_options(self, tier: str) -> None:
         q = mx.zeros((2, 8, 2, 4))
         told = natten_mlx.explain(q, q, q, 3, 1, 2, rpb=mx.zeros((2, 5)), lengths=mx.array([8, 6]))
@@ -278,6 +402,22 @@ class TestImport:
         except importlib.metadata.PackageNotFoundError:
             return
         assert installed == natten_mlx.__version__
+
+    def test_what_the_reference_lists_is_importable_from_the_root(self) -> None:
+        """Also submodules, without an import of their own."""
+        text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+        listed = set(re.findall(r"^\| `(\w+)\(", text, re.MULTILINE))  # rows of tables
+        for block in re.findall(r"```python no-run\n(.*?)```", text, re.DOTALL):
+            for names in re.findall(r"^([\w |]+)\(", block, re.MULTILINE):  # na1d | na2d; Module1D | 2D
+                first, *others = names.split(" | ")
+                listed |= {first, *(o if len(o) > 2 else first[: -len(o)] + o for o in others)}
+        listed -= {"module"}
+        assert {"na3d_av", "na2d_varlen", "NeighborhoodAttention3D", "set_backend", "get_pb_start"} <= listed
+        missing = [name for name in listed if not hasattr(natten_mlx, name) or name not in natten_mlx.__all__]
+        assert not missing
+        for module in re.findall(r"^## natten_mlx\.([\w.]+)", text, re.MULTILINE):
+            print_it = f"import natten_mlx; print(natten_mlx.{module}.__name__)"
+            assert succeeds(print_it).strip() == f"natten_mlx.{module}"
 
     def test_everything_is_importable_from_the_root_and_its_module(self) -> None:
         import natten_mlx.functional

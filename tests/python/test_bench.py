@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import natten_mlx
-from natten_mlx.bench import calls, cases, cost, guardrail, machine, measure, memory, report, rivals
+from natten_mlx.bench import calls, cases, cost, guardrail, machine, measure, memory, profile, report, rivals
 from natten_mlx.bench.cases import FORWARD, GRAD_KEY, GRAD_QUERY, STEP, Case
 from natten_mlx.cli import main
 from oracle import Axis, Geometry
@@ -201,7 +201,12 @@ BAD = [
     (["table", "--tiers", "cuda"], "unknown tier 'cuda'"),
     (["table", "--directions", "sideways"], "unknown direction 'sideways'"),
     (["table", "--json", "/nonexistent/x.json"], "can't write /nonexistent/x.json"),
-    (["table", "--trials", "2", "--trim-head", "2"], "trials > trim_head"),
+    (["table", "--trials", "2"], "--trials 2 leaves nothing: the first 2 of each round don't count (--trim-head)"),
+    (["table", "--trials", "0", "--trim-head", "0"], "--trials 0 leaves nothing"),
+    (["table", "--warmup", "-1"], "--warmup must be at least 0, got -1"),
+    (["table", "--trim-head", "-1"], "--trim-head must be at least 0, got -1"),
+    (["compare", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (["table", "--seconds", "0"], "--seconds must be positive, got 0"),
     (["table", "--threads", "-1"], "--threads expects"),
     (["guardrail", "--direction", "forward", "--thresholds", "/nonexistent.json"], "can't read /nonexistent.json"),
     (["guardrail", "--direction", "forward", "--cases", "na9d"], "no case or group"),
@@ -389,9 +394,42 @@ def test_extra_memory_holds_the_output_and_little_more():
     ],
 )
 def test_profile(capsys, arguments, expected):
-    assert main(["profile", *arguments, "--seconds", "0.01"]) == 0
+    assert (
+        main(["profile", *arguments, "--seconds", "20"]) == 0
+    )  # more than enough: every stage has its 200 runs sooner
     out = capsys.readouterr().out
     assert all(part in out for part in expected), out
+    assert "left out" not in out
+
+
+def test_profile_spends_at_most_its_seconds(capsys):
+    """Of a clock that only calls advance: the forward is measured once in any case, the rest if it fits."""
+    assert main(["profile", "na1d", "--shape", "1,64,4,8", "-k", "7", "--seconds", "1e-9"]) == 0
+    out = capsys.readouterr().out
+    lines = {line[:42].strip(): line for line in out.splitlines()}
+    assert "left out" not in lines["forward"]
+    assert "left out" in lines["forward and every gradient"] and "--seconds gives it more" in out
+
+
+def test_a_budget_is_shared(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        now[0] += 1.0
+
+    budget = profile.Budget(10.0)
+    assert budget.median(call, 0.35) == 1.0 and now[0] == 3.0
+    assert budget.median(call, 1.0, expected=8.0) is None and now[0] == 3.0
+    assert budget.median(call, 1.0, expected=6.0) == 1.0 and now[0] == 10.0
+    assert budget.median(call, 1.0) is None and now[0] == 10.0
+
+
+def test_profile_announces_its_stages():
+    for case in (Case("", (1, 16, 1, 4), 3), Case("", (1, 16, 1, 4), 3, form="split")):
+        told: list[str] = []
+        profile.profile(case, seconds=0.1, progress=told.append)
+        assert len(told) == profile.stage_count(case)
 
 
 @pytest.mark.parametrize(
@@ -401,6 +439,7 @@ def test_profile(capsys, arguments, expected):
         (["na1d", "--shape", "1,12,2,8", "-k", "13"], "kernel_size[0]=13 must be <= input spatial size 12"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--tier", "x"], "unknown tier 'x'"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--seconds", "0"], "--seconds expects"),
+        (["na1d", "--shape", "1,12,2,8", "-k", "3", "-d", "5"], "--dilation: [na1d] dilation[0]"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "-s", "2", "-u", "2"], "must not both exceed 1"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--kv-heads", "0"], "must have no axis of size 0"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--value-dim", "-3"], "dimensions from 0 to 2^31 - 1"),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import natten_mlx
+from harness import run_python
 from natten_mlx.cli import main
 
 
@@ -28,6 +29,90 @@ def test_doctor_checks_a_real_call(capsys):
     out = capsys.readouterr().out
     assert natten_mlx.__version__ in out and "gives the right result" in out
     assert all(tier in out for tier in natten_mlx.get_support_matrix())
+
+
+def command(*argv: str, code: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process that is `python -m natten_mlx`. `code` runs before it."""
+    start = f"""
+        import runpy, sys
+        sys.argv[:] = ["-m", *{list(argv)}]
+        {code}
+        runpy.run_module("natten_mlx", run_name="__main__", alter_sys=False)
+    """
+    return run_python(start, **environment)
+
+
+# What is wrong, and what `doctor` says of it besides everything else.
+BROKEN_ENVIRONMENTS = [
+    ({"NATTEN_BACKEND": "bogus"}, r"NATTEN_BACKEND +WRONG: .*Unknown backend 'bogus'.*nanobind"),
+    (
+        {"NATTEN_BACKEND": "fast_metal", "NATTEN_STRICT": "1"},
+        r"NATTEN_STRICT +WRONG: 1: tier 'fast_\w+' is chosen and can't run here",
+    ),
+    ({"NATTEN_MLX_NANOBIND_MODULE": "no_such_module"}, r"NANOBIND_MODULE +WRONG: .*No module named 'no_such_module'"),
+    ({"NATTEN_MLX_NANOBIND_MODULE": "json"}, r"NANOBIND_MODULE +WRONG: .*lacks the functions supports"),
+    ({"NATTEN_MLX_NANOBIND_MODULE": "broken_module"}, r"NANOBIND_MODULE +WRONG: .*division by zero"),
+    ({"NATTEN_CPU_TARGET": "Z80"}, r"NATTEN_CPU_TARGET +WRONG: .*Unknown NATTEN_CPU_TARGET 'Z80'"),
+    ({"NATTEN_NUM_THREADS": "many"}, r"NATTEN_NUM_THREADS +WRONG: .*an integer from 1 to"),
+    ({"NATTEN_NUM_THREADS": "0", "NATTEN_BACKEND": "x"}, r"NATTEN_BACKEND +WRONG(.*\n)+NATTEN_NUM_THREADS +WRONG"),
+]
+
+
+def flat(text: str) -> str:
+    """Wrapped lines of a table as single ones."""
+    return re.sub(r"\n {10,}", " ", text)
+
+
+@pytest.mark.parametrize(("environment", "told"), BROKEN_ENVIRONMENTS)
+def test_doctor_in_a_broken_environment(tmp_path, environment, told):
+    if "fast_metal" in environment.values() and natten_mlx.get_support_matrix()["fast_metal"]["available"]:
+        pytest.skip("the tier is available here")
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    code = f"sys.path.append({str(tmp_path)!r})"
+    result = command("doctor", "--verbose", code=code, **environment)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert re.search(told, flat(result.stdout)), result.stdout
+    for part in (r"tier pure +can run here", r"tier nanobind", r"selected tier +\w+", "gives the right result"):
+        assert re.search(part, result.stdout), result.stdout
+
+    if "NATTEN_STRICT" in environment:
+        return
+    result = command("explain", "na1d", "--shape", "1,8,1,4", "-k", "3", code=code, **environment)
+    assert result.returncode in (1, 2) and "error: " in result.stderr and "Traceback" not in result.stderr
+    assert any(value in result.stderr or "division" in result.stderr for value in environment.values())
+
+
+# Installations that can't work, as they look to the interpreter.
+BROKEN_INSTALLATIONS = {
+    "another MLX": (
+        'import mlx.core; mlx.core.__version__ = "0.31.0"',
+        r"mlx +WRONG: .*built for MLX 0\.32\.4, but MLX 0\.31\.0 is installed.*pip install",
+    ),
+    "no MLX": ('sys.modules["mlx"] = None', r"mlx +WRONG: .*mlx"),
+    "no extension": ('sys.modules["natten_mlx._ext"] = None', r"extension +WRONG: .*natten_mlx\._ext"),
+    "no numpy": ('sys.modules["numpy"] = None', r"package +WRONG: .*numpy"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_INSTALLATIONS)
+def test_doctor_of_a_broken_installation(case):
+    code, told = BROKEN_INSTALLATIONS[case]
+    result = command("doctor", code=code)
+    assert (result.returncode, result.stderr) == (1, ""), result.stderr
+    assert re.search(told, flat(result.stdout)), result.stdout
+    assert "python" in result.stdout and "processor" in result.stdout
+    for other in (["matrix"], ["explain", "na1d", "--shape", "1,8,1,4", "-k", "3"]):
+        result = command(*other, code=code)
+        assert result.returncode == 1 and f"natten-mlx {other[0]}: error: " in result.stderr
+        assert "Traceback" not in result.stderr and "doctor" in result.stderr
+    assert command("--version", code=code).stdout.startswith("natten-mlx ")
+    assert run_python(f"import sys; {code}\nimport natten_mlx").returncode == 1  # a program is told when it imports
+
+
+def test_doctor_names_a_wrong_result(capsys, monkeypatch):
+    monkeypatch.setattr(natten_mlx, "na2d", lambda query, *_, **__: 2 * query)
+    assert main(["doctor"]) == 1
+    assert re.search("a 2-D call +WRONG", capsys.readouterr().out)
 
 
 def test_matrix_json_is_the_support_matrix(capsys):
@@ -57,19 +142,33 @@ COSTS = {
 
 @pytest.mark.parametrize("op", COSTS)
 def test_explain_gives_the_cost_of_every_kernel(capsys, tier, op):
+    """Of the kernels for GPUs, whatever runs the call here."""
     arguments = ["explain", "na2d", "--shape", "2,16,16,4,8", "--kernel-size", "5x3", "--op", op, "--tier", tier]
     assert main(arguments) == 0
     assert "moved" not in capsys.readouterr().out
     assert main([*arguments, "--cost"]) == 0
     out = capsys.readouterr().out
-    if tier != "fast_metal":
-        return  # other tiers have no cost model
+    assert re.search(r"cost    on (Metal|CUDA)", out)
     lines = [line.removeprefix("cost").strip() for line in out.splitlines() if "moved" in line]
     assert [line.split(":")[0] for line in lines] == COSTS[op]
     for line in lines:
         megabytes, traffic, gigaflops, waste = (float(x) for x in re.findall(r"\d[\d.e+-]*", line.split(":")[1]))
         assert megabytes > 0 and gigaflops > 0
         assert traffic >= 0.99 and waste >= 1.0
+
+
+def test_explain_says_why_there_is_no_cost(capsys):
+    assert main(["explain", "na1d", "--shape", "1,16,1,8", "-k", "3", "--dtype", "float64", "--cost"]) == 0
+    assert re.search(r"cost    none: tier 'fast_\w+' cannot run this call: float64", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("op", ["attention", "qk", "av"])
+def test_explain_takes_every_option_of_the_call(capsys, op):
+    arguments = ["explain", "na2d", "--shape", "2,16,12,4,8", "-k", "5,3", "--kv-heads", "2", "--op", op, "--lengths"]
+    arguments += [] if op == "av" else ["--rpb"]
+    arguments += ["--additional-keys", "3"] if op == "attention" else []
+    assert main(arguments) == 0
+    assert ("3 additional tokens" in capsys.readouterr().out) == (op == "attention")
 
 
 # Golden windows: axis length, kernel size, gna stride, dilation, causal, query, drawing.
@@ -87,6 +186,21 @@ def test_explain_gives_the_cost_of_every_kernel(capsys, tier, op):
 def test_show_draws_golden_windows(capsys, length, kernel, gna, dilation, causal, query, drawn):
     arguments = ["--shape", str(length), "-k", str(kernel), "-u", str(gna), "-d", str(dilation), "-q", str(query)]
     assert rows(capsys, *arguments, "--causal", str(causal)) == [drawn]
+
+
+def test_show_wraps_long_rows(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["show", "--shape", "2,47", "-k", "1,33", "-q", "1,40"]) == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= 40 for line in out.splitlines())
+    parts = out.split("\n\n")[1:]
+    assert [part.splitlines()[0] for part in parts] == [
+        "axis 1 from 0 to 19",
+        "axis 1 from 20 to 39",
+        "axis 1 from 40 to 46",
+    ]
+    row = " ".join(part.splitlines()[2] for part in parts).split()
+    assert row == ["."] * 14 + ["#"] * 26 + ["Q"] + ["#"] * 6
 
 
 def test_show_draws_the_product_of_axes(capsys):
@@ -123,9 +237,17 @@ def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["show", "--shape", "8", "-k", "9"], "kernel_size[0]=9 must be <= input spatial size 8"),
-        (["show", "--shape", "8", "-k", "3", "-q", "8"], "outside"),
-        (["show", "--shape", "8", "-k", "3", "-q", "-1"], "outside"),
+        (
+            ["show", "--shape", "8", "-k", "9"],
+            "--kernel-size: [na1d] kernel_size[0]=9 must be <= input spatial size 8",
+        ),
+        (["show", "--shape", "8", "-k", "3", "-u", "4"], "--gna-stride: [na1d] gna_stride[0]=4"),
+        (["show", "--shape", "8", "-k", "3", "-s", "4"], "--stride: [na1d] stride[0]=4"),
+        (["show", "--shape", "8", "-k", "3", "-d", "3"], "--dilation: [na1d] dilation[0]"),
+        (["show", "--shape", "8", "-k", "3", "-c", "true,false"], "--causal: [na1d] is_causal must have length 1"),
+        (["show", "--shape", "0", "-k", "1"], "--shape must hold positive numbers, got 0"),
+        (["show", "--shape", "8", "-k", "3", "-q", "8"], "--query: 8 lies outside"),
+        (["show", "--shape", "8", "-k", "3", "-q", "-1"], "--query: -1 lies outside"),
         (["show", "--shape", "8", "-k", "3", "-q", "1,1"], "--query needs 1 values"),
         (["show", "--shape", "8", "-k", "3", "-s", "2", "-q", "3"], "isn't computed"),
         (["show", "--shape", "8", "-k", "3,3"], "must have length 1"),
@@ -136,6 +258,15 @@ def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
         (["show", "--shape", "8", "-k", "3", "--png", "window.unknown"], "can't write"),
         (["show", "--shape", "8"], "--kernel-size"),
         (["explain", "na2d", "--shape", "1,8,2,4", "-k", "3"], "batch,height,width,heads,head_dim"),
+        (["explain", "na1d", "--shape", "1,-8,3,4", "-k", "3"], "--shape: [explain] query must hold"),
+        (["explain", "na1d", "--shape", "1,8,3,4", "-k", "9"], "--kernel-size: [na1d] kernel_size[0]=9"),
+        (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--kv-heads", "-1"], "--kv-heads: [explain] key"),
+        (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--value-dim", "-1"], "--value-dim: [explain] value"),
+        (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--op", "av", "--rpb"], "--rpb: av takes none"),
+        (
+            ["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--op", "qk", "--additional-keys", "2"],
+            "--additional-keys is a number of tokens, of the fused call only",
+        ),
         (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--kv-heads", "2"], "must be divisible by"),
         (["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--tier", "fastest"], "Unknown backend"),
         (

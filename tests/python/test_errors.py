@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import natten_mlx
+from natten_mlx.utils import window
 
 SPATIAL = {1: (8,), 2: (8, 9), 3: (5, 6, 7)}
 RANKS = pytest.mark.parametrize("rank", [1, 2, 3])
@@ -310,6 +312,95 @@ class TestMerge:
         self.check("int32", [self.out, self.out], [self.lse.astype(mx.int32), self.lse])
 
 
+X, PLANE = mx.zeros((1, 8, 2, 4)), mx.zeros((1, 8, 8, 2, 4))
+MASK = np.array([True, False])
+# Calls with arguments of wrong types, and the whole message that answers them.
+WRONG_TYPES: dict[str, Callable[[], Any]] = {
+    "[na1d] query must be an mlx.core.array, got NoneType": lambda: natten_mlx.na1d(None, None, None, 3),
+    "[na1d] key must be an mlx.core.array, got ndarray": lambda: natten_mlx.na1d(X, np.zeros(X.shape), None, 3),
+    "[na1d] value must be an mlx.core.array, got list": lambda: natten_mlx.na1d(X, X, [1.0], None),
+    "[na1d] rpb must be an mlx.core.array, got ndarray": lambda: natten_mlx.na1d(X, X, X, 3, rpb=np.zeros((2, 5))),
+    "[na1d] lengths must be an mlx.core.array, got list": lambda: natten_mlx.na1d(X, X, X, 3, lengths=[8]),
+    "[na1d] kernel_size values must be int or a sequence of int, got '3' (str)": lambda: natten_mlx.na1d(X, X, X, "3"),
+    "[na1d] kernel_size values must be int or a sequence of int, got '" + "x" * 99 + "... (str)": (
+        lambda: natten_mlx.na1d(X, X, X, "x" * 10**6)
+    ),
+    "[na1d] is_causal values must be bool or a sequence of bool, got 1 (int)": (
+        lambda: natten_mlx.na1d(X, X, X, 3, is_causal=1)
+    ),
+    "[na1d] scale must be a number or None, got '1' (str)": lambda: natten_mlx.na1d(X, X, X, 3, scale="1"),
+    "[na1d] scale must be a number or None, got True (bool)": lambda: natten_mlx.na1d(X, X, X, 3, scale=True),
+    "[na1d] return_lse must be bool, got 'no' (str)": lambda: natten_mlx.na1d(X, X, X, 3, return_lse="no"),
+    "[na1d] return_lse must be bool, got array([ True, False]) (ndarray)": (
+        lambda: natten_mlx.na1d(X, X, X, 3, return_lse=MASK)
+    ),
+    "[na2d_qk] query must be an mlx.core.array, got int": lambda: natten_mlx.na2d_qk(1, 2, 3),
+    "[na2d_av] attn must be an mlx.core.array, got int": lambda: natten_mlx.na2d_av(1, 2, 3),
+    "[na1d_varlen] seq_lens must be an mlx.core.array, got NoneType": lambda: natten_mlx.na1d_varlen(X, X, X, None, 3),
+    "[na2d_varlen] spatial_sizes must be an mlx.core.array, got list": (
+        lambda: natten_mlx.na2d_varlen(PLANE, PLANE, PLANE, [[8, 8]], 3)
+    ),
+    "[na2d_varlen] value must be an mlx.core.array, got str": (
+        lambda: natten_mlx.na2d_varlen(PLANE, PLANE, "v", None, 3)
+    ),
+    "[merge_attentions] outputs must be a sequence of mlx.core.array, got NoneType": (
+        lambda: natten_mlx.merge_attentions(None, None)
+    ),
+    "[merge_attentions] outputs must be a sequence of mlx.core.array, got str": (
+        lambda: natten_mlx.merge_attentions("ab", "cd")
+    ),
+    "[merge_attentions] outputs must be an mlx.core.array, got NoneType": (
+        lambda: natten_mlx.merge_attentions([None, None], [None, None])
+    ),
+    "[merge_attentions] lse_tensors must be a sequence of mlx.core.array, got dict": (
+        lambda: natten_mlx.merge_attentions([X, X], {})
+    ),
+    "[window] index values must be int, got 5.5 (float)": lambda: window.get_window_start(5.5, 8, 3, 1, 1),
+    "[window] index values must be int, got None (NoneType)": lambda: window.get_pb_start(None, 8, 3, 1, 1),
+    "[window] index values must be int, got 1.5 (float)": (
+        lambda: window.compute_window_start_end(np.array([1.5, 2.0]), 8, 3, 1)
+    ),
+    "[window] index values must be int, got True (bool)": lambda: window.compute_pb_start(True, 8, 3, 1),
+    "[window] kernel_size values must be int, got '3' (str)": lambda: window.get_window_start(5, 8, "3", 1, 1),
+    "[window] length values must be int of at most 64 bits, got 36893488147419103232": (
+        lambda: window.get_window_start(5, 2**65, 3, 1, 1)
+    ),
+    "[window] start_index values must be int, got None (NoneType)": lambda: window.get_window_end(None, 8, 3, 1),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_TYPES)
+def test_wrong_types(message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        WRONG_TYPES[message]()
+    assert str(caught.value) == message
+
+
+@RANKS
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_the_first_wrong_array_is_named(rank: int, position: int) -> None:
+    """Whether its shape or its type is wrong, and whatever is wrong behind it."""
+    label = ("query", "key", "value")[position]
+    q = array(rank)
+    for wrong in (mx.zeros((2, 3)), q.astype(mx.int32), None):
+        inputs = [*[q] * position, *[wrong] * (3 - position)]
+        fails(f"na{rank}d", f"\\] {label} ", lambda inputs=inputs: attend(rank, *inputs))
+
+
+@pytest.mark.parametrize("backend", ["pure", "nanobind"])
+def test_shapeless_replay_names_the_lengths_that_differ(backend: str) -> None:
+    """Not the shapes of tiers, which have axes that the arrays of the call lack."""
+    natten_mlx.set_backend(backend)
+    try:
+        compiled = mx.compile(lambda x: natten_mlx.na1d(x, x, x, 3), shapeless=True)
+        mx.eval(compiled(mx.zeros((1, 8, 2, 4))))
+        with pytest.raises(ValueError, match="got an axis of 9 where the trace has 8") as caught:
+            mx.eval(compiled(mx.zeros((1, 9, 2, 4))))
+    finally:
+        natten_mlx.set_backend("auto")
+    assert "(" not in str(caught.value)
+
+
 MODULES = {1: "NeighborhoodAttention1D", 2: "NeighborhoodAttention2D", 3: "NeighborhoodAttention3D"}
 
 
@@ -330,6 +421,44 @@ class TestModules:
         self.check(rank, f"must have length {rank}", 8, 2, (3,) * (rank + 1))
         self.check(rank, "stride", 8, 2, 3, stride=4)
         self.check(rank, "num_kv_heads", 8, 2, 3, num_kv_heads=0)
+
+    @pytest.mark.parametrize("wrong", [64.0, "64", None, True, [64]])
+    def test_counts_are_ints(self, rank: int, wrong: Any) -> None:
+        message = f"must be a positive int, got {re.escape(repr(wrong))}$"
+        self.check(rank, f"embed_dim {message}", wrong, 2, 3)
+        self.check(rank, f"num_heads {message}", 8, wrong, 3)
+        if wrong is not None:
+            self.check(rank, f"num_kv_heads {message}", 8, 2, 3, num_kv_heads=wrong)
+
+    def test_other_arguments(self, rank: int) -> None:
+        """Positions of other releases of NATTEN put numbers where booleans belong, and the other way round."""
+        for wrong in ("a", float("nan"), float("inf"), True, [1.0]):
+            self.check(rank, "qk_scale must be", 8, 2, 3, qk_scale=wrong)
+        for wrong in ("a", None, 1.0, -0.1, float("nan")):
+            self.check(rank, "attn_drop must be a number in", 8, 2, 3, attn_drop=wrong)
+            self.check(rank, "proj_drop must be a number in", 8, 2, 3, proj_drop=wrong)
+        for wrong in ("no", 0.125, None, 1):
+            self.check(rank, "qkv_bias must be bool", 8, 2, 3, qkv_bias=wrong)
+            self.check(rank, "rel_pos_bias must be bool", 8, 2, 3, rel_pos_bias=wrong)
+            self.check(rank, "pad_input must be bool", 8, 2, 3, pad_input=wrong)
+        self.check(rank, "embed_dim must be at most", 2**31, 2, 3)
+        self.check(rank, "kernel_size must be at most", 8, 2, 2**62, rel_pos_bias=True)
+
+    def test_unknown_arguments_get_a_hint(self, rank: int) -> None:
+        make = getattr(natten_mlx, MODULES[rank])
+        for given, meant in (("dim", "embed_dim"), ("bias", "rel_pos_bias"), ("kernelsize", "kernel_size")):
+            with pytest.raises(TypeError, match=f"unexpected argument '{given}': did you mean '{meant}'"):
+                make(**{"num_heads": 2, "kernel_size": 3, given: 8})
+        with pytest.raises(TypeError, match="unexpected argument 'xyz': expected some of embed_dim, num_heads"):
+            make(8, 2, 3, xyz=1)
+
+    def test_input_is_a_float_array(self, rank: int) -> None:
+        module = getattr(natten_mlx, MODULES[rank])(8, 2, 3)
+        x = mx.zeros((2, *SPATIAL[rank], 8))
+        for wrong in (np.zeros(x.shape, np.float32), None, [[1.0]]):
+            fails(MODULES[rank], "x must be an mlx.core.array, got", lambda wrong=wrong: module(wrong))
+        fails(MODULES[rank], "got int32", lambda: module(x.astype(mx.int32)))
+        fails(MODULES[rank], "must be an mlx.core.array, got list", lambda: module(x, [8]))
 
     def test_input(self, rank: int) -> None:
         module = getattr(natten_mlx, MODULES[rank])(8, 2, 3)

@@ -1,10 +1,21 @@
-"""The type stubs of the extension list what it has."""
+"""What type checkers, editors and help() see: stubs, overloads, docstrings."""
 
 import ast
+import inspect
+import pydoc
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from mypy import api
+
 import natten_mlx
-from natten_mlx import _ext
+from natten_mlx import _ext, functional
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_stubs_match_the_extension() -> None:
@@ -16,3 +27,90 @@ def test_stubs_match_the_extension() -> None:
         signature = getattr(_ext, name).__doc__.splitlines()[0]
         positions = [signature.index(f"{argument}: ") for argument in names]
         assert positions == sorted(positions), name
+
+
+def test_the_stub_of_functional_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "write_stubs.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """What mypy --strict prints about sources, each a program of its own; empty when it is content."""
+    cache = tmp_path_factory.mktemp("mypy")
+
+    def check(*sources: str) -> str:
+        folder = tmp_path_factory.mktemp("programs")
+        for index, source in enumerate(sources):
+            (folder / f"program_{index}.py").write_text(source)
+        options = ["--strict", "--config-file=", "--no-error-summary", f"--cache-dir={cache}"]
+        output, errors, _ = api.run([*options, *map(str, sorted(folder.iterdir()))])
+        return output + errors
+
+    return check
+
+
+def test_readme_passes_mypy_strict(strict: Callable[..., str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks and strict(*blocks) == ""
+
+
+def test_types_of_results(strict: Callable[..., str]) -> None:
+    """`return_lse` decides, by position or by keyword, and streams are what MLX takes."""
+    assert not strict(
+        """
+import mlx.core as mx
+from typing_extensions import assert_type
+
+import natten_mlx
+
+x, flag = mx.zeros((1, 8, 2, 4)), bool(input())
+Pair = tuple[mx.array, mx.array]
+assert_type(natten_mlx.na1d(x, x, x, 3), mx.array)
+assert_type(natten_mlx.na1d(x, x, x, 3, 1, 1, False, None, False), mx.array)
+assert_type(natten_mlx.na1d(x, x, x, 3, return_lse=True), Pair)
+assert_type(natten_mlx.na1d(x, x, x, 3, 1, 1, False, 0.5, True, None, None), Pair)
+assert_type(natten_mlx.na1d(x, x, x, 3, return_lse=True, additional_keys=x, additional_values=x, rpb=x), Pair)
+assert_type(natten_mlx.na1d(x, x, x, 3, return_lse=flag), mx.array | Pair)
+assert_type(natten_mlx.na1d_varlen(x, x, x, x, 3), mx.array)
+assert_type(natten_mlx.na2d_varlen(x, x, x, spatial_sizes=x, kernel_size=(3, 5), return_lse=True), Pair)
+assert_type(natten_mlx.na1d_varlen(x, x, x, x, 3, return_lse=flag), mx.array | Pair)
+assert_type(natten_mlx.na3d_qk(x, x, (3, 3, 3), is_causal=(True, False, False)), mx.array)
+for stream in (mx.cpu, mx.Device(mx.cpu), mx.default_stream(mx.cpu), None):
+    natten_mlx.na1d_av(x, x, 3, stream=stream)
+natten_mlx.na1d(x, x, x, 3, stream=mx.cpu)
+natten_mlx.NeighborhoodAttention2D(64, 4, (3, 5), qk_scale=0.5, rel_pos_bias=True)
+""",
+    )
+
+
+def test_wrong_arguments_are_type_errors(strict: Callable[..., str]) -> None:
+    output = strict(
+        "import natten_mlx\nnatten_mlx.NeighborhoodAttention2D(dim=64, num_heads=4, kernel_size=3)\n",
+        "import natten_mlx\nnatten_mlx.na1d(1, 2, 3, 4)\n",
+    )
+    assert 'program_0.py:2: error: Unexpected keyword argument "dim"' in output
+    assert "program_1.py:2: error: No overload variant" in output
+
+
+@pytest.mark.parametrize("name", [n for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))])
+def test_help_of_functions(name: str) -> None:
+    """One template makes all docstrings, of functions that can be told apart in tracebacks and can be pickled."""
+    function = getattr(functional, name)
+    assert (function.__name__, function.__qualname__, function.__module__) == (name, name, "natten_mlx.functional")
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    assert "{" not in text
+    for argument in inspect.signature(function).parameters:
+        assert re.search(rf"^ {{8,}}(\w+, )*{argument}\b[\w, ]*: ", text, re.MULTILINE), argument
+    assert f'"[{name}]"' in text
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_help_of_modules(rank: int) -> None:
+    module = getattr(natten_mlx, f"NeighborhoodAttention{rank}D")
+    text = pydoc.render_doc(module, renderer=pydoc.plaintext)
+    assert f"NeighborhoodAttention{rank}D(embed_dim: int, num_heads: int, kernel_size:" in text
+    for argument in inspect.signature(module).parameters:
+        assert re.search(rf"^ \| {{6}}(\w+, )*{argument}\b[\w, ]*: ", text, re.MULTILINE), argument

@@ -24,10 +24,10 @@ DOMINATED = 0.5
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a call, in seconds (median), with what the machine's limits would allow."""
+    """One part of a call, in seconds (median; None: there was no time), with what the machine's limits would allow."""
 
     name: str
-    seconds: float
+    seconds: float | None
     bound: cost.Roofline | None = None
     flops: float = 0.0
     bytes: float = 0.0
@@ -49,15 +49,30 @@ class Profile:
     hints: list[str] = field(default_factory=list)
 
 
-def _median(call: Callable[[], object], seconds: float) -> float:
-    """Of as many runs as fit into `seconds`, three at least."""
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 200):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
+class Budget:
+    """Seconds that all measurements of a profile share."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def median(self, call: Callable[[], object], part: float, expected: float = 0.0) -> float | None:
+        """Of as many runs as fit into `part` of what is left, 200 at most; None where not even one is expected to fit.
+
+        The first run warms up; it counts where there is no time for another.
+        """
+        begin = time.perf_counter()
+        left = self._end - begin
+        if expected > left or left <= 0:
+            return None
+        samples: list[float] = []
+        while len(samples) <= 200:
+            start = time.perf_counter()
+            call()
+            end = time.perf_counter()
+            samples.append(end - start)
+            if end - begin + min(samples) > part * left:
+                break
+        return statistics.median(samples[1:] or samples)
 
 
 def _evaluated(call: Call) -> Callable[[], object]:
@@ -80,8 +95,19 @@ def _smallest(case: Case) -> Case:
     return Case("smallest", (1, *spatial, 1, 1), 1, dilation=case.dilation, dtype=case.dtype, form=case.form)
 
 
-def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = None, seconds: float = 0.5) -> Profile:
-    """Measures the case on the chosen tier. `seconds` are spent on each stage, about."""
+def stage_count(case: Case) -> int:
+    """How often `profile` announces what it does."""
+    return 3 + len(case.directions) + (3 if case.form == "split" else 0)
+
+
+def profile(
+    case: Case,
+    kv_heads: int | None = None,
+    value_dim: int | None = None,
+    seconds: float = 5.0,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Profile:
+    """Measures the case on the chosen tier. The forward is measured in any case, the rest as far as `seconds` reach."""
     *outer, heads, dim = case.shape
     key = (*outer, heads if kv_heads is None else kv_heads, dim)
     value = (*key[:-1], dim if value_dim is None else value_dim)
@@ -91,30 +117,38 @@ def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = Non
     explanation = natten_mlx.explain(case.shape, key, value, op=op, **options)
     if not case.shape[0]:
         raise ValueError(f"[{case.function}] a batch of 0 has nothing to measure")
+    budget = Budget(seconds)
+    progress("inputs")
     arrays = inputs(case, kv_heads, value_dim)
     size = cost.size(case, kv_heads, value_dim)
     limits = Limits()
 
+    progress("fixed cost, machine")
     smallest = _calls(_smallest(case), inputs(_smallest(case)))
-    fixed = {direction: _median(_evaluated(call), seconds / 5) for direction, call in smallest.items()}
-    calls = _calls(case, arrays)
-    whole: dict[str, float] = {}
-    for direction, call in calls.items():
-        once(call)
-        limits.sample_fma()
-        whole[direction] = _median(_evaluated(call), seconds)
+    fixed = {direction: budget.median(_evaluated(call), 0.02) for direction, call in smallest.items()}
+    limits.sample_fma()
     limits.sample_copy()
+    calls = _calls(case, arrays)
+    operations = {direction: cost.flops(case.form, direction, size) for direction in calls}
+    whole: dict[str, float | None] = {}
+    for direction, call in calls.items():
+        progress(direction)
+        limits.sample_fma()
+        done = whole.get(FORWARD)
+        if done is None:
+            whole[direction] = budget.median(_evaluated(call), 0.2) or once(call)
+        else:
+            whole[direction] = budget.median(_evaluated(call), 0.4, done * operations[direction] / operations[FORWARD])
+    progress("graph")
+    stages = [Stage("graph: validation, choice of tier, nodes", budget.median(calls[FORWARD], 0.1))]
     fma, copy = statistics.median(limits.fma_rates), statistics.median(limits.copy_rates)
 
-    graph = _median(calls[FORWARD], seconds / 5)
-    stages = [Stage("graph: validation, choice of tier, nodes", graph)]
     labels = {FORWARD: "forward", GRAD_QUERY: "forward and dquery", STEP: "forward and every gradient"}
     for direction, measured in whole.items():
-        operations = cost.flops(case.form, direction, size)
         moved = cost.compulsory_bytes(case.form, direction, size)
-        bound = cost.roofline(operations, moved, fma, copy, fixed[direction])
-        stages.append(Stage(labels.get(direction, direction), measured, bound, operations, moved))
-    stages += _split_stages(case, arrays, seconds)
+        bound = cost.roofline(operations[direction], moved, fma, copy, fixed[direction] or 0.0)
+        stages.append(Stage(labels.get(direction, direction), measured, bound, operations[direction], moved))
+    stages += _split_stages(case, arrays, budget, whole[FORWARD] or 0.0, progress)
 
     slots = math.prod(case.kernel) * size.queries
     result = Profile(case, explanation, fma, copy, 1.0 - size.pairs / slots, cost.border(case), stages)
@@ -122,7 +156,9 @@ def profile(case: Case, kv_heads: int | None = None, value_dim: int | None = Non
     return result
 
 
-def _split_stages(case: Case, arrays: list[mx.array], seconds: float) -> list[Stage]:
+def _split_stages(
+    case: Case, arrays: list[mx.array], budget: Budget, forward: float, progress: Callable[[str], None]
+) -> list[Stage]:
     """The split form tells its parts."""
     if case.form != "split":
         return []
@@ -136,7 +172,11 @@ def _split_stages(case: Case, arrays: list[mx.array], seconds: float) -> list[St
         "  of the forward: softmax": lambda: [mx.softmax(logits, axis=-1, precise=True)],
         "  of the forward: av": lambda: [av(weights, arrays[2], **options)],
     }
-    return [Stage(name, _median(_evaluated(call), seconds / 3)) for name, call in parts.items()]
+    stages = []
+    for name, part in parts.items():
+        progress(name.strip())
+        stages.append(Stage(name, budget.median(_evaluated(part), 0.3, forward)))
+    return stages
 
 
 def _hints(found: Profile, size: cost.Size) -> list[str]:
@@ -146,7 +186,9 @@ def _hints(found: Profile, size: cost.Size) -> list[str]:
     forward = next(stage for stage in found.stages if stage.name == "forward")
     if tier == "pure":
         hints.append("the tier pure is plain MLX operations; a compiled tier is many times faster where it can run")
-    if forward.bound is not None and forward.bound.dispatch > DOMINATED * forward.seconds:
+    if any(stage.seconds is None for stage in found.stages):
+        hints.append("not everything fitted into the time: --seconds gives it more")
+    if forward.bound is not None and forward.bound.dispatch > DOMINATED * (forward.seconds or 0.0):
         hints.append("the fixed cost of a call dominates: put more samples or heads into one call")
     if mx.default_device().type == mx.DeviceType.cpu:
         lanes = _ext.float_lanes()

@@ -10,8 +10,20 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+
+import natten_mlx
 
 COMMANDS = ("doctor", "matrix", "explain", "show", "bench", "profile")
+
+
+def library_version() -> str:
+    """Also where the library can't be loaded."""
+    found = getattr(natten_mlx, "__version__", None)
+    try:
+        return str(found or metadata.version("natten-mlx"))
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 class InputError(ValueError):
@@ -38,20 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit:  # argparse has printed its message
         return exit.code if isinstance(exit.code, int) else 2
     if args.version:
-        from natten_mlx import __version__
-
-        print(f"natten-mlx {__version__}")
+        print(f"natten-mlx {library_version()}")
         return 0
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
+    if natten_mlx._broken is not None and args.command != "doctor":
+        print(f"natten-mlx {args.command}: error: {natten_mlx._broken}", file=sys.stderr)
+        print("natten-mlx doctor says more", file=sys.stderr)
+        return 1
     try:
+        if args.command != "doctor":
+            natten_mlx._ext.cpu_target(), natten_mlx._ext.cpu_threads()  # a bad variable is an error before any work
         code = int(args.run(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `natten-mlx matrix | head`: without a traceback, also from the interpreter's last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ValueError as error:  # InputError, and the library's own verdict on the arguments
+    except (ValueError, RuntimeError) as error:  # InputError, and what the library says of arguments and environment
         print(f"natten-mlx {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from natten_mlx.cli import InputError
 
 T = TypeVar("T")
 
@@ -58,6 +62,42 @@ def add_neighborhood(parser: argparse.ArgumentParser) -> None:
         metavar="BOOL",
         help="no keys after the query; alone: on every axis",
     )
+
+
+OPTIONS = {
+    "kernel_size": "--kernel-size",
+    "gna_stride": "--gna-stride",
+    "stride": "--stride",
+    "dilation": "--dilation",
+    "is_causal": "--causal",
+    "query": "--shape",
+    "attn": "--shape",
+    "key": "--kv-heads",
+    "value": "--value-dim",
+}
+
+
+@contextmanager
+def blaming_options() -> Iterator[None]:
+    """Puts the option before what the library says of the argument that came from it."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(rf"\b({'|'.join(OPTIONS)})\b", str(error))
+        if isinstance(error, InputError) or found is None:
+            raise
+        raise InputError(f"{OPTIONS[found[0]]}: {error}") from None
+
+
+def positive(option: str, values: list[int]) -> tuple[int, ...]:
+    """`values` as a shape.
+
+    Raises:
+        InputError: one that is not positive.
+    """
+    if min(values) < 1:
+        raise InputError(f"{option} must hold positive numbers, got {','.join(map(str, values))}")
+    return tuple(values)
 
 
 def neighborhood(args: argparse.Namespace) -> dict[str, Any]:

@@ -162,6 +162,16 @@ def plan(args: argparse.Namespace, cpu_clock: bool = False) -> Any:
     """The options of `_measuring`."""
     from natten_mlx.bench.measure import Plan
 
+    for name, least in (("warmup", 0), ("trim_head", 0), ("rounds", 1)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.trials <= args.trim_head:
+        raise InputError(
+            f"--trials {args.trials} leaves nothing: the first {args.trim_head} of each round don't count "
+            f"(--trim-head). It must be at least {args.trim_head + 1}"
+        )
+    if not args.seconds > 0:
+        raise InputError(f"--seconds must be positive, got {args.seconds:g}")
     return Plan(args.warmup, args.trials, args.trim_head, args.rounds, args.seconds, cpu_clock)
 
 

@@ -1,88 +1,174 @@
-"""`natten-mlx doctor`: everything a bug report needs."""
+"""`natten-mlx doctor`: everything a bug report needs. It says what is broken, so it relies on nothing that may be."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import textwrap
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
+
+import natten_mlx
+from natten_mlx.cli import library_version
 
 HELP = "show versions, devices, environment, and each tier with the reason why it can or can't run"
 
-ENVIRONMENT = (
-    "NATTEN_BACKEND",
-    "NATTEN_STRICT",
-    "NATTEN_CPU_TARGET",
-    "NATTEN_NUM_THREADS",
-    "NATTEN_MLX_NANOBIND_MODULE",
-)
+WIDTH = 100
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verbose", action="store_true", help="also show where the files are")
+    parser.add_argument("--verbose", action="store_true", help="also show where the files are, and what is cached")
+
+
+class Report:
+    """Lines of a table, each printed as soon as it is known."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def line(self, label: str, text: str) -> None:
+        """A fact."""
+        first, *rest = textwrap.wrap(text, WIDTH - 29, break_long_words=False, break_on_hyphens=False) or [""]
+        print(f"{label:<27}  {first}".rstrip())
+        for line in rest:
+            print(" " * 29 + line)
+
+    def fail(self, label: str, text: str) -> None:
+        """What makes the exit code 1."""
+        self.failures += 1
+        self.line(label, f"WRONG: {text}")
+
+    def check(self, label: str, say: Callable[[], object]) -> bool:
+        """The line that `say` gives, or what it raises."""
+        try:
+            self.line(label, str(say()))
+            return True
+        except Exception as error:
+            self.fail(label, str(error) or type(error).__name__)
+            return False
 
 
 def run(args: argparse.Namespace) -> int:
-    import mlx.core as mx
-    from rich.console import Console
-    from rich.table import Table
+    report = Report()
+    report.line("natten-mlx", library_version())
+    report.line("python", f"{platform.python_version()} on {platform.platform()}")
+    report.line("processor", f"{platform.machine()}, {_usable_cores()} of {os.cpu_count()} cores usable")
+    works = report.check("mlx", _mlx) and report.check("extension", lambda: _extension(args.verbose))
+    for name, check in ENVIRONMENT.items():
+        if name in os.environ:
+            _environment(report, name, check if works else None)
+    if works and not hasattr(natten_mlx, "na2d"):  # a dependency of the Python part
+        report.fail("package", str(natten_mlx._broken))
+    elif works:
+        _tiers(report, args.verbose)
+    print(f"{report.failures} of these lines are wrong" if report.failures else "nothing is wrong")
+    return 1 if report.failures else 0
 
-    import natten_mlx
+
+def _tiers(report: Report, verbose: bool) -> None:
+    import mlx.core as mx
+
     from natten_mlx import _ext
 
-    console = Console()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("natten-mlx", natten_mlx.__version__)
-    facts.add_row("mlx", f"{_version('mlx')} ({_mlx_flavor()})")
-    facts.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    facts.add_row("processor", f"{platform.machine()}, {_usable_cores()} of {os.cpu_count()} cores usable")
-    facts.add_row("compiled kernels", f"{_ext.cpu_target()}, {_ext.cpu_threads()} threads")
-    facts.add_row("default device", str(mx.default_device()))
-    facts.add_row("GPU", _gpu())
-    for name in ENVIRONMENT:
-        if name in os.environ:
-            facts.add_row(name, os.environ[name])
-    if args.verbose:
-        facts.add_row("package", os.path.dirname(natten_mlx.__file__))
-        facts.add_row("mlx library", os.path.dirname(mx.__file__))
-    console.print(facts, highlight=False)
+    report.check("compiled kernels", lambda: f"{_ext.cpu_target()}, {_ext.cpu_threads()} threads")
+    report.check("default device", mx.default_device)
+    report.line("GPU", "Metal" if mx.metal.is_available() else "CUDA" if mx.cuda.is_available() else "none")
+    if verbose:
+        report.line("mlx library", os.path.dirname(mx.__file__))
+    for row in natten_mlx.get_support_matrix().values():
+        report.line(f"tier {row['name']}", "can run here" if row["available"] else f"can't run here: {row['reason']}")
+    report.check("selected tier", natten_mlx.get_backend)
+    report.check("a 2-D call", _call)
 
-    tiers = Table(title="tiers", title_justify="left")
-    tiers.add_column("tier")
-    tiers.add_column("can run here")
-    tiers.add_column("why not", overflow="fold")
-    for name, row in natten_mlx.get_support_matrix().items():
-        tiers.add_row(name, "yes" if row["available"] else "no", "" if row["available"] else str(row["reason"]))
-    console.print(tiers, highlight=False)
-    console.print(f"selected tier: {natten_mlx.get_backend()}", highlight=False)
 
-    # The proof that matters: one real call.
-    query = mx.ones((1, 8, 8, 1, 4))
-    out = natten_mlx.na2d(query, query, query, kernel_size=3)
-    worked = isinstance(out, mx.array) and mx.allclose(out, query).item()
-    console.print("a 2-D call gives the right result" if worked else "[red]a 2-D call gives a WRONG result[/]")
-    return 0 if worked else 1
+def _mlx() -> str:
+    natten_mlx._check_mlx()
+    names = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal")  # what brings MLX's library
+    flavors = ", ".join(name for name in names if _version(name)) or "built from source"
+    return f"{natten_mlx._MLX_VERSION} ({flavors})"
+
+
+def _extension(verbose: bool) -> str:
+    from natten_mlx import _ext
+
+    return str(_ext.__file__) if verbose else "loaded"
+
+
+def _call() -> str:
+    """The proof that matters."""
+    import mlx.core as mx
+
+    query = mx.ones((1, 64, 64, 4, 8))
+    out: Any = natten_mlx.na2d(query, query, query, kernel_size=7)
+    if not mx.allclose(out, query).item():
+        raise ArithmeticError("the result is not what it must be")
+    return "gives the right result"
+
+
+def _environment(report: Report, name: str, check: Callable[[], object] | None) -> None:
+    """What a variable says. One that is wrong is dropped, so that the rest can be looked at."""
+    value = os.environ[name]
+    try:
+        if check is not None:
+            check()
+        report.line(name, value)
+    except Exception as error:
+        message = str(error)
+        report.fail(name, f"{message if value in message else f'{value}: {message}'} (ignored in what follows)")
+        del os.environ[name]
+
+
+def _check_backend() -> None:
+    from natten_mlx import _ext
+
+    _ext.get_backend()
+
+
+def _check_strict() -> None:
+    from natten_mlx import _ext
+
+    if os.environ["NATTEN_STRICT"] in ("", "0") or os.environ.get("NATTEN_BACKEND", "auto") in ("", "auto"):
+        return
+    chosen = _ext.get_backend()
+    for row in _ext.support_matrix().values():
+        if row["name"] == chosen and not row["available"]:
+            raise RuntimeError(f"tier '{chosen}' is chosen and can't run here, so that every call raises")
+
+
+def _check_module() -> None:
+    from natten_mlx import _backend
+
+    _backend.load_external_module()
+
+
+def _check_target() -> None:
+    from natten_mlx import _ext
+
+    _ext.cpu_target()
+
+
+def _check_threads() -> None:
+    from natten_mlx import _ext
+
+    _ext.cpu_threads()
+
+
+ENVIRONMENT: dict[str, Callable[[], object]] = {
+    "NATTEN_BACKEND": _check_backend,
+    "NATTEN_STRICT": _check_strict,
+    "NATTEN_MLX_NANOBIND_MODULE": _check_module,
+    "NATTEN_CPU_TARGET": _check_target,
+    "NATTEN_NUM_THREADS": _check_threads,
+}
 
 
 def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _mlx_flavor() -> str:
-    """The package that brings MLX's library."""
-    names = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal")
-    return ", ".join(name for name in names if _version(name) != "not installed") or "built from source"
-
-
-def _gpu() -> str:
-    import mlx.core as mx
-
-    if mx.metal.is_available():
-        return "Metal"
-    return "CUDA" if mx.cuda.is_available() else "none"
+        return ""
 
 
 def _usable_cores() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from natten_mlx.cli import InputError
+from natten_mlx.cli.arguments import blaming_options
 
 Keys = list[list[int]]  # attended keys of each axis; the window is their product
 
@@ -21,16 +22,19 @@ def window_keys(
 
     rank = len(shape)
     call = (1, *shape, 1, 1)
-    explain(call, call, call, **neighborhood)  # the library's validation, with its messages
+    with blaming_options():
+        explain(call, call, call, **neighborhood)  # the library's validation, with its messages
     spread = {name: value if isinstance(value, tuple) else (value,) * rank for name, value in neighborhood.items()}
     strides = spread["stride"]
     if query is None:
         query = tuple(length // 2 // stride * stride for length, stride in zip(shape, strides, strict=True))
     for axis, (index, length, stride) in enumerate(zip(query, shape, strides, strict=True)):
         if not 0 <= index < length:
-            raise InputError(f"query[{axis}]={index} lies outside of an axis of {length} tokens")
+            raise InputError(f"--query: {index} lies outside of axis {axis}, which has {length} tokens")
         if index % stride:
-            raise InputError(f"query[{axis}]={index} isn't computed: with stride {stride} only its multiples are")
+            raise InputError(
+                f"--query: {index} isn't computed on axis {axis}: with --stride {stride} only its multiples are"
+            )
     keys = [
         _ext.window_keys(
             query[axis],
@@ -61,12 +65,22 @@ def _planes(query: tuple[int, ...], shape: tuple[int, ...], keys: Keys) -> list[
     return [(z, [[cell(z, y, x) for x in range(width)] for y in range(height)]) for z in range(depth)]
 
 
-def draw_text(query: tuple[int, ...], shape: tuple[int, ...], keys: Keys) -> str:
-    """`Q` the query, `#` a key that it attends, `.` a token that it does not; a 3-D input plane by plane."""
+def draw_text(query: tuple[int, ...], shape: tuple[int, ...], keys: Keys, width: int) -> str:
+    """`Q` the query, `#` a key that it attends, `.` a token that it does not; a 3-D input plane by plane.
+
+    Rows longer than `width` characters are cut into parts, one below the other.
+    """
     blocks = []
+    columns = max((width + 1) // 2, 1)
+    last = len(shape) - 1
     for z, rows in _planes(query, shape, keys):
         title = [f"axis 0 = {z}"] if len(shape) == 3 else []
-        blocks.append("\n".join(title + [" ".join(row) for row in rows]))
+        for start in range(0, shape[-1], columns):
+            end = min(start + columns, shape[-1])
+            part = [f"axis {last} from {start} to {end - 1}"] if columns < shape[-1] else []
+            blocks.append(
+                "\n".join([", ".join(title + part)] * bool(title or part) + [" ".join(row[start:end]) for row in rows])
+            )
     return "\n\n".join(blocks)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
+from typing import Any
 
 from natten_mlx.cli import InputError
-from natten_mlx.cli.arguments import DTYPES, add_neighborhood, integers, neighborhood
+from natten_mlx.cli.arguments import DTYPES, add_neighborhood, blaming_options, integers, neighborhood
 
 HELP = "show which tier would run a given call, and why not the others"
 
@@ -26,7 +26,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-heads", type=int, metavar="N", help="heads of key and value (default: those of query)")
     parser.add_argument("--value-dim", type=int, metavar="N", help="head dim of value (default: that of query)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--cost", action="store_true", help="also bytes, FLOPs and tile waste of each kernel")
+    parser.add_argument("--rpb", action="store_true", help="with a relative position bias")
+    parser.add_argument("--lengths", action="store_true", help="with samples of different lengths")
+    parser.add_argument(
+        "--additional-keys", type=int, default=0, metavar="N", help="with N tokens that all queries see"
+    )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="also bytes, FLOPs and tile waste of each kernel, on a GPU that need not be here",
+    )
     parser.add_argument("--tier", help="as if set_backend had chosen this tier (default: the current choice)")
 
 
@@ -35,21 +44,44 @@ def run(args: argparse.Namespace) -> int:
 
     import natten_mlx
 
-    query, layout = tuple(args.shape), LAYOUTS[args.function]
-    if len(query) != len(layout):
-        raise InputError(f"--shape of {args.function} is {','.join(layout)}: {len(layout)} values, got {len(query)}")
+    query = tensor_shape(args)
     *outer, heads, head_dim = query
     kv_heads = heads if args.kv_heads is None else args.kv_heads
     key = (*outer, kv_heads, head_dim)
     value = (*outer, kv_heads, head_dim if args.value_dim is None else args.value_dim)
+    extra: dict[str, Any] = {}
+    if args.rpb and args.op == "av":
+        raise InputError("--rpb: av takes none, it is part of qk's logits")
+    if args.rpb:
+        extra["rpb"] = (heads, *(2 * k - 1 for k in spread(args.kernel_size, len(outer) - 1)))
+    if args.lengths:
+        extra["lengths"] = (outer[0], len(outer) - 1)[: 1 if len(outer) == 2 else 2]
+    if args.additional_keys < 0 or (args.additional_keys and args.op != "attention"):
+        raise InputError("--additional-keys is a number of tokens, of the fused call only")
+    if args.additional_keys:
+        extra["additional_keys"] = (outer[0], args.additional_keys, kv_heads, head_dim)
+        extra["additional_values"] = (outer[0], args.additional_keys, kv_heads, value[-1])
     if args.op == "av":  # its first argument is attn, with one weight per slot of the window
         batch, *lengths = outer
-        kernel, stride = (x * len(lengths) if len(x) == 1 else x for x in (args.kernel_size, args.stride))
+        kernel, stride = (spread(x, len(lengths)) for x in (args.kernel_size, args.stride))
         queries = [-(-length // max(s, 1)) for length, s in zip(lengths, stride, strict=False)]
         query = (batch, *queries, heads, math.prod(kernel))
     if args.tier is not None:
         natten_mlx.set_backend(args.tier)
-    dtype = getattr(mx, args.dtype)
-    explanation = natten_mlx.explain(query, key, value, op=args.op, dtype=dtype, **neighborhood(args))
-    print(explanation if args.cost else replace(explanation, cost=""))
+    options = {"op": args.op, "dtype": getattr(mx, args.dtype), "cost": args.cost, **extra, **neighborhood(args)}
+    with blaming_options():
+        print(natten_mlx.explain(query, key, value, **options))
     return 0
+
+
+def tensor_shape(args: argparse.Namespace) -> tuple[int, ...]:
+    """The option `--shape` of a function's query."""
+    layout, shape = LAYOUTS[args.function], tuple(args.shape)
+    if len(shape) != len(layout):
+        raise InputError(f"--shape of {args.function} is {','.join(layout)}: {len(layout)} values, got {len(shape)}")
+    return shape
+
+
+def spread(values: list[int], rank: int) -> list[int]:
+    """One value for all axes, or the values as they are."""
+    return values * rank if len(values) == 1 else values

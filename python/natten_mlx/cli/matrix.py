@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     console.print(table(matrix))
-    for name, row in matrix.items():
+    for row in matrix.values():
         for constraint in row["constraints"]:
-            console.print(f"[bold]{name}[/]: {constraint}", highlight=False)
+            console.print(f"[bold]{row['name']}[/]: {constraint}", highlight=False)
     return 0
 
 
@@ -36,17 +36,16 @@ def table(matrix: dict[str, Any]) -> Any:
 
     result = Table(title="natten-mlx support matrix")
     result.add_column("")
-    for name in matrix:
-        result.add_column(name, overflow="fold")
+    for row in matrix.values():
+        result.add_column(row["name"], overflow="fold")
 
     def add(label: str, *cells: str) -> None:
         result.add_row(label, *cells)
 
     rows = list(matrix.values())
     add("available here", *("[green]yes[/]" if row["available"] else f"[yellow]no[/]: {row['reason']}" for row in rows))
-    for field in ("forward", "backward", "varlen"):
+    for field in ("forward", "backward", "fusion", "varlen"):
         add(field, *(", ".join(name for name, covered in row[field].items() if covered) or "-" for row in rows))
-    add("fusion", *("yes" if row["fusion"] else "no" for row in rows))
     for field in ("devices", "dtypes"):
         add(field, *(", ".join(row[field]) for row in rows))
     return result

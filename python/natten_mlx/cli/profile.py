@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from natten_mlx.cli import InputError
-from natten_mlx.cli.arguments import DTYPES, add_neighborhood, integers, neighborhood
-from natten_mlx.cli.bench import use_device
-from natten_mlx.cli.explain import LAYOUTS
+from natten_mlx.cli.arguments import DTYPES, add_neighborhood, blaming_options, integers, neighborhood
+from natten_mlx.cli.bench import progress_bar, use_device
+from natten_mlx.cli.explain import LAYOUTS, tensor_shape
 
 HELP = "measure one call: tier, kernel, operations, bytes, bound, time per stage, and hints"
 
@@ -23,17 +23,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--tier", help="measure on this tier (default: the current choice)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: MLX's")
-    parser.add_argument("--seconds", type=float, default=0.5, help="spent on each stage, about")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for all measurements: what doesn't fit is left out")
 
 
 def run(args: argparse.Namespace) -> int:
     from natten_mlx.bench.calls import on_tier, parse_tiers
     from natten_mlx.bench.cases import Case
-    from natten_mlx.bench.profile import profile
+    from natten_mlx.bench.profile import profile, stage_count
 
-    shape, layout = tuple(args.shape), LAYOUTS[args.function]
-    if len(shape) != len(layout):
-        raise InputError(f"--shape of {args.function} is {','.join(layout)}: {len(layout)} values, got {len(shape)}")
+    shape = tensor_shape(args)
     if not args.seconds > 0:
         raise InputError(f"--seconds expects a positive number, got {args.seconds:g}")
     use_device(args.device)
@@ -41,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     tier = parse_tiers([args.tier])[0] if args.tier else "auto"
     form = "split" if args.split else "fused"
     case = Case("profile", shape, dtype=args.dtype, form=form, **options)
-    with on_tier(tier):
-        _print(profile(case, args.kv_heads, args.value_dim, args.seconds))
+    with on_tier(tier), blaming_options(), progress_bar(stage_count(case)) as progress:
+        found = profile(case, args.kv_heads, args.value_dim, args.seconds, progress)
+    _print(found)
     return 0
 
 
@@ -56,11 +55,12 @@ def _print(found: Any) -> None:
     print(f"machine {found.fma_rate / 1e9:.0f} GFLOP/s, {found.copy_rate / 1e9:.1f} GB/s, measured in this run\n")
     print(f"{'stage':42}{'measured':>11}{'predicted':>11}  {'bound':9}{'GFLOP':>8}{'MB':>8}{'of bound':>10}")
     for stage in found.stages:
-        line = f"{stage.name:42}{number(1e6 * stage.seconds):>8} us"
+        seconds = stage.seconds
+        line = f"{stage.name:42}" + ("   left out" if seconds is None else f"{number(1e6 * seconds):>8} us")
         if stage.bound is not None:
-            part = 100 * stage.bound.seconds / stage.seconds
+            part = "-" if seconds is None else f"{100 * stage.bound.seconds / seconds:.0f}%"
             line += f"{number(1e6 * stage.bound.seconds):>8} us  {stage.bound.bound:9}"
-            line += f"{number(stage.flops / 1e9):>8}{number(stage.bytes / 1e6):>8}{part:>9.0f}%"
+            line += f"{number(stage.flops / 1e9):>8}{number(stage.bytes / 1e6):>8}{part:>10}"
         print(line)
     print()
     for hint in found.hints:

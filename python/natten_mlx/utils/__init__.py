@@ -1,1 +1,5 @@
 """Helpers that need no attention."""
+
+from natten_mlx.utils import window
+
+__all__ = ["window"]

@@ -11,6 +11,7 @@ import numpy as np
 from natten_mlx import _ext
 
 _starts = np.vectorize(_ext.window_start, otypes=[np.int64, np.int64])
+_ends = np.vectorize(_ext.window_end, otypes=[np.int64])
 
 
 def _check_neighborhood(kernel_size: Any, neighborhood_size: Any) -> None:
@@ -27,15 +28,17 @@ def get_window_start(index: Any, length: Any, kernel_size: Any, neighborhood_siz
     """First key that the query at `index` attends.
 
     Raises:
-        ValueError: an index outside the axis, a window that does not fit it, a wrong neighborhood_size.
+        ValueError: what is no integer, an index outside the axis, a window that does not fit it, a wrong
+            neighborhood_size.
     """
+    starts = _starts(index, length, kernel_size, dilation)[0]
     _check_neighborhood(kernel_size, neighborhood_size)
-    return _plain(_starts(index, length, kernel_size, dilation)[0])
+    return _plain(starts)
 
 
 def get_window_end(start_index: Any, length: Any, kernel_size: Any, dilation: Any) -> Any:
     """min(length, start_index + kernel_size * dilation): keys are start, start + dilation, ... below it."""
-    return _plain(np.minimum(length, np.asarray(start_index) + np.asarray(kernel_size) * np.asarray(dilation)))
+    return _plain(_ends(start_index, length, kernel_size, dilation))
 
 
 def get_pb_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: Any, dilation: Any) -> Any:
@@ -44,8 +47,9 @@ def get_pb_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: A
     Raises:
         ValueError: see get_window_start.
     """
+    biases = _starts(index, length, kernel_size, dilation)[1]
     _check_neighborhood(kernel_size, neighborhood_size)
-    return _plain(_starts(index, length, kernel_size, dilation)[1])
+    return _plain(biases)
 
 
 def compute_window_start_end(query_positions: Any, length: Any, kernel_size: Any, dilation: Any) -> tuple[Any, Any]:

@@ -8,47 +8,47 @@ struct MatrixBackward {
   View<StreamedB> from_b;
   View<LseP> lse;
   View<DeltaP> delta;
-  NA_A_TYPE* rows_a;
-  NA_B_TYPE* rows_b;
+  Lane lane;
+  NA_THREADGROUP NA_A_TYPE* rows_a;
+  NA_THREADGROUP NA_B_TYPE* rows_b;
+  NA_THREADGROUP unsigned* words;
   BiasP rpb;
-  float factor;  ///< of logits, to powers of two
   int bias_entry[2];
-  float* lses;  ///< of streamed queries, in powers of two; their deltas follow
-  unsigned held_a[NA_A_CHANNELS / 16][4];
-  unsigned held_b[NA_B_CHANNELS / 16][4];
+  NA_THREADGROUP float* lses;  ///< of streamed queries, in powers of two; their deltas follow
+  Held<NA_A_TYPE, NA_A_CHANNELS> held_a;
+  Held<NA_B_TYPE, NA_B_CHANNELS> held_b;
   float held_lse[2];
   float held_delta[2];
-  float sum_a[NA_A_CHANNELS / 8][4];
-  float sum_b[NA_B_CHANNELS / 8][4];
+  float sum_a[NA_A_WIDTH / 8][4];
+  float sum_b[NA_B_WIDTH / 8][4];
 
-  NATTEN_FN void load_scalars(int i, const int* position) {
+  NATTEN_FN void load_scalars(int i, const NA_THREAD int* position) NA_THREAD {
     if (kQueries) return;
-    const float lse_of_query = number_at(lse, position);
-    lses[i] = backward_lse(lse_of_query);
-    lses[NA_CHUNK + i] = backward_delta(number_at(delta, position), lse_of_query);
+    lses[i] = NA_LOG2_E * number_at(lse, position);
+    lses[NA_CHUNK + i] = number_at(delta, position);
   }
 
   template <bool kCareful>
-  NATTEN_FN void block(const Meeting& meeting, int row, bool all) {
+  NATTEN_FN void block(const NA_THREAD Meeting& meeting, int row, bool all) NA_THREAD {
     float weights[NA_BLOCK / 8][4], gradients[NA_BLOCK / 8][4];
     clear_blocks(weights);
     clear_blocks(gradients);
-    multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH);
-    scale_logits(weights, factor);
-    multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH);
-    if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, shared_words() + row);
+    multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH, lane);
+    scale_logits(weights);
+    multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH, lane);
+    if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, words + row, lane);
     unsigned met = ~0u;
-    if (!all) met = mask_logits(weights, meeting, shared_words() + row);
+    if (!all) met = mask_logits(weights, meeting, words + row, lane);
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
       NA_UNROLL for (int e = 0; e < 4; ++e) {
-        const int streamed = row + 8 * i + hardware_lane() % 4 * 2 + e % 2;
+        const int streamed = row + 8 * i + 2 * lane.pair + e % 2;
         weights[i][e] = exp2_of(weights[i][e] - (kQueries ? held_lse[e / 2] : lses[streamed]));
         gradients[i][e] =
             weights[i][e] * (gradients[i][e] - (kQueries ? held_delta[e / 2] : lses[NA_CHUNK + streamed]));
       }
     }
-    if (!kQueries) add_rows<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH);
-    add_rows<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH);
+    if (!kQueries) add_weighted<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH, lane);
+    add_weighted<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH, lane);
   }
 };
 
@@ -56,10 +56,13 @@ template <bool kQueries, class HeldA, class HeldB, class StreamedA, class Stream
           class BiasP, class TA, class TB>
 NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> streamed_a,
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
-                                  TA* to_a, TB* to_b, float*, NA_A_TYPE* rows_a, NA_B_TYPE* rows_b, float* scratch,
-                                  Site site, float scale) {
-  const Tile tile = tile_of<kQueries>(matrix_site(site));
+                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float*,
+                                  NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
+                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words, Site site) {
   MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
+  body.lane = lane_of(site.thread_index);
+  body.words = words;
+  const Tile tile = tile_of<kQueries>(matrix_site(site, body.lane));
   clear_blocks(body.sum_a);
   clear_blocks(body.sum_b);
   if (!tile.empty) {
@@ -67,9 +70,8 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
     const Region region = region_of(tile);
     const Meeting meeting = meeting_of(tile, items, region);
     const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
-    load_operand(body.held_a, view(held_a, held, tile, site.head), items, tile.lane);
-    load_operand(body.held_b, view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, tile.lane);
-    body.factor = scale * NA_LOG2_E;
+    body.held_a.load(view(held_a, held, tile, site.head), items, body.lane);
+    body.held_b.load(view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, body.lane);
     body.rows_a = rows_a;
     body.rows_b = rows_b;
     body.lses = scratch;
@@ -86,9 +88,8 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
         body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
         NA_UNROLL for (int r = 0; r < 2; ++r) {
           if (!kQueries) continue;
-          const float lse_of_query = number_at(body.lse, items.position[r]);
-          body.held_lse[r] = backward_lse(lse_of_query);
-          body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
+          body.held_lse[r] = NA_LOG2_E * number_at(body.lse, items.position[r]);
+          body.held_delta[r] = number_at(body.delta, items.position[r]);
         }
         if (careful) {
           sweep_region<true>(body, tile, region, meeting);
@@ -96,17 +97,18 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
           sweep_region<false>(body, tile, region, meeting);
         }
       }
-      if (careful || !__syncthreads_or(!all_finite(body.sum_a) || !all_finite(body.sum_b))) break;
+      if (careful) break;
+      if (!any_of_threadgroup(!all_finite(body.sum_a) || !all_finite(body.sum_b), words, body.lane.index)) break;
       careful = true;
       clear_blocks(body.sum_a);
       clear_blocks(body.sum_b);
     }
   }
   float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
-  to_vectors(vectors_a, body.sum_a, tile.lane);
-  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);
+  to_vectors(vectors_a, body.sum_a, body.lane.pair);
+  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, NA_SCALE);
   if (kQueries) return;
-  to_vectors(vectors_b, body.sum_b, tile.lane);
+  to_vectors(vectors_b, body.sum_b, body.lane.pair);
   store_items<kQueries, false, NA_B_CHANNELS>(to_b, vectors_b, tile, 1.0f);
 }
 

@@ -5,46 +5,46 @@ template <class KeyP, class ValueP, class BiasP>
 struct MatrixForward {
   View<KeyP> from_a;
   View<ValueP> from_b;
-  NA_A_TYPE* rows_a;
-  NA_B_TYPE* rows_b;
+  Lane lane;
+  NA_THREADGROUP NA_A_TYPE* rows_a;
+  NA_THREADGROUP NA_B_TYPE* rows_b;
+  NA_THREADGROUP unsigned* words;
   BiasP rpb;
-  float factor;       ///< of logits, to powers of two
   int bias_entry[2];  ///< of the region's first key
-  unsigned query[NA_A_CHANNELS / 16][4];
-  float out[NA_B_CHANNELS / 8][4];
+  Held<NA_A_TYPE, NA_A_CHANNELS> query;
+  float out[NA_B_WIDTH / 8][4];
   float maximum[2];
   float sum[2];  ///< of this thread's keys
 
-  NATTEN_FN void clear() {
+  NATTEN_FN void clear() NA_THREAD {
     clear_blocks(out);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       maximum[r] = -3.4e38f;  // finite, so that a block without keys gives exp2(-inf)
       sum[r] = 0.0f;
     }
   }
-  NATTEN_FN void load_scalars(int, const int (&)[3]) {}
+  NATTEN_FN void load_scalars(int, const NA_THREAD int (&)[3]) NA_THREAD {}
 
   template <bool kCareful>
-  NATTEN_FN void block(const Meeting& meeting, int row, bool all) {
+  NATTEN_FN void block(const NA_THREAD Meeting& meeting, int row, bool all) NA_THREAD {
     float weights[NA_BLOCK / 8][4];
     clear_blocks(weights);
-    multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH);
-    scale_logits(weights, factor);
-    if (NA_HAS_RPB) add_bias<true>(weights, rpb, bias_entry, meeting, shared_words() + row);
+    multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH, lane);
+    scale_logits(weights);
+    if (NA_HAS_RPB) add_bias<true>(weights, rpb, bias_entry, meeting, words + row, lane);
     unsigned met = ~0u;
-    if (!all) met = mask_logits(weights, meeting, shared_words() + row);
+    if (!all) met = mask_logits(weights, meeting, words + row, lane);
     float highest[2] = {maximum[0], maximum[1]};
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
       NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2] = greater(highest[e / 2], weights[i][e]);
     }
     if (any_lane(highest[0] > maximum[0] || highest[1] > maximum[1])) {  // rare after the first blocks
       NA_UNROLL for (int r = 0; r < 2; ++r) {
-        highest[r] = greater(highest[r], exchange(highest[r], 1));
-        highest[r] = greater(highest[r], exchange(highest[r], 2));
+        highest[r] = greatest_of_row(highest[r]);
         const float factor = exp2_of(maximum[r] - highest[r]);
         maximum[r] = highest[r];
         sum[r] *= factor;
-        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+        NA_UNROLL for (int j = 0; j < NA_B_WIDTH / 8; ++j) {
           out[j][2 * r] *= factor;
           out[j][2 * r + 1] *= factor;
         }
@@ -56,43 +56,43 @@ struct MatrixForward {
         sum[e / 2] += weights[i][e];
       }
     }
-    add_rows<kCareful, NA_B_PITCH>(out, weights, met, rows_b + row * NA_B_PITCH);
+    add_weighted<kCareful, NA_B_PITCH>(out, weights, met, rows_b + row * NA_B_PITCH, lane);
   }
 };
 
 template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
-NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, OutT* out, float* lse,
-                                 NA_A_TYPE* keys, NA_B_TYPE* values, Site site, float scale) {
-  const Tile tile = tile_of<true>(matrix_site(site));
+NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
+                                 NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
+                                 NA_THREADGROUP unsigned* words, Site site) {
   MatrixForward<KeyP, ValueP, BiasP> body;
+  body.lane = lane_of(site.thread_index);
+  body.words = words;
   body.clear();
+  const Tile tile = tile_of<true>(matrix_site(site, body.lane));
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
     const Region region = region_of(tile);
     const Meeting meeting = meeting_of(tile, items, region);
-    load_operand(body.query, view(query, Indexed::query_tokens, tile, site.head), items, tile.lane);
+    body.query.load(view(query, Indexed::query_tokens, tile, site.head), items, body.lane);
     body.from_a = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.from_b = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
-    body.factor = scale * NA_LOG2_E;
     body.rows_a = keys;
     body.rows_b = values;
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
     if (NA_HAS_RPB) bias_entries<true>(body.bias_entry, tile, items);
     sweep_region<false>(body, tile, region, meeting);
-    if (__syncthreads_or(!all_finite(body.out))) {
+    if (any_of_threadgroup(!all_finite(body.out), words, body.lane.index)) {
       body.clear();
       sweep_region<true>(body, tile, region, meeting);
     }
   }
   float vectors[2][NA_B_HELD];
-  to_vectors(vectors, body.out, tile.lane);
+  to_vectors(vectors, body.out, body.lane.pair);
   NA_UNROLL for (int r = 0; r < 2; ++r) {
     const float sum = sum_row(body.sum[r]);
-    const bool is_empty = sum == 0.0f;  // every logit is -inf
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] = is_empty ? 0.0f : vectors[r][i] * (1.0f / sum);
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] *= 1.0f / sum;
     if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
-    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.maximum[r] + log2_of(sum);
-    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
+    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? (body.maximum[r] + log2_of(sum)) * NA_LN_2 : 0.0f;
   }
   store_items<true, false, NA_B_CHANNELS>(out, vectors, tile, 1.0f);
 }

@@ -5,6 +5,7 @@
 #define NA_THREAD
 #define NA_UNROLL _Pragma("unroll")
 #define NA_UNROLL_TWICE _Pragma("unroll 2")
+#define NA_UNROLL_NONE _Pragma("unroll 1")
 #define NA_INFINITY __int_as_float(0x7f800000)
 
 namespace natten {
@@ -23,6 +24,19 @@ NATTEN_FN bool all_lanes(bool value) {
 }
 NATTEN_FN float exchange(float value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+template <class T>
+NATTEN_FN T from_lane(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+NATTEN_FN int least_of_lanes(int value) {
+  return __reduce_min_sync(0xffffffffu, value);
+}
+NATTEN_FN int greatest_of_lanes(int value) {
+  return __reduce_max_sync(0xffffffffu, value);
+}
+NATTEN_FN bool any_of_threadgroup(bool value, const unsigned*, int) {
+  return __syncthreads_or(value) != 0;
 }
 NATTEN_FN float exp2_of(float x) {
   float y;

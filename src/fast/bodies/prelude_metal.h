@@ -5,6 +5,7 @@
 #define NA_THREAD thread
 #define NA_UNROLL _Pragma("clang loop unroll(full)")
 #define NA_UNROLL_TWICE _Pragma("clang loop unroll_count(2)")
+#define NA_UNROLL_NONE _Pragma("clang loop unroll(disable)")
 #define NA_INFINITY INFINITY
 
 namespace natten {
@@ -23,6 +24,26 @@ inline bool all_lanes(bool value) {
 }
 inline float exchange(float value, int distance) {
   return metal::simd_shuffle_xor(value, ushort(distance));
+}
+template <class T>
+inline T from_lane(T value, int lane) {
+  return metal::simd_shuffle(value, ushort(lane));
+}
+inline int least_of_lanes(int value) {
+  return metal::simd_min(value);
+}
+inline int greatest_of_lanes(int value) {
+  return metal::simd_max(value);
+}
+/// `scratch`: a word for each simdgroup.
+inline bool any_of_threadgroup(bool value, threadgroup unsigned* scratch, int index) {
+  const bool any = any_lane(value);
+  barrier();
+  if (index % 32 == 0) scratch[index / 32] = any ? 1u : 0u;
+  barrier();
+  bool found = false;
+  for (int i = 0; i < NA_THREADS / 32; ++i) found = found || scratch[i] != 0;
+  return found;
 }
 inline float exp2_of(float x) {
   return metal::exp2(x);

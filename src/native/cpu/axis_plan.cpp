@@ -6,6 +6,7 @@ namespace natten::cpu {
 
 AxisGroup::AxisGroup(const Axis& axis, std::int64_t group)
     : first_token(group), token_step(axis.dilation), places(group_length(axis.length, axis.dilation, group)) {
+  queries.reserve((places + axis.stride - 1) / axis.stride + 1);
   for (std::int64_t place = 0; place < places; ++place) {
     if (token(place) % axis.stride != 0) continue;
     const Span keys = window(axis, place, places);

@@ -33,6 +33,7 @@ struct AxisGroup {
 
   AxisGroup(const Axis& axis, std::int64_t group);
   std::int64_t token(std::int64_t place) const { return first_token + place * token_step; }
+  std::int64_t bytes() const { return queries.capacity() * sizeof(Query) + attending.capacity() * sizeof(Span); }
 };
 
 /// What one task works on along an axis.

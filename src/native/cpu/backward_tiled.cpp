@@ -84,9 +84,26 @@ class BackwardSweep : public TileSweep {
       to[lse_ + lane] = saved_.lse[flat] * kLog2E;
       to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[flat]);
     }
+    if (has_empty(to)) {
+      clear_empty_rows(to + lse_, tile.count, query, pitch_);
+      clear_empty_rows(to + lse_, tile.count, dout, value_pitch_);
+    }
   }
 
-  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
+  /// Whether the tile has a query all of whose logits are -inf: its weights and gradients are zero.
+  bool has_empty(const float* packed) const {
+    const TileTag d;
+    return !hn::AllFalse(d, are_lowest(hn::Load(d, packed + lse_)));
+  }
+
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
+    if (has_empty(from)) {
+      const TileTag d;
+      const auto is_empty = are_lowest(hn::Load(d, from + lse_));
+      for (std::int64_t c = dquery_t_; c < dquery_t_ + kLanes * dim_; c += kLanes) {
+        hn::Store(hn::IfThenZeroElse(is_empty, hn::Load(d, from + c)), d, from + c);
+      }
+    }
     store_transposed(from + dquery_t_, dim_, scale_, tile, *gradients_.query, true, q0, q1, head);
   }
 
@@ -102,12 +119,12 @@ class BackwardSweep : public TileSweep {
     call_tiles(kMultiply, tile, keys, dim_, pointers_[0], count, slots, probabilities);
     call_tiles(kMultiply, tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots,
                dlogits);
-    const auto finish =
-        inputs_.rpb == nullptr
-            ? (tile.is_masked ? &BackwardSweep::finish_scores<false, true>
-                              : &BackwardSweep::finish_scores<false, false>)
-            : (tile.is_masked ? &BackwardSweep::finish_scores<true, true> : &BackwardSweep::finish_scores<true, false>);
     for (int r = 0; r < count; ++r) {
+      const bool is_masked = tile.is_masked || has_empty(rows[r].tiles + tile_start);
+      const auto finish =
+          inputs_.rpb == nullptr
+              ? (is_masked ? &BackwardSweep::finish_scores<false, true> : &BackwardSweep::finish_scores<false, false>)
+              : (is_masked ? &BackwardSweep::finish_scores<true, true> : &BackwardSweep::finish_scores<true, false>);
       (this->*finish)(tile, rows[r], tile_start, slot, slots, probabilities + r * score_size_,
                       dlogits + r * score_size_);
       add_bias_gradient(tile, rows[r], slot, slots, dlogits + r * score_size_);
@@ -133,6 +150,7 @@ class BackwardSweep : public TileSweep {
     const auto lse = hn::Load(d, row.tiles + tile_start + lse_);
     const auto delta = hn::Load(d, row.tiles + tile_start + delta_);
     const auto log2e = hn::Set(d, kLog2E);
+    const auto is_empty = are_lowest(lse);
     const float* bias = bias_of(inputs_.rpb, row);
     for (int s = 0; s < slots; ++s, logits += kLanes, dlogits += kLanes) {
       auto logit = hn::Sub(hn::Load(d, logits), lse);
@@ -140,7 +158,7 @@ class BackwardSweep : public TileSweep {
       auto probability = exp2_float(logit);
       auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
       if constexpr (kMasked) {
-        const auto empty = empty_lanes(tile, slot + s);
+        const auto empty = hn::Or(is_empty, empty_lanes(tile, slot + s));
         probability = hn::IfThenZeroElse(empty, probability);
         dlogit = hn::IfThenZeroElse(empty, dlogit);
       }
@@ -364,6 +382,8 @@ class DenseSweep final : public BackwardSweep {
     const auto bias0 = hn::LoadU(di, windows.bias);
     const auto last_bias = hn::Set(di, static_cast<std::int32_t>(2 * axes_[2].kernel_size - 2));
     const auto log2e = hn::Set(d, kLog2E);
+    const auto is_empty = are_lowest(lse);
+    const Span common = hn::AllFalse(d, is_empty) ? windows.common : Span{0, 0};
     const float* bias = bias_of(inputs_.rpb, row);
     float* dbias =
         kBias && task_.drpb != nullptr && row.owned ? task_.drpb + row.head * bias_table_ + row.bias : nullptr;
@@ -377,8 +397,8 @@ class DenseSweep final : public BackwardSweep {
       }
       auto probability = exp2_float(logit);
       auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
-      if (!contains(windows.common, key + i)) {
-        const auto outside = hn::RebindMask(d, hn::Or(hn::Gt(start, k), hn::Not(hn::Gt(end, k))));
+      if (!contains(common, key + i)) {
+        const auto outside = hn::Or(is_empty, hn::RebindMask(d, hn::Or(hn::Gt(start, k), hn::Not(hn::Gt(end, k)))));
         probability = hn::IfThenZeroElse(outside, probability);
         dlogit = hn::IfThenZeroElse(outside, dlogit);
       }
@@ -402,13 +422,13 @@ void run_backward(const AttentionInputs& inputs, const SavedForward& saved, cons
                   const Task& task) {
   const auto& axes = inputs.problem.axes;
   if (axes[0].kernel_size == 1 && axes[1].kernel_size == 1 && axes[2].kernel_size >= tuning::kDenseKernel) {
+    const std::int64_t tables = inputs.problem.heads / inputs.problem.kv_heads * (2 * axes[2].kernel_size - 1);
+    std::vector<float> before;
+    if (task.drpb != nullptr) before.assign(task.drpb, task.drpb + tables);
     DenseSweep sweep(inputs, saved, gradients, task);
     sweep.run();
     if (sweep.is_finite()) return;
-    if (task.drpb != nullptr) {
-      const std::int64_t heads = inputs.problem.heads / inputs.problem.kv_heads;
-      std::fill_n(task.drpb, heads * (2 * axes[2].kernel_size - 1), 0.0f);
-    }
+    std::copy(before.begin(), before.end(), task.drpb);
   }
   BackwardSweep(inputs, saved, gradients, task).run();
 }

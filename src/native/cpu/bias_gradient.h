@@ -2,29 +2,37 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
-
-#include "native/cpu/kernels.h"
-#include "native/cpu/tensor.h"
+#include <cstdlib>
+#include <memory>
 
 namespace natten::cpu {
 
-/// One partial table per head and part, where a part is a fixed run of positions; added up in the order of the parts.
+/// Partial tables, of which those of one owner (some heads) are added up in the order of the parts. The first part adds
+/// to the result itself. Which part a query belongs to, and how many there are, depends on the problem only.
 class BiasGradient {
  public:
-  /// `drpb` may be null: then there is nothing to sum, and run_length() is `default_run`.
-  BiasGradient(const Problem& problem, const Grid& grid, std::int64_t default_run, float* drpb);
+  /// `drpb`, which holds `owners` tables of `entries` each, or null: then there is nothing to sum. Not more than
+  /// `wanted` parts, and as few as keep the memory below a limit.
+  BiasGradient(float* drpb, std::int64_t owners, std::int64_t entries, std::int64_t wanted);
 
-  std::int64_t run_length() const { return run_length_; }  ///< positions of one part
-  float* part(std::int64_t head, std::int64_t part) {
-    return drpb_ == nullptr ? nullptr : partial_.data() + (head * parts_ + part) * entries_;
+  std::int64_t parts() const { return parts_; }
+  /// Null when there is nothing to sum.
+  float* part(std::int64_t owner, std::int64_t part) const {
+    if (part == 0 || drpb_ == nullptr) return drpb_ == nullptr ? nullptr : drpb_ + owner * entries_;
+    return partial_.get() + ((part - 1) * owners_ + owner) * entries_;
   }
-  void add_up();
+  void add_up() const;
 
  private:
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
   float* drpb_;
-  std::int64_t heads_, entries_, run_length_, parts_;
-  std::vector<float> partial_;
+  std::int64_t owners_, entries_, parts_;
+  std::unique_ptr<float, Free> partial_;
 };
+
+/// Overrides the limit of the memory of all partial tables, in bytes; 0 returns to the default. For tests.
+void set_bias_gradient_limit(std::int64_t bytes);
 
 }  // namespace natten::cpu

@@ -14,7 +14,6 @@
 #define HWY_TARGET_INCLUDE "native/cpu/forward_lanes.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/tile_products-inl.h"
@@ -103,8 +102,8 @@ class LanesSweep {
         p_(pass.inputs.problem),
         task_(task),
         axes_(task.plan->sample.axes),
-        group_{&task.plan->groups[0][task.group[0]], &task.plan->groups[1][task.group[1]],
-               &task.plan->groups[2][task.group[2]]},
+        group_{&task.plan->group(0, task.group[0]), &task.plan->group(1, task.group[1]),
+               &task.plan->group(2, task.group[2])},
         heads_(p_.heads / p_.kv_heads),
         pitch_((p_.head_dim + kLanes - 1) / kLanes * kLanes),
         value_pitch_((p_.value_dim + kLanes - 1) / kLanes * kLanes),
@@ -216,8 +215,9 @@ class LanesSweep {
     const ScoreRow row{scores + begin[0] * kLanes, 1, 0, end[count - 1] - begin[0]};
     const TileVec max = max_of(row);
     const TileVec sum = exp2_row(row, max);
-    hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
-    hn::Store(hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum)), d, lse_);
+    const Normalizer normalizer(max, sum);
+    hn::Store(normalizer.factor, d, factors_);
+    hn::Store(normalizer.lse, d, lse_);
 
     ValueRows call{};
     call.place_values = value_pitch_;
@@ -236,6 +236,7 @@ class LanesSweep {
         add_values_of_row<kVectors>(part, std::min(kQueries, count - q), begin + q, end + q);
       });
     }
+    if (normalizer.has_empty) clear_empty_rows(lse_, count, buffer_, value_pitch_);
     const Place output = place_of(q0, q1, span.start);
     store_rows(
         buffer_, value_pitch_, count, p_.value_dim,

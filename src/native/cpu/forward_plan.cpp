@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "native/cpu/split.h"
 #include "native/cpu/target.h"
 #include "native/cpu/tensor.h"
 #include "native/cpu/thread_pool.h"
@@ -91,8 +92,9 @@ Partition partition_of(const Problem& p) {
 }
 
 Description describe(const Problem& p) {
-  if (p.op != Op::attention) return {"split form", cpu_target()};
-  if (choose_design(p) == Design::generic) return {"generic", "one query at a time, " + cpu_target()};
+  if (p.op != Op::attention) return {split::supports(p) ? "split, tiled" : "split, generic", cpu_target()};
+  const std::string backward = supports_tiles(p) ? "; backward tiled" : "; backward generic";
+  if (choose_design(p) == Design::generic) return {"generic" + backward, "one query at a time, " + cpu_target()};
   const auto parts = partition_of(p).parts;
   std::string tile;
   for (int a = kAxes - p.rank; a < kAxes; ++a) {
@@ -100,8 +102,8 @@ Description describe(const Problem& p) {
     if (!tile.empty()) tile += 'x';
     tile += std::to_string((places + parts[a] - 1) / parts[a]);
   }
-  const char* name = choose_design(p) == Design::shift ? "shift" : "query lanes";
-  return {name, "tasks of " + tile + " queries, " + cpu_target()};
+  const std::string name = choose_design(p) == Design::shift ? "shift" : "query lanes";
+  return {name + backward, "tasks of " + tile + " queries, " + cpu_target()};
 }
 
 void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
@@ -120,13 +122,16 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
     });
   }
 
-  const std::vector<SamplePlan> plans = plan_samples(inputs);
-  const std::vector<Task> tasks = plan_tasks(p, plans, partition_of(p));
+  const Partition partition = partition_of(p);
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
   const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
-  parallel_for(static_cast<std::int64_t>(tasks.size()), flops, [&](std::int64_t i) { run(pass, tasks[i]); });
+  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+    const TaskList tasks(p, plans, partition);
+    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
+    parallel_for(tasks.size(), share * flops, [&](std::int64_t i) { run(pass, tasks[i]); });
+  });
 }
 
 }  // namespace natten::cpu::forward

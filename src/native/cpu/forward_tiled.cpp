@@ -17,7 +17,6 @@
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/tile_products-inl.h"
@@ -51,7 +50,7 @@ struct Region {
 
   explicit Region(const Task& t) : task(t) {
     for (int a = 0; a < kAxes; ++a) {
-      group[a] = &t.plan->groups[a][t.group[a]];
+      group[a] = &t.plan->group(a, t.group[a]);
       part[a] = make_part(*group[a], t.owned[a], {true, false}, true);
     }
   }
@@ -209,7 +208,7 @@ class ForwardSweep {
            Scratch::bytes<float>(values_in_place_ ? 0 : packed_rows() * value_row_) +
            Scratch::bytes<float>(size_of(query_heads()) * block_rows_ * query_row_) +
            Scratch::bytes<float>(ring_rows_ * score_size_) +
-           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(kLanes);
+           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
   }
 
   void take_memory(Scratch& scratch) {
@@ -219,6 +218,7 @@ class ForwardSweep {
     scores_ = scratch.take<float>(ring_rows_ * score_size_);
     buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
     factors_ = scratch.take<float>(kLanes);
+    lse_ = scratch.take<float>(kLanes);
   }
 
   /// Number of a row of keys among the packed ones, which form a ring of slabs.
@@ -372,6 +372,7 @@ class ForwardSweep {
         add_values<kVectors>(row, windows);
       });
     }
+    if (has_empty_) clear_empty_rows(lse_, tile.count, buffer_, value_pitch_);
     store_rows(buffer_, value_pitch_, tile.count, value_dim_,
                region_.out_rows(pass_.out, head, step.q0, q1, tile.query), is_streamed_);
   }
@@ -387,13 +388,13 @@ class ForwardSweep {
     const ScoreRow row{scores, size_of(k0s), score_plane_, size_of(k1s) * axes_[2].kernel_size};
     const TileVec max = max_of(row);
     const TileVec sum = exp2_row(row, max);
-    hn::Store(hn::Div(hn::Set(d, 1.0f), sum), d, factors_);
-    const auto log_sum = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
-    alignas(64) float lanes[kLanes];
-    hn::Store(hn::IfThenElse(hn::IsNaN(sum), sum, log_sum), d, lanes);  // Log makes a number of NaN
+    const Normalizer normalizer(max, sum);
+    has_empty_ = normalizer.has_empty;
+    hn::Store(normalizer.factor, d, factors_);
+    hn::Store(normalizer.lse, d, lse_);
     const Place output = region_.output_of(step.q0, q1, tile.query);
     float* lse = pass_.lse + output_grid(p_).index(region_.task.plan->batch, output) * p_.heads + head;
-    for (int lane = 0; lane < tile.count; ++lane) lse[lane * region_.query_step() * p_.heads] = lanes[lane];
+    for (int lane = 0; lane < tile.count; ++lane) lse[lane * region_.query_step() * p_.heads] = lse_[lane];
   }
 
   void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Tile& tile, float* scores) const {
@@ -460,7 +461,8 @@ class ForwardSweep {
   std::int64_t score_plane_, score_size_;  ///< floats of scores: of one key plane, of one row of queries
 
   std::vector<const float*> value_rows_;  ///< at first_place_, of the rows of keys of one row of queries
-  float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_;
+  bool has_empty_;                        ///< a query of the tile has no logit but -inf
+  float *keys_, *value_memory_, *queries_, *scores_, *buffer_, *factors_, *lse_;
 };
 
 void run_task_of_target(const Pass& pass, const Task& task) {

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "native/cpu/axis_run.h"
+#include "native/cpu/bias_gradient.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/sample.h"
 #include "native/cpu/tensor.h"
 #include "native/cpu/thread_pool.h"
+#include "native/cpu/tuning.h"
 
 namespace natten::cpu::generic {
 
@@ -131,6 +134,23 @@ inline std::int64_t bias_entries(const Problem& p) {
   std::int64_t entries = 1;
   for (const Axis& axis : p.axes) entries *= 2 * axis.kernel_size - 1;
   return entries;
+}
+
+/// The gradient of the position bias, cleared.
+inline BiasGradient bias_gradient_of(const Problem& p, float* drpb) {
+  if (drpb != nullptr) std::fill_n(drpb, p.heads * bias_entries(p), 0.0f);
+  return BiasGradient(drpb, p.heads, bias_entries(p), tuning::kBiasGradientParts / p.heads);
+}
+
+/// Positions of a work item: one part of the gradient of the position bias, when that is wanted.
+inline std::int64_t run_length(const Grid& grid, const BiasGradient& gradient, const float* drpb) {
+  if (drpb == nullptr) return tuning::kGenericItem;
+  return std::max<std::int64_t>(tuning::kGenericItem, (grid.size() + gradient.parts() - 1) / gradient.parts());
+}
+
+/// Whether a query has no logit but -inf: its output and its gradients are zero.
+inline bool is_empty_lse(float lse) {
+  return lse == -std::numeric_limits<float>::infinity();
 }
 
 /// Multiplications and additions of one product of every query with every channel of every key of its window.

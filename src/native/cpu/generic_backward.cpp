@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "native/cpu/bias_gradient.h"
 #include "native/cpu/delta.h"
 #include "native/cpu/generic.h"
 #include "native/cpu/row_ops.h"
@@ -17,9 +16,9 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
   const std::int64_t group = p.heads / p.kv_heads, volume = p.kernel_volume();
   const float scale = static_cast<float>(p.scale);
   const double flops = pair_flops(p, 2 * p.head_dim + p.value_dim);
-  BiasGradient bias_gradient(p, grid, tuning::kGenericItem, drpb);
+  const BiasGradient bias_gradient = bias_gradient_of(p, drpb);
 
-  for_each_item(grid, p.heads, bias_gradient.run_length(), flops, [&](const Item& item) {
+  for_each_item(grid, p.heads, run_length(grid, bias_gradient, drpb), flops, [&](const Item& item) {
     Scratch scratch(2 * Scratch::bytes<float>(p.head_dim) + 2 * Scratch::bytes<float>(p.value_dim) +
                     2 * Scratch::bytes<float>(volume));
     float* query = scratch.take<float>(p.head_dim);
@@ -35,9 +34,9 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
     for_each_position(
         p, inputs.lengths, grid, item, [&](const Sample& sample, std::int64_t batch, const Place& token, std::int64_t) {
           std::fill_n(sum, p.head_dim, 0.0f);
-          if (has_token(sample, token) && is_query(p, token)) {
-            const Place output = output_of(p, token);
-            const std::int64_t flat = outputs.index(batch, output) * p.heads + item.head;
+          const Place output = output_of(p, token);
+          const std::int64_t flat = outputs.index(batch, output) * p.heads + item.head;
+          if (has_token(sample, token) && is_query(p, token) && !is_empty_lse(saved.lse[flat])) {
             const Window window = keys_of(sample, output);
             const std::int64_t count = window.axis[2].count;
             query_ops.load(row_of(inputs.query, batch, token, item.head), p.head_dim, query);
@@ -112,6 +111,7 @@ void attention_backward_key_value(const AttentionInputs& inputs, const SavedForw
             value_ops.load(row_of(inputs.value, batch, token, item.head), p.value_dim, value);
             const std::int64_t query_stride = inputs.query.strides[3] * p.axes[2].stride * run.step;
             const std::int64_t dout_stride = saved.dout.strides[3] * run.step;
+            const std::int64_t query_size = element_size(p.query_type), dout_size = element_size(saved.dout.type);
             for (std::int64_t head = item.head * group; head < (item.head + 1) * group; ++head) {
               window.for_each_row([&](const Place& output, std::int64_t t0, std::int64_t t1) {
                 if (run.count == 0) return;
@@ -130,8 +130,19 @@ void attention_backward_key_value(const AttentionInputs& inputs, const SavedForw
                 for (std::int64_t t = 0; t < run.count; ++t) {
                   dlogits[t] = probabilities[t] * (dlogits[t] - delta[flat + t * run.step * p.heads]);
                 }
-                dout_ops.add_rows(probabilities, douts, dout_stride, run.count, p.value_dim, value_sum);
-                query_ops.add_rows(dlogits, queries, query_stride, run.count, p.head_dim, key_sum);
+                // A weight of zero would not keep an infinite query out.
+                const auto is_empty = [&](std::int64_t t) {
+                  return is_empty_lse(saved.lse[flat + t * run.step * p.heads]);
+                };
+                for (std::int64_t t = 0, end; t < run.count; t = end) {
+                  end = t + 1;
+                  if (is_empty(t)) continue;
+                  while (end < run.count && !is_empty(end)) ++end;
+                  dout_ops.add_rows(probabilities + t, douts + t * dout_stride * dout_size, dout_stride, end - t,
+                                    p.value_dim, value_sum);
+                  query_ops.add_rows(dlogits + t, queries + t * query_stride * query_size, query_stride, end - t,
+                                     p.head_dim, key_sum);
+                }
               });
             }
             for (std::int64_t c = 0; c < p.head_dim; ++c) key_sum[c] *= scale;

@@ -2,7 +2,6 @@
 // window's rows weighted by slot, and the transpose of that sum, gathered key by key.
 #include <limits>
 
-#include "native/cpu/bias_gradient.h"
 #include "native/cpu/generic.h"
 #include "native/cpu/row_ops.h"
 #include "native/cpu/scratch.h"
@@ -56,9 +55,9 @@ void window_sums(const AttentionInputs& inputs, const Tensor& weights, const Ten
   const Grid grid = sum_at_tokens ? token_grid(p) : output_grid(p);
   const RowOps weights_ops = row_ops(weights.type), rows_ops = row_ops(rows.type), sum_ops = row_ops(sum.type);
   const std::int64_t group = p.heads / p.kv_heads, volume = p.kernel_volume();
-  BiasGradient bias_gradient(p, grid, tuning::kGenericItem, drpb);
+  const BiasGradient bias_gradient = bias_gradient_of(p, drpb);
 
-  for_each_item(grid, p.heads, bias_gradient.run_length(), pair_flops(p, dim), [&](const Item& item) {
+  for_each_item(grid, p.heads, run_length(grid, bias_gradient, drpb), pair_flops(p, dim), [&](const Item& item) {
     Scratch scratch(Scratch::bytes<float>(dim) + Scratch::bytes<float>(volume));
     float* sum_row = scratch.take<float>(dim);
     float* weights_row = scratch.take<float>(volume);

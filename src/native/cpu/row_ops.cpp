@@ -1,6 +1,7 @@
 #include "native/cpu/row_ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #undef HWY_TARGET_INCLUDE
@@ -112,7 +113,7 @@ float softmax_row_of_target(float* HWY_RESTRICT x, std::int64_t count, float* ma
     largest = hn::Max(largest, hn::IfThenElse(rest, load_float_n(d, x + i, count - i), lowest));
   }
   *max = hn::GetLane(hn::MaxOfLanes(d, largest));
-  exp_row_of_target(x, count, *max);
+  exp_row_of_target(x, count, std::isinf(*max) && *max < 0 ? 0.0f : *max);
   auto sum = hn::Zero(d);
   for (i = 0; i + lanes <= count; i += lanes) sum = hn::Add(sum, hn::LoadU(d, x + i));
   if (i < count) sum = hn::Add(sum, load_float_n(d, x + i, count - i));

@@ -20,7 +20,7 @@ struct RowOps {
 };
 RowOps row_ops(FloatType type);
 
-/// x[i] = exp(x[i] - max), max over the row. Returns their sum and stores the maximum.
+/// x[i] = exp(x[i] - max), max over the row. Returns their sum, 0 where all x are -inf, and stores the maximum.
 float softmax_row(float* x, std::int64_t count, float* max);
 /// x[i] = exp(x[i] - shift)
 void exp_row(float* x, std::int64_t count, float shift);

@@ -75,7 +75,7 @@ class ProductsSweep final : public SplitSweep {
     std::fill_n(to + slots_, round_up(volume_, 4) * kLanes, call_.empty);
   }
 
-  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
     store_transposed(from + slots_, volume_, 1.0f, tile, call_.slots, false, q0, q1, head);
   }
 
@@ -113,7 +113,7 @@ class SumsSweep final : public SplitSweep {
     std::fill_n(to, slots_, 0.0f);
     load_slots(q0, q1, head, tile, to);
   }
-  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) override {
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
     store_transposed(from, call_.dim, call_.factor, tile, call_.queries, call_.over_tokens, q0, q1, head);
   }
 
@@ -145,7 +145,7 @@ class KeySumsSweep final : public SplitSweep {
     }
     load_slots(q0, q1, head, tile, to);
   }
-  void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, const float*) override {}
+  void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, float*) override {}
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
                 std::int64_t block_row, bool owned_key) override {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -17,6 +18,7 @@
 #include <system_error>
 #include <thread>
 
+#include "native/cpu/cpu_quota.h"
 #include "native/cpu/tuning.h"
 
 namespace natten::cpu {
@@ -24,17 +26,20 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-int affinity_count() {
+int available_cpus() {
+  int count = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) return std::max(1, CPU_COUNT(&mask));
+  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) count = CPU_COUNT(&mask);
+  const double quota = cpu_quota().value_or(count);
+  if (quota < count) count = static_cast<int>(std::ceil(quota));
 #endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return std::max(1, count);
 }
 
 int default_thread_count() {
   const char* text = std::getenv("NATTEN_NUM_THREADS");
-  if (text == nullptr || *text == '\0') return affinity_count();
+  if (text == nullptr || *text == '\0') return available_cpus();
   char* end = nullptr;
   const long count = std::strtol(text, &end, 10);
   if (*end != '\0' || count < 1 || count > kMaxThreads) {

@@ -5,7 +5,8 @@
 
 namespace natten::cpu {
 
-/// Threads that a parallel_for uses, the caller included: NATTEN_NUM_THREADS, otherwise the CPUs of the affinity mask.
+/// Threads that a parallel_for uses, the caller included: NATTEN_NUM_THREADS, otherwise the CPUs of the affinity mask,
+/// or as many as make use of the CPU time that the control groups allow, where that is less.
 int thread_count();
 
 /// Overrides thread_count() for the process, and uses threads for small loops too; 0 returns to the default. For tests

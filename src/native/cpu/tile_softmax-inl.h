@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "native/cpu/tile_products-inl.h"
 
@@ -60,9 +61,15 @@ HWY_INLINE TileVec max_of(const ScoreRow& row) {
   return hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
 }
 
-/// Replaces every score x by 2^(x - max) and returns their sum, lane by lane.
+/// Lanes whose maximum, logit or lse is -inf.
+HWY_INLINE hn::Mask<TileTag> are_lowest(TileVec x) {
+  return hn::Eq(x, hn::Set(TileTag(), -std::numeric_limits<float>::infinity()));
+}
+
+/// Replaces every score x by 2^(x - max) and returns their sum, lane by lane: 0 where all scores are -inf.
 HWY_INLINE TileVec exp2_row(const ScoreRow& row, TileVec max) {
   const TileTag d;
+  max = hn::IfThenZeroElse(are_lowest(max), max);
   TileVec sum0 = hn::Zero(d), sum1 = sum0;
   for (std::int64_t chunk = 0; chunk < row.chunks; ++chunk) {
     float* s = row.scores + chunk * row.pitch;
@@ -82,6 +89,32 @@ HWY_INLINE TileVec exp2_row(const ScoreRow& row, TileVec max) {
     }
   }
   return hn::Add(sum0, sum1);
+}
+
+/// What follows from the maxima and sums of exp2_row(), lane by lane.
+struct Normalizer {
+  TileVec factor;  ///< of the exponentials; 0 where all scores are -inf
+  TileVec lse;     ///< natural logarithm
+  bool has_empty;  ///< a lane has no score but -inf
+
+  HWY_INLINE Normalizer(TileVec max, TileVec sum) {
+    const TileTag d;
+    const auto is_empty = hn::Eq(sum, hn::Zero(d));
+    has_empty = !hn::AllFalse(d, is_empty);
+    factor = hn::IfThenZeroElse(is_empty, hn::Div(hn::Set(d, 1.0f), sum));
+    const auto log_sum = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
+    lse = hn::IfThenElse(hn::IsNaN(sum), sum, log_sum);  // Log makes a number of NaN, and of 0
+    lse = hn::IfThenElse(is_empty, hn::Set(d, -std::numeric_limits<float>::infinity()), lse);
+  }
+};
+
+/// Zeros the rows of the queries whose lse is -inf: a weight of 0 times an infinite value is none.
+HWY_INLINE void clear_empty_rows(const float* lse, int count, float* rows, std::int64_t pitch) {
+  for (int q = 0; q < count; ++q) {
+    if (lse[q] == -std::numeric_limits<float>::infinity()) {
+      for (std::int64_t c = 0; c < pitch; c += kLanes) hn::Store(hn::Zero(TileTag()), TileTag(), rows + q * pitch + c);
+    }
+  }
 }
 
 }  // namespace natten::cpu::HWY_NAMESPACE

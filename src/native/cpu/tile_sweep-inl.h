@@ -131,8 +131,8 @@ class TileSweep {
       : problem_(problem),
         task_(task),
         axes_(task.plan->sample.axes),
-        group_{&task.plan->groups[0][task.group[0]], &task.plan->groups[1][task.group[1]],
-               &task.plan->groups[2][task.group[2]]},
+        group_{&task.plan->group(0, task.group[0]), &task.plan->group(1, task.group[1]),
+               &task.plan->group(2, task.group[2])},
         heads_(problem.heads / problem.kv_heads) {
     for (int a = 0; a < kAxes; ++a) part_[a] = make_part(*group_[a], task.owned[a], wanted, a == 2);
     tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
@@ -151,7 +151,7 @@ class TileSweep {
   bool is_streamed_ = false;    ///< results are too large to stay in a cache
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
-  virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from) = 0;
+  virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) = 0;
   /// All products of some slots of a tile with a row of keys. `rows` are those that attend it, `owned` of them first,
   /// which have to be stored; `tile_start` is the tile's place in each.
   virtual void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int owned, int slot,
@@ -534,7 +534,7 @@ class TileSweep {
 
   void store_query_row(std::int64_t q0, std::int64_t q1) {
     for (std::int64_t head = 0; head < heads_; ++head) {
-      const float* from = ring_row(q0, q1, head);
+      float* from = ring_row(q0, q1, head);
       for (const Tile& tile : tiles_) {
         store_tile(q0, q1, head, tile, from);
         from += tile_size_;

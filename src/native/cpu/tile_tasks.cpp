@@ -1,8 +1,10 @@
 #include "native/cpu/tile_tasks.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
+#include "native/cpu/bias_gradient.h"
 #include "native/cpu/thread_pool.h"
 #include "native/cpu/tuning.h"
 
@@ -31,44 +33,59 @@ void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64
   });
 }
 
-std::vector<SamplePlan> plan_samples(const AttentionInputs& inputs) {
+void for_each_wave(const AttentionInputs& inputs, const std::function<void(const std::vector<SamplePlan>&)>& run) {
   std::vector<SamplePlan> plans;
+  std::map<std::pair<int, std::int64_t>, std::shared_ptr<const std::vector<AxisGroup>>> tables;  // by axis and length
+  std::int64_t bytes = 0;
   for (std::int64_t batch = 0; batch < inputs.problem.batch; ++batch) {
     SamplePlan plan{batch, sample_of(inputs.problem, inputs.lengths, batch), {}};
     if (!plan.sample.is_legal) continue;
-    if (inputs.lengths == nullptr && !plans.empty()) {
-      plan.groups = plans.front().groups;
-    } else {
-      for (int a = 0; a < kAxes; ++a) {
-        const Axis& axis = plan.sample.axes[a];
-        for (std::int64_t g = 0; g < axis.dilation; ++g) plan.groups[a].emplace_back(axis, g);
+    if (bytes > tuning::kPlanBytes && inputs.lengths != nullptr) {
+      run(plans);
+      plans.clear();
+      tables.clear();
+      bytes = 0;
+    }
+    for (int a = 0; a < kAxes; ++a) {
+      const Axis& axis = plan.sample.axes[a];
+      auto& table = tables[{a, axis.length}];
+      if (table == nullptr) {
+        std::vector<AxisGroup> groups;
+        groups.reserve(axis.dilation);
+        for (std::int64_t g = 0; g < axis.dilation; ++g) {
+          groups.emplace_back(axis, g);
+          bytes += groups.back().bytes();
+        }
+        table = std::make_shared<const std::vector<AxisGroup>>(std::move(groups));
       }
+      plan.axes[a] = table;
     }
     plans.push_back(std::move(plan));
   }
-  return plans;
+  if (!plans.empty()) run(plans);
 }
 
-std::vector<Task> plan_tasks(const Problem& p, const std::vector<SamplePlan>& plans, const Partition& partition) {
-  std::vector<Task> tasks;
-  const auto& parts = partition.parts;
-  const auto& axes = p.axes;
-  const Grid grid{1, {axes[0].dilation * parts[0], axes[1].dilation * parts[1], axes[2].dilation * parts[2]}};
-  for (const SamplePlan& plan : plans) {
-    for (std::int64_t i = 0; i < grid.size(); ++i) {
-      const Place at = grid.place(i);
-      // Heads inside: their rows share pages, and cache lines when they are short.
-      for (std::int64_t head = 0; head < p.kv_heads; head += partition.heads) {
-        Task task{&plan, {head, std::min(head + partition.heads, p.kv_heads)}, {}, {}};
-        for (int a = 0; a < kAxes; ++a) {
-          task.group[a] = at[a] / parts[a];
-          task.owned[a] = part_of(plan.groups[a][task.group[a]].places, parts[a], at[a] % parts[a]);
-        }
-        tasks.push_back(task);
-      }
-    }
+TaskList::TaskList(const Problem& p, const std::vector<SamplePlan>& plans, const Partition& partition)
+    : plans_(plans),
+      partition_(partition),
+      kv_heads_(p.kv_heads),
+      head_parts_((p.kv_heads + partition.heads - 1) / partition.heads),
+      grid_{1,
+            {p.axes[0].dilation * partition.parts[0], p.axes[1].dilation * partition.parts[1],
+             p.axes[2].dilation * partition.parts[2]}} {}
+
+Task TaskList::operator[](std::int64_t index) const {
+  const std::int64_t head = index % head_parts_ * partition_.heads;
+  const std::int64_t at_grid = index / head_parts_;
+  const SamplePlan& plan = plans_[at_grid / grid_.size()];
+  const Place at = grid_.place(at_grid % grid_.size());
+  Task task{&plan, {head, std::min(head + partition_.heads, kv_heads_)}, {}, {}};
+  for (int a = 0; a < kAxes; ++a) {
+    const std::int64_t parts = partition_.parts[a];
+    task.group[a] = at[a] / parts;
+    task.owned[a] = part_of(plan.group(a, task.group[a]).places, parts, at[a] % parts);
   }
-  return tasks;
+  return task;
 }
 
 Partition sweep_partition(const Problem& p) {
@@ -96,22 +113,26 @@ Partition sweep_partition(const Problem& p) {
 
 void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run) {
   const Problem& p = inputs.problem;
-  const std::vector<SamplePlan> plans = plan_samples(inputs);
-  std::vector<Task> tasks = plan_tasks(p, plans, sweep_partition(p));
+  const Partition partition = sweep_partition(p);
   std::int64_t tables = p.heads / p.kv_heads;
   for (const Axis& axis : p.axes) tables *= 2 * axis.kernel_size - 1;
-  std::vector<float> partial(drpb == nullptr ? 0 : tables * tasks.size());
-  if (drpb != nullptr) {
-    for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].drpb = partial.data() + i * tables;
-  }
-  parallel_for(static_cast<std::int64_t>(tasks.size()), flops, [&](std::int64_t i) { run(tasks[i]); });
-
-  if (drpb == nullptr) return;
-  std::fill_n(drpb, tables * p.kv_heads, 0.0f);
-  for (const Task& task : tasks) {
-    float* sum = drpb + task.kv_heads.start * tables;
-    for (std::int64_t i = 0; i < tables; ++i) sum[i] += task.drpb[i];
-  }
+  if (drpb != nullptr) std::fill_n(drpb, tables * p.kv_heads, 0.0f);
+  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+    const TaskList tasks(p, plans, partition);
+    const std::int64_t per_head = tasks.size() / p.kv_heads;
+    const BiasGradient gradient(drpb, p.kv_heads, tables, per_head);
+    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
+    parallel_for(gradient.parts() * p.kv_heads, share * flops, [&](std::int64_t item) {
+      const std::int64_t head = item % p.kv_heads, part = item / p.kv_heads;
+      const Span owned = part_of(per_head, gradient.parts(), part);
+      for (std::int64_t i = owned.start; i < owned.end; ++i) {
+        Task task = tasks[i * p.kv_heads + head];
+        task.drpb = gradient.part(head, part);
+        run(task);
+      }
+    });
+    gradient.add_up();
+  });
 }
 
 }  // namespace natten::cpu

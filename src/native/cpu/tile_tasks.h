@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "native/cpu/axis_plan.h"
@@ -17,11 +18,14 @@ namespace natten::cpu {
 struct SamplePlan {
   std::int64_t batch;
   Sample sample;
-  std::array<std::vector<AxisGroup>, kAxes> groups;  ///< one per dilation group
+  std::array<std::shared_ptr<const std::vector<AxisGroup>>, kAxes> axes;  ///< of all samples of the same length
+
+  const AxisGroup& group(int axis, std::int64_t dilation_group) const { return (*axes[axis])[dilation_group]; }
 };
 
-/// Of all samples whose lengths are legal.
-std::vector<SamplePlan> plan_samples(const AttentionInputs& inputs);
+/// Calls run(plans) for the samples whose lengths are legal: all at once, where they share their tables, otherwise as
+/// many at a time as bounds the memory of these.
+void for_each_wave(const AttentionInputs& inputs, const std::function<void(const std::vector<SamplePlan>&)>& run);
 
 /// How a problem is cut into tasks. Depends on the problem only, so that results do not depend on the threads.
 struct Partition {
@@ -35,9 +39,23 @@ struct Task {
   Span kv_heads;
   std::array<std::int64_t, kAxes> group;
   std::array<Span, kAxes> owned;  ///< places
-  float* drpb = nullptr;          ///< this task's tables of position biases, one per query head; zeros at first
+  float* drpb = nullptr;          ///< tables of position biases to add to, one per query head
 };
-std::vector<Task> plan_tasks(const Problem& problem, const std::vector<SamplePlan>& plans, const Partition& partition);
+
+/// All tasks of some samples, made when they are due.
+class TaskList {
+ public:
+  TaskList(const Problem& problem, const std::vector<SamplePlan>& plans, const Partition& partition);
+  std::int64_t size() const { return static_cast<std::int64_t>(plans_.size()) * grid_.size() * head_parts_; }
+  /// Heads inside: their rows share pages, and cache lines when they are short.
+  Task operator[](std::int64_t index) const;
+
+ private:
+  const std::vector<SamplePlan>& plans_;
+  const Partition partition_;
+  const std::int64_t kv_heads_, head_parts_;
+  const Grid grid_;  ///< parts of all dilation groups
+};
 
 /// Of a sweep of tiles, one key/value head per task.
 Partition sweep_partition(const Problem& problem);
@@ -45,7 +63,7 @@ Partition sweep_partition(const Problem& problem);
 /// Whether a sweep of tiles computes this problem; otherwise the generic kernels do.
 bool supports_tiles(const Problem& problem);
 
-/// Sweeps everything, in parallel. `drpb`, when given, becomes the sum of the tasks' tables, in their order.
+/// Sweeps everything, in parallel. `drpb`, when given, becomes the sum over the tasks, in their order.
 void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run);
 
 /// Fills a tensor with one value.

@@ -15,8 +15,12 @@ inline constexpr double kSerialFlops = 2e6;
 /// Queries (or keys) of one work item of the generic kernels.
 inline constexpr int kGenericItem = 64;
 
-/// Work items over which the gradient of the position bias is summed separately, all heads together.
+/// Work items of the generic kernels over which the gradient of the position bias is summed separately, all heads
+/// together; and the memory of all such partial sums, of any kernel.
 inline constexpr int kBiasGradientParts = 64;
+inline constexpr std::int64_t kBiasGradientBytes = 128 << 20;
+/// Tables of windows of the samples that run at a time, where lengths differ.
+inline constexpr std::int64_t kPlanBytes = 16 << 20;
 
 /// Forward pass, tiled kernels: places of the last axis of one task, and least rows of one, in places and in kernel
 /// sizes (its border is packed twice).

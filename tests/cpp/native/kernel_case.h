@@ -62,6 +62,25 @@ class KernelCase {
     check_forward(out, lse);
   }
 
+  /// Hides many pairs by a position bias of -inf, in some heads all of them: queries without a finite logit.
+  void hide_pairs() {
+    Values values = reference_.rpb;
+    const std::size_t entries = values.size() / p_.heads;
+    for (std::int64_t head = 0; head < p_.heads; ++head) {
+      const double share = chance(random_, 0.3) ? 1 : 0.8;
+      for (std::size_t i = head * entries; i < (head + 1) * entries; ++i) {
+        if (chance(random_, share)) values[i] = -std::numeric_limits<double>::infinity();
+      }
+    }
+    rpb_->set(values);
+    reference_.rpb = values;
+  }
+
+  void run_attention_with_hidden_pairs() {
+    hide_pairs();
+    run_attention();
+  }
+
   void run_attention() {
     const Shape lse_shape = {p_.batch, out_[0], out_[1], out_[2], p_.heads, 1};
     auto out = output(row_shape(p_.value_dim), p_.query_type), lse = dense_output(lse_shape);

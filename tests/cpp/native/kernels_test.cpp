@@ -17,6 +17,15 @@ class Kernels : public EveryTarget {
 TEST_P(Kernels, Attention) {
   run_random(1000, cases(1200), {}, &KernelCase::run_attention);
 }
+TEST_P(Kernels, AttentionWithHiddenPairs) {
+  const int count = cases(300);
+  for (int i = 0; i < count && !HasFailure(); ++i) {
+    Random random(3000 + i);
+    Problem problem = random_problem(random, {});
+    problem.has_rpb = true;
+    run(3000 + i, problem, {&KernelCase::run_attention_with_hidden_pairs});
+  }
+}
 TEST_P(Kernels, Split) {
   run_random(50000, cases(1200), {}, &KernelCase::run_split);
 }

@@ -102,6 +102,10 @@ void Reference::attention(Values& out, Values& lse) const {
       logits.push_back(p.scale * dot(this->query, query.row, key, k.row, p.head_dim) + (rpb.empty() ? 0 : rpb[k.bias]));
     }
     const double max = *std::max_element(logits.begin(), logits.end());
+    if (max == -std::numeric_limits<double>::infinity()) {
+      lse[query.output] = max;  // and `out` stays 0
+      return;
+    }
     double sum = 0;
     for (double x : logits) sum += std::exp(x - max);
     lse[query.output] = max + std::log(sum);
@@ -119,6 +123,7 @@ void Reference::attention_backward(const Values& out, const Values& lse, const V
   dv.assign(value.size(), 0.0);
   drpb.assign(rpb.size(), 0.0);
   for_each_query([&](const Query& query) {
+    if (lse[query.output] == -std::numeric_limits<double>::infinity()) return;
     const double delta =
         dot(out, query.output, dout, query.output, p.value_dim) - (dlse.empty() ? 0 : dlse[query.output]);
     for (const Key& k : query.keys) {

@@ -10,6 +10,7 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
+typedef unsigned long ulong;
 
 #ifdef METAL_HOST_ADDRESS_SPACES
 #include "builtin_types.h"
@@ -286,3 +287,5 @@ using namespace metal;
 #define kernel
 #define vertex
 #define fragment
+
+#include "simdgroup_matrix.h"

@@ -1,0 +1,12 @@
+"""Models that are built on neighborhood attention, with the weights that their authors published.
+
+Needs the extra `models` (`pip install 'natten-mlx[models]'`) for the hub, for images and for video; folders with
+`config.json` and safetensors load without it.
+"""
+
+from natten_mlx.models.convert import convert
+from natten_mlx.models.dinat import Dinat, DinatBackbone, DinatConfig
+from natten_mlx.models.images import Preprocessor
+from natten_mlx.models.registry import load, save
+
+__all__ = ["Dinat", "DinatBackbone", "DinatConfig", "Preprocessor", "convert", "load", "save"]

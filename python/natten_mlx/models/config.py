@@ -1,0 +1,96 @@
+"""Reads the values of a configuration file, each with a sentence that names file and key where it can't be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ValueError` for a file that holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+class Fields:
+    """The keys of one configuration. Every method checks and returns the value of a key, or the default."""
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        self.values = values
+        self.source = source
+        self.asked: set[str] = set()
+
+    def error(self, key: str, expected: str) -> ValueError:
+        """What to raise where the value of `key` can't be used."""
+        return ValueError(f"{self.source}: {key!r} must be {expected}, got {self.values.get(key)!r}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it stands in the file."""
+        self.asked.add(key)
+        return self.values.get(key, default)
+
+    def integer(self, key: str, default: int, least: int = 1) -> int:
+        """An integer, not below `least`."""
+        value = self.get(key, default)
+        if not _is_integer(value) or value < least:
+            raise self.error(key, f"an integer of at least {least}")
+        return int(value)
+
+    def integers(self, key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+        """A list of positive integers, `count` of them if given."""
+        value = self.get(key, list(default))
+        right = isinstance(value, list) and all(_is_integer(item) and item >= 1 for item in value)
+        if not right or not value or count not in (None, len(value)):
+            raise self.error(key, f"a list of {'' if count is None else f'{count} '}positive integers")
+        return tuple(value)
+
+    def rows(
+        self, key: str, default: Sequence[Sequence[int]], counts: Sequence[int], what: str
+    ) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of positive integers; `counts` says how many each list must hold, `what` why."""
+        value = self.get(key, [list(row) for row in default])
+        right = isinstance(value, list) and all(isinstance(row, list) for row in value)
+        if not right or [len(row) for row in value] != list(counts):
+            raise self.error(key, f"{len(counts)} lists of {', '.join(map(str, counts))} integers, {what}")
+        if not all(_is_integer(item) and item >= 1 for row in value for item in row):
+            raise self.error(key, "lists of positive integers")
+        return tuple(tuple(row) for row in value)
+
+    def number(self, key: str, default: float, least: float = 0.0, below: float = float("inf")) -> float:
+        """A number in [least, below)."""
+        value = self.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < below:
+            upper = "" if below == float("inf") else f" and below {below:g}"
+            raise self.error(key, f"a number of at least {least:g}{upper}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def choice(self, key: str, default: str, choices: Collection[str]) -> str:
+        """One of the words in `choices`."""
+        value = self.get(key, default)
+        if value not in choices:
+            raise self.error(key, f"one of {', '.join(repr(choice) for choice in choices)}")
+        return str(value)
+
+    def unknown(self, meaningless: Collection[str]) -> list[str]:
+        """Keys that nobody asked for, except those without a meaning for the computation and private ones."""
+        return sorted(key for key in self.values.keys() - self.asked - set(meaningless) if not key.startswith("_"))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,123 @@
+"""Checkpoints of NAT and DiNAT that PyTorch saved, as folders that `load` and transformers read."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from natten_mlx.models import dinat
+from natten_mlx.models.config import read_json
+from natten_mlx.models.files import Checkpoint, fill
+from natten_mlx.models.images import Preprocessor
+from natten_mlx.models.registry import save
+from natten_mlx.models.torch_files import read_torch_checkpoint
+
+_BICUBIC = 3
+
+
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    image_size: int = 224,
+    config: str | os.PathLike[str] | None = None,
+) -> dinat.Dinat | dinat.DinatBackbone:
+    """Reads a `.pth` of the authors' repository, or a `pytorch_model.bin` of the hub, and writes a model folder.
+
+    Nothing in the checkpoint is executed: `natten_mlx.models.torch_files` says how.
+
+    Args:
+        source: The checkpoint.
+        folder: Gets config.json, model.safetensors and, for the authors' checkpoints, preprocessor_config.json.
+        family: `nat` or `dinat`; default: as the file's name begins. The weights of both look alike.
+        image_size: That the model was trained for, from which DiNAT's dilations follow: every other block takes the
+            largest that fits its feature map.
+        config: A config.json; needed for the hub's names (default: the one beside the checkpoint), otherwise derived
+            from the weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: as `load`, or the checkpoint asks for more than tensors, or is of another model.
+    """
+    path = Path(source)
+    arrays = read_torch_checkpoint(path)
+    checkpoint = Checkpoint(path.parent, arrays, dict.fromkeys(arrays, path))
+    if "patch_embed.proj.0.weight" in arrays:
+        values = (
+            derive_config(path, arrays, family or _family(path), image_size)
+            if config is None
+            else read_json(Path(config))
+        )
+        model: dinat.Dinat | dinat.DinatBackbone = dinat.Dinat(dinat.DinatConfig.from_dict(values, str(config or path)))
+        fill(model, checkpoint, dinat.original_names)
+        save(model, folder)
+        # The evaluation of the authors' training scripts.
+        resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
+        Preprocessor(size=resized, resample=_BICUBIC, crop=(image_size, image_size)).save(folder)
+        return model
+    if not any("embeddings.patch_embeddings.projection.0.weight" in key for key in arrays):
+        raise ValueError(
+            f"{path} is not a checkpoint of NAT or DiNAT: it has neither 'patch_embed.proj.0.weight', as the authors' "
+            "have, nor '...embeddings.patch_embeddings.projection.0.weight', as the hub's"
+        )
+    source_config = path.parent / "config.json" if config is None else Path(config)
+    loaded = dinat.DinatConfig.from_dict(read_json(source_config), str(source_config))
+    backbone = any(key.startswith("hidden_states_norms.") for key in arrays)
+    model = dinat.load_dinat(checkpoint, loaded, backbone)
+    save(model, folder)
+    return model
+
+
+def derive_config(path: Path, arrays: dict[str, mx.array], family: str, image_size: int) -> dict[str, Any]:
+    """The config.json that fits the weights of a checkpoint with the authors' names."""
+    depths: list[int] = []
+    while f"levels.{len(depths)}.blocks.0.attn.rpb" in arrays:
+        level, depth = len(depths), 0
+        while f"levels.{level}.blocks.{depth}.attn.rpb" in arrays:
+            depth += 1
+        depths.append(depth)
+    if not depths:
+        raise ValueError(f"{path}: has no 'levels.0.blocks.0.attn.rpb', as NAT and DiNAT have")
+    needed = ["patch_embed.norm.weight", "levels.0.blocks.0.mlp.fc1.weight", "head.weight"]
+    missing = [key for key in needed if key not in arrays]
+    if missing:
+        raise ValueError(f"{path}: has no {missing[0]!r}, as a classifier of the authors has")
+    rpb = [arrays[f"levels.{level}.blocks.0.attn.rpb"] for level in range(len(depths))]
+    if any(table.ndim != 3 for table in rpb):
+        raise ValueError(f"{path}: 'attn.rpb' must have three axes: heads, and two of the window")
+    embed_dim = arrays["patch_embed.norm.weight"].shape[0]
+    kernel_size = (rpb[0].shape[1] + 1) // 2
+    values: dict[str, Any] = {
+        "model_type": family,
+        "embed_dim": embed_dim,
+        "num_channels": arrays["patch_embed.proj.0.weight"].shape[1],
+        "depths": depths,
+        "num_heads": [table.shape[0] for table in rpb],
+        "kernel_size": kernel_size,
+        "mlp_ratio": arrays["levels.0.blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+        "qkv_bias": "levels.0.blocks.0.attn.qkv.bias" in arrays,
+        "layer_scale_init_value": 1e-5 if "levels.0.blocks.0.gamma1" in arrays else 0.0,
+        "id2label": {str(index): f"LABEL_{index}" for index in range(arrays["head.weight"].shape[0])},
+    }
+    if family == "dinat":
+        largest = [max(1, image_size // 4 // 2**level // kernel_size) for level in range(len(depths))]
+        values["dilations"] = [
+            [1, most] * (depth // 2) + [1] * (depth % 2) for most, depth in zip(largest, depths, strict=True)
+        ]
+    return values
+
+
+def _family(path: Path) -> str:
+    for family in dinat.FAMILIES:
+        if path.name.startswith(family):
+            return family
+    raise ValueError(
+        f"{path}: say which family it is, 'nat' or 'dinat': the file's name doesn't begin with one of them"
+    )

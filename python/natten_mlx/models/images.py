@@ -1,0 +1,173 @@
+"""Image files to the arrays that a model wants, as its preprocessor_config.json says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from natten_mlx.models.config import Fields, read_json
+from natten_mlx.models.files import find_folder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FILE = "preprocessor_config.json"
+_PROCESSORS = (
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
+    "ViTFeatureExtractor",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
+)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers, which the files use
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Resize, crop, scale and normalise, each where asked for, in this order.
+
+    `size` is (height, width), or one number for the shorter side; `crop` is (height, width).
+    """
+
+    size: tuple[int, int] | int | None = (224, 224)
+    resample: int = _BILINEAR
+    crop: tuple[int, int] | None = None
+    factor: float | None = 1 / 255
+    mean: tuple[float, ...] | None = _IMAGENET_MEAN
+    std: tuple[float, ...] | None = _IMAGENET_STD
+
+    @classmethod
+    def load(cls, path_or_hub_name: str | os.PathLike[str]) -> Preprocessor:
+        """Reads preprocessor_config.json of a folder or of a name on the hub. Raises `ValueError` as `load` does."""
+        path = find_folder(path_or_hub_name) / FILE
+        return cls.from_dict(read_json(path), str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = FILE) -> Preprocessor:
+        """Reads and checks the content of a preprocessor_config.json."""
+        fields = Fields(values, source)
+        key = "image_processor_type" if "image_processor_type" in values else "feature_extractor_type"
+        fields.choice(key, "ViTImageProcessor", _PROCESSORS)
+        size: tuple[int, int] | int | None = None
+        if fields.boolean("do_resize", True):
+            size = _size(fields, "size", {"height": 224, "width": 224})
+        crop: tuple[int, int] | None = None
+        if fields.boolean("do_center_crop", False):
+            cropped = _size(fields, "crop_size", {"height": 224, "width": 224})
+            if isinstance(cropped, int):
+                raise fields.error("crop_size", "a number, or an object with height and width")
+            crop = cropped
+        resample = fields.integer("resample", _BILINEAR, least=0)
+        if resample > 5:
+            raise fields.error("resample", "a filter of Pillow, 0 to 5")
+        normalize = fields.boolean("do_normalize", True)
+        return cls(
+            size=size,
+            resample=resample,
+            crop=crop,
+            factor=fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else None,
+            mean=_channels(fields, "image_mean", (0.5, 0.5, 0.5)) if normalize else None,
+            std=_channels(fields, "image_std", (0.5, 0.5, 0.5)) if normalize else None,
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes preprocessor_config.json into a folder."""
+        size = {"shortest_edge": self.size} if isinstance(self.size, int) else _object(self.size)
+        values = {
+            "image_processor_type": "BitImageProcessor"
+            if self.crop or isinstance(self.size, int)
+            else "ViTImageProcessor",
+            "do_resize": self.size is not None,
+            "size": size,
+            "resample": self.resample,
+            "do_center_crop": self.crop is not None,
+            "crop_size": _object(self.crop),
+            "do_rescale": self.factor is not None,
+            "rescale_factor": self.factor,
+            "do_normalize": self.mean is not None,
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
+        kept = {key: value for key, value in values.items() if value is not None}
+        (Path(folder) / FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+    def __call__(self, images: Sequence[str | os.PathLike[str] | Image.Image]) -> mx.array:
+        """Files or Pillow images, all of one size after resizing -> [B, H, W, 3] float32."""
+        arrays = [self._prepare(image) for image in images]
+        if not arrays:
+            raise ValueError("expected at least one image")
+        for image, array in zip(images, arrays, strict=True):
+            if array.shape != arrays[0].shape:
+                shapes = f"{array.shape[:2]} and {arrays[0].shape[:2]}"
+                raise ValueError(f"{image} has another size than the images before it after resizing: {shapes}")
+        return mx.array(np.stack(arrays))
+
+    def _prepare(self, image: str | os.PathLike[str] | Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+        picture = open_image(image)
+        if self.size is not None:
+            size = self.size
+            if isinstance(size, int):
+                short, long = sorted(picture.size)
+                scaled = int(size * long / short)
+                size = (size, scaled) if picture.height <= picture.width else (scaled, size)
+            picture = picture.resize((size[1], size[0]), self.resample)
+        if self.crop is not None:
+            top, left = (picture.height - self.crop[0]) // 2, (picture.width - self.crop[1]) // 2
+            if top < 0 or left < 0:
+                raise ValueError(f"{image}: {picture.height}x{picture.width} pixels can't be cropped to {self.crop}")
+            picture = picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        array = np.asarray(picture, np.float32)
+        if self.factor is not None:
+            array = array * np.float32(self.factor)
+        if self.mean is not None and self.std is not None:
+            array = ((array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).astype(np.float32)
+        return array
+
+
+def open_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
+    """An RGB picture, turned as its EXIF data says. Raises `ValueError` for a file that is no image."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ValueError("reading images needs Pillow: pip install 'natten-mlx[models]'") from None
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not Path(image).is_file():
+        raise ValueError(f"there is no image {os.fspath(image)!r}")
+    try:
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # each decoder of Pillow has its own
+        raise ValueError(f"{os.fspath(image)} is not an image that Pillow can read: {error}") from None
+
+
+def _size(fields: Fields, key: str, default: dict[str, int]) -> tuple[int, int] | int:
+    value = fields.get(key, default)
+    if isinstance(value, int):
+        value = {"height": value, "width": value}
+    if isinstance(value, dict):
+        numbers = {name: number for name, number in value.items() if isinstance(number, int) and number > 0}
+        if numbers.keys() == value.keys() == {"height", "width"}:
+            return numbers["height"], numbers["width"]
+        if numbers.keys() == value.keys() == {"shortest_edge"}:
+            return numbers["shortest_edge"]
+    raise fields.error(key, "a number, or an object with height and width, or with shortest_edge")
+
+
+def _object(size: tuple[int, int] | int | None) -> dict[str, int] | None:
+    return {"height": size[0], "width": size[1]} if isinstance(size, tuple) else None
+
+
+def _channels(fields: Fields, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = fields.get(key, list(default))
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
+        raise fields.error(key, "three numbers")
+    return tuple(float(x) for x in value)

@@ -1,0 +1,79 @@
+"""`load` and `save`: which model a folder holds, and what is written for it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from natten_mlx.models import dinat
+from natten_mlx.models.config import read_json
+from natten_mlx.models.files import find_folder, read_weights, stored_weights, write_folder
+
+_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+def load(
+    path_or_hub_name: str | os.PathLike[str], dtype: mx.Dtype | str | None = None, *, backbone: bool = False
+) -> tuple[Any, Any]:
+    """Loads a model from a folder with config.json and safetensors, or from the hub.
+
+    Args:
+        path_or_hub_name: A folder, or a name such as `shi-labs/dinat-mini-in1k-224`.
+        dtype: Of the weights, and so of the computation; default: that of the file.
+        backbone: The feature maps instead of the classes (NAT and DiNAT).
+
+    Returns:
+        (model, config): a `Dinat` or `DinatBackbone` in evaluation mode (until `model.train()`), and a `DinatConfig`.
+
+    Raises:
+        ValueError: nothing was found under this name; a configuration that asks for something unknown; weights that are
+            missing, left over or of another shape. The message names file and key.
+    """
+    wanted = _dtype(dtype)
+    folder = find_folder(path_or_hub_name)
+    source = folder / "config.json"
+    values = read_json(source)
+    family = values.get("model_type")
+    if family not in dinat.FAMILIES:
+        raise ValueError(
+            f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, got {family!r}"
+        )
+    config = dinat.DinatConfig.from_dict(values, str(source))
+    model = dinat.load_dinat(read_weights(folder, "model"), config, backbone)
+    if wanted is not None:
+        model.set_dtype(wanted)
+        mx.eval(model.parameters())
+    model.eval()
+    return model, config
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes config.json and safetensors with the hub's names into the folder `path`, so that `load` and the public
+    implementation read them.
+
+    Raises:
+        ValueError: not a model of `natten_mlx.models`, or `path` is a file.
+    """
+    if not isinstance(model, (dinat.Dinat, dinat.DinatBackbone)):
+        raise ValueError(f"save expects a model of natten_mlx.models, got {type(model).__name__}")
+    config, family = model.config.to_dict(), model.config.model_type
+    if isinstance(model, dinat.Dinat):
+        config["architectures"] = [f"{family.capitalize()}ForImageClassification"]
+        prefix = f"{family}."
+    else:
+        config["architectures"] = [f"{family.capitalize()}Backbone"]
+        config["out_features"] = list(model.norms)
+        prefix = ""
+    write_folder(path, config, "model", stored_weights(model, dinat.hub_names(prefix)))
+
+
+def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+    if dtype is None:
+        return None
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
+    return found

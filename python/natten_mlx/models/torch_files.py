@@ -1,0 +1,138 @@
+"""Reads checkpoints that PyTorch saved, without PyTorch and without running anything that is in them.
+
+Such a file is a zip of raw storages and a pickle, and a pickle is a program. Here it may call four names,
+which are answered by functions of this module; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+_STORAGES: dict[str, np.dtype[Any]] = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("<u2"),  # NumPy has no such type: the bits
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    type: _StorageType
+    values: np.ndarray[Any, np.dtype[Any]]
+
+
+def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
+    """The tensors of a state dict, or of the one that a training checkpoint holds under `state_dict` or `model`.
+
+    Raises `ValueError` for other files, and for a pickle that asks for anything but tensors in containers.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"there is no checkpoint {str(source)!r}")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            found = _unpickle(source, archive)
+    except zipfile.BadZipFile:
+        raise ValueError(
+            f"{source} is not a zip file, as torch.save writes since version 1.6; older files must be saved again"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
+        raise ValueError(f"{source}: expected a state dict, names with tensors, got {type(found).__name__}")
+    others = [key for key, value in found.items() if not isinstance(value, mx.array)]
+    if others:
+        raise ValueError(f"{source}: {others[0]!r} should be a tensor, got {type(found[others[0]]).__name__}")
+    return dict(found)
+
+
+def _unpickle(source: Path, archive: zipfile.ZipFile) -> Any:
+    programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(programs) != 1:
+        raise ValueError(f"{source}: expected one data.pkl, as torch.save writes it, found {len(programs)}")
+    folder = programs[0].removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ValueError(f"{source}: only little-endian checkpoints can be read")
+    with archive.open(programs[0]) as program:
+        try:
+            return _Unpickler(program, source, archive, folder).load()
+        except ValueError:
+            raise
+        except Exception as error:  # a damaged pickle fails in any way that its opcodes can
+            raise ValueError(f"{source}: data.pkl can't be read: {type(error).__name__}: {error}") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, program: Any, source: Path, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(program)
+        self.source, self.archive, self.folder = source, archive, folder
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _parameter
+        if module == "torch" and name in _STORAGES:
+            return _StorageType(name)
+        raise ValueError(f"{self.source}: refused, because it asks to run {module}.{name}; only tensors are read")
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        kind, storage_type, key, _, count = identity
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise ValueError(f"{self.source}: refused, because it asks for {kind!r}; only tensors are read")
+        if key not in self.storages:
+            dtype = _STORAGES[storage_type.name]
+            record = self.archive.getinfo(f"{self.folder}data/{key}")
+            # Compression, which torch.save doesn't use, could unfold to any size.
+            if record.compress_type != zipfile.ZIP_STORED or record.file_size != count * dtype.itemsize:
+                raise ValueError(f"{self.source}: storage {key} isn't {count} raw values of {storage_type.name}")
+            self.storages[key] = _Storage(storage_type, np.frombuffer(self.archive.read(record), dtype))
+        return self.storages[key]
+
+    def _tensor(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> mx.array:
+        if not isinstance(storage, _Storage):
+            raise ValueError(f"{self.source}: a tensor without a storage")
+        values = storage.values
+        numbers = [offset, *shape, *strides]
+        if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise ValueError(f"{self.source}: a tensor of shape {shape} with strides {strides}")
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if 0 not in shape and last >= values.size:
+            raise ValueError(f"{self.source}: a tensor of shape {shape} reaches past the end of its storage")
+        if 0 in shape:
+            view = np.zeros(shape, values.dtype)
+        else:
+            steps = [stride * values.itemsize for stride in strides]
+            view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+        array = mx.array(np.ascontiguousarray(view.reshape(shape)))
+        return array.view(mx.bfloat16) if storage.type.name == "BFloat16Storage" else array
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
