@@ -1,7 +1,7 @@
 """Checks the documentation: relative links lead somewhere, Python blocks run, and quoted example code is the real code.
 
-A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside. Other Python blocks of a page
-are run in order, in one namespace per page, unless the fence says `python no-run`.
+A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside. Every other Python block runs by
+itself, as a reader pastes it, unless the fence says `python no-run`.
 """
 
 import contextlib
@@ -33,7 +33,6 @@ def _flat(text: str) -> str:
 
 def check_blocks(page: Path, text: str) -> list[str]:
     problems = []
-    namespace: dict[str, object] = {"__name__": page.stem}
     for language, flags, body in FENCE.findall(text):
         where = f"{page.relative_to(ROOT)}: block starting with {body.lstrip().partition(chr(10))[0]!r}"
         quoted = re.match(r"(?:#|//) from (\S+)\n", body)
@@ -44,7 +43,7 @@ def check_blocks(page: Path, text: str) -> list[str]:
         elif language == "python" and "no-run" not in flags:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    exec(compile(textwrap.dedent(body), where, "exec"), namespace)
+                    exec(compile(textwrap.dedent(body), where, "exec"), {"__name__": page.stem})
             except Exception:
                 problems.append(f"{where} fails:\n{traceback.format_exc(limit=-1)}")
     return problems

@@ -142,12 +142,13 @@ def scaling_text(found: Report) -> str:
     columns = ("series", "what", "grows with", "from, to", "fitted exponent", "of the second half")
     text = report.markdown_table(columns, rows, left=3)
     for crossing in found["crossings"]:
-        where = f"{crossing['tokens']:.0f} tokens"
-        if crossing["tokens"] < crossing["measured_from"]:
-            where += f" (extrapolated: the shortest input measured has {crossing['measured_from']:g})"
-        text += (
-            f"\nThe forward of a window of 31 is faster than {crossing['dense'].partition(',')[0]} from {where} on.\n"
-        )
+        dense = crossing["dense"].partition(",")[0]
+        least = crossing["measured_from"]
+        if crossing["tokens"] < least:
+            where = f"at every length measured, from {least:g} tokens on"
+        else:
+            where = f"from {crossing['tokens']:.0f} tokens on"
+        text += f"\nThe forward of a window of 31 is faster than {dense} {where}.\n"
     return text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import natten_mlx
-from natten_mlx.bench import calls, cases, cost, guardrail, machine, measure, memory, profile, report, rivals
+from natten_mlx.bench import calls, cases, cost, guardrail, machine, measure, memory, plots, profile, report, rivals
 from natten_mlx.bench.cases import FORWARD, GRAD_KEY, GRAD_QUERY, STEP, Case
 from natten_mlx.cli import main
 from oracle import Axis, Geometry
@@ -463,3 +463,23 @@ def test_reports_are_read_back(tmp_path):
 
 def test_number_keeps_three_digits():
     assert [report.number(x) for x in (0.12345, 1.2345, 123.45, 12345.6, None)] == ["0.12", "1.23", "123", "12346", "-"]
+
+
+def test_one_thread_is_no_threads() -> None:
+    assert (report.count(1, "thread"), report.count(2, "thread")) == ("1 thread", "2 threads")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (200, 40000, [1000, 10000]),
+        (8.5, 40, [10, 20]),
+        (0.9, 2.1, [1, 2]),
+        (8, 70, [10, 20, 50]),
+        (31.5, 38.5, [32, 34, 36, 38]),
+        (0.08, 1100, [0.1, 1, 10, 100, 1000]),
+    ],
+)
+def test_ticks_of_logarithmic_axes(low: float, high: float, expected: list[float]) -> None:
+    """Two to six on every axis that is longer than a tenth of a power of ten."""
+    assert plots.log_ticks(low, high) == pytest.approx(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from natten_mlx.bench.table import OK, Report
@@ -23,6 +24,23 @@ def figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high; where they are fewer than two, rounder or finer numbers between them."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ([1.0], [1.0, 2.0, 5.0], range(1, 10), [tenths / 10 for tenths in range(10, 100)]):
+        inside = [tick for power in powers for factor in factors if low <= (tick := factor * 10.0**power) <= high]
+        if len(inside) > 1:
+            break
+    return inside[:: -(-len(inside) // 6)]
+
+
+def label_log_axis(axis: Any) -> None:
+    """Plain numbers at a few ticks: matplotlib labels powers of ten only, of which an axis may hold none."""
+    ticks = log_ticks(*axis.get_view_interval())
+    axis.set_ticks(ticks, [f"{tick:g}" if tick < 1e4 else f"{tick / 1e3:g}k" for tick in ticks])
+    axis.set_minor_formatter("")
+
+
 def scaling(report: Report, path: str) -> None:
     """One panel per axis of the study, log-log, with fitted slopes; dense attention dashed."""
     panels = list(dict.fromkeys(series["panel"] for series in report["series"]))
@@ -39,8 +57,10 @@ def scaling(report: Report, path: str) -> None:
             style = "--" if series["dense"] else "-"
             axes.plot(xs, ys, style, marker="o", markersize=3, color=f"C{index}", label=label)
         axes.set(xscale="log", yscale="log", xlabel=mine[0]["x_label"], ylabel=mine[0]["y_label"])
-        for axis in (axes.xaxis, axes.yaxis):  # labels of minor ticks overlap
-            axis.set_minor_formatter("")
+        if mine[0]["slope"] < 0:  # falling lines have both ends where a legend would stand
+            axes.margins(y=0.25)
+        for axis in (axes.xaxis, axes.yaxis):
+            label_log_axis(axis)
         axes.set_title(panel, fontsize=9)
         axes.legend(fontsize=6)
         axes.grid(alpha=0.3, which="both")

@@ -35,6 +35,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - whole)}f}"
 
 
+def count(number: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def why_not(row: Row) -> str:
     """Of a row without figures. That a tier is unavailable has its reason above or below the table, once."""
     if row["status"] == WRONG:
@@ -85,7 +90,9 @@ def machine_line(report: Report) -> str:
     """The machine and its limits in a sentence or two."""
     machine, limits = report["machine"], report["limits"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads, {machine['cpu_target']}"
+    where = (
+        machine.get("gpu") or f"{machine['processor']}, {count(machine['threads'], 'thread')}, {machine['cpu_target']}"
+    )
     return (
         f"{where}; {machine['system']}; {versions}; {machine['date']}. Limits in this run ({limits['kind']}), median "
         f"and best: {number(limits['fma_gflops']['median'])} and {number(limits['fma_gflops']['best'])} GFLOP/s, "
