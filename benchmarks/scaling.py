@@ -21,7 +21,7 @@ import numpy as np
 import natten_mlx
 from natten_mlx import _ext
 from natten_mlx.bench import cost, memory, plots, report
-from natten_mlx.bench.calls import Call, make_call, normal, on_tier, parse_tiers
+from natten_mlx.bench.calls import Call, make_call, normal, parse_tiers
 from natten_mlx.bench.cases import FORWARD, STEP, Case
 from natten_mlx.bench.machine import Limits
 from natten_mlx.bench.measure import Plan, Samples, one_round
@@ -46,7 +46,7 @@ class Study:
     def time(self, call: Call) -> float:
         """Milliseconds: the least of a round, which a busy machine disturbs least."""
         samples = Samples(self.plan.trim_head)
-        with on_tier(self.tier):
+        with natten_mlx.backend(self.tier):
             for _ in range(self.plan.rounds):
                 one_round(call, self.plan, samples, self.limits)
         return 1e3 * samples.statistics()["min"]

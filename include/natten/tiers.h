@@ -20,6 +20,19 @@ namespace mx = mlx::core;
 /// the next one, or throws std::runtime_error when NATTEN_STRICT=1.
 void set_backend(const std::string& name);
 
+/// While it lives, calls made in its thread choose as if set_backend(name) had been called, and set_backend changes
+/// only that; other threads notice nothing. Scopes nest, and end in the thread where they began.
+class BackendScope {
+ public:
+  explicit BackendScope(const std::string& name);
+  ~BackendScope();
+  BackendScope(const BackendScope&) = delete;
+  BackendScope& operator=(const BackendScope&) = delete;
+
+ private:
+  std::string outer_;
+};
+
 /// The chosen tier, or for "auto" the one that would run on the default device.
 std::string get_backend();
 

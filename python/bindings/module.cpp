@@ -151,6 +151,11 @@ nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, n
   return d;
 }
 
+// What is no string is no backend either, and is named in the error.
+std::string backend_name(nb::handle name) {
+  return nb::cast<std::string>(nb::isinstance<nb::str>(name) ? nb::str(name) : nb::repr(name));
+}
+
 void log_fallback(const std::string& message) {
   const nb::gil_scoped_acquire gil;
   nb::module_::import_("logging").attr("getLogger")("natten_mlx").attr("warning")("%s", message);
@@ -184,11 +189,11 @@ NB_MODULE(_ext, m) {
   m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
   m.def(
-      "set_backend",
-      [](nb::handle name) {
-        set_backend(nb::cast<std::string>(nb::isinstance<nb::str>(name) ? nb::str(name) : nb::repr(name)));
-      },
-      "name"_a.none());
+      "set_backend", [](nb::handle name) { set_backend(backend_name(name)); }, "name"_a.none());
+  m.def(
+      "enter_backend", [](nb::handle name) { return enter_backend(backend_name(name)); }, "name"_a.none(),
+      "Begins a scope of this thread; what it returns ends it.");
+  m.def("leave_backend", &leave_backend, "outer"_a);
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
   m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),

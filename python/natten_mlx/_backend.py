@@ -2,6 +2,8 @@
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -20,6 +22,26 @@ def set_backend(name: str) -> None:
         ValueError: another name.
     """
     _ext.set_backend(name)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the tier for the calls of a block: `with natten_mlx.backend("pure"): ...`, or as a decorator.
+
+    The choice is this thread's: others, and threads that the block starts, notice nothing. At the end the tier is the
+    one that was set before; set_backend inside changes the block's choice only.
+
+    Args:
+        name: As in set_backend.
+
+    Raises:
+        ValueError: another name.
+    """
+    outer = _ext.enter_backend(name)
+    try:
+        yield
+    finally:
+        _ext.leave_backend(outer)
 
 
 def get_backend() -> str:

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "mlx/device.h"
 #include "natten/tiers.h"
@@ -27,6 +28,9 @@ std::string canonical_name(const std::string& name) {
                               "'. Expected one of ['auto', 'pure', 'fast_metal', 'nanobind']");
 }
 
+// The backend of the innermost BackendScope of this thread; empty where there is none.
+thread_local std::string scoped_backend;
+
 class Registry {
  public:
   static Registry& instance() {
@@ -44,6 +48,7 @@ class Registry {
   }
   /// The chosen one, or NATTEN_BACKEND's: throws std::invalid_argument for an unknown name there until one is chosen.
   std::string backend() {
+    if (!scoped_backend.empty()) return scoped_backend;
     const std::lock_guard lock(mutex_);
     if (backend_.empty()) backend_ = backend_of_environment();
     return backend_;
@@ -51,7 +56,7 @@ class Registry {
   void set_backend(const std::string& name) {
     std::string canonical = canonical_name(name);
     const std::lock_guard lock(mutex_);
-    backend_ = std::move(canonical);
+    (scoped_backend.empty() ? backend_ : scoped_backend) = std::move(canonical);
   }
   void set_logger(std::function<void(const std::string&)> logger) {
     const std::lock_guard lock(mutex_);
@@ -196,6 +201,20 @@ void set_fallback_logger(std::function<void(const std::string&)> logger) {
 
 void set_backend(const std::string& name) {
   Registry::instance().set_backend(name);
+}
+
+std::string enter_backend(const std::string& name) {
+  return std::exchange(scoped_backend, canonical_name(name));
+}
+
+void leave_backend(std::string outer) {
+  scoped_backend = std::move(outer);
+}
+
+BackendScope::BackendScope(const std::string& name) : outer_(enter_backend(name)) {}
+
+BackendScope::~BackendScope() {
+  leave_backend(std::move(outer_));
 }
 
 std::string get_backend() {

@@ -32,6 +32,10 @@ struct Choice {
 };
 Choice explain_choice(const Problem& problem);
 
+/// The two ends of a BackendScope: what the first returns, the second takes.
+std::string enter_backend(const std::string& name);
+void leave_backend(std::string outer);
+
 /// Where fallbacks are told; the default writes to standard error.
 void set_fallback_logger(std::function<void(const std::string&)> logger);
 

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "mlx/mlx.h"
@@ -147,6 +149,15 @@ TEST(Api, SupportMatrixAndExplain) {
   const Explanation chosen = explain({.query = {shape}, .key = {shape}, .value = {shape}}, {3});
   EXPECT_EQ(chosen.tier, "pure");
   EXPECT_EQ(chosen.declined.size(), 2u);
+  EXPECT_EQ(get_backend(), "pure");
+  {
+    const BackendScope scope("nanobind");
+    EXPECT_EQ(get_backend(), "nanobind");
+    std::string elsewhere;
+    std::thread([&] { elsewhere = get_backend(); }).join();
+    EXPECT_EQ(elsewhere, "pure");
+    EXPECT_THROW(BackendScope("x"), std::invalid_argument);
+  }
   EXPECT_EQ(get_backend(), "pure");
   set_backend("auto");
 }

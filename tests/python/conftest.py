@@ -55,9 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    from harness import backend
+    import natten_mlx
 
-    with backend(request.param):
+    with natten_mlx.backend(request.param):
         yield request.param
 
 

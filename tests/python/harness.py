@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,6 @@ def tiers() -> list[str]:
 def device() -> mx.Device:
     """The device on which the tests run what a tier computes."""
     return mx.Device(mx.gpu if os.environ.get("NATTEN_TEST_DEVICE") == "gpu" else mx.cpu)
-
-
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    natten_mlx.set_backend(name)
-    try:
-        yield
-    finally:
-        natten_mlx.set_backend("auto")
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

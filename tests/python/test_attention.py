@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import natten_mlx
 from cases import HALF_TABLE, TABLE, Case, calls
 from harness import (
     FORWARD_TOLERANCE,
@@ -14,7 +15,6 @@ from harness import (
     assert_half_near,
     assert_near,
     attention,
-    backend,
     gradient_dtypes_match,
     naive_attention,
     rounded,
@@ -129,7 +129,7 @@ def test_half_random(tier: str, case: Case) -> None:
 
 @given(case=calls(dtypes=("float64",)))
 def test_float64_random(case: Case) -> None:
-    with backend("pure"):
+    with natten_mlx.backend("pure"):
         check_attention(case)
         check_split(case)
 
@@ -175,7 +175,7 @@ def test_gradients_by_central_differences(case: Case) -> None:
         out, lse = call(*(to_mlx(arrays[name], "float64") for name in names))
         return ((out * dout).sum() + (lse * dlse).sum()).item()
 
-    with backend("pure"):
+    with natten_mlx.backend("pure"):
         grads = vjp(call, [to_mlx(arrays[name], "float64") for name in names], [dout, dlse])
         for name, gradient in zip(names, grads, strict=True):
             rng = np.random.default_rng(1)

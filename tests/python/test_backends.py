@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,85 @@ def test_unknown_backend_keeps_the_old_one(name: str) -> None:
     with pytest.raises(ValueError, match=rf"Unknown backend '{name}'\. Expected one of \["):
         natten_mlx.set_backend(name)
     assert natten_mlx.get_backend() == "pure"
+
+
+class TestBackendOfABlock:
+    def test_restores_what_was_set_before(self) -> None:
+        for before in ("nanobind", "pure"):
+            natten_mlx.set_backend(before)
+            with natten_mlx.backend("pure"):
+                assert natten_mlx.get_backend() == "pure"
+                with natten_mlx.backend("nanobind"):
+                    assert natten_mlx.get_backend() == "nanobind"
+                assert natten_mlx.get_backend() == "pure"
+            assert natten_mlx.get_backend() == before
+
+    def test_restores_after_an_error(self) -> None:
+        natten_mlx.set_backend("nanobind")
+        with pytest.raises(KeyError), natten_mlx.backend("pure"):
+            raise KeyError
+        assert natten_mlx.get_backend() == "nanobind"
+        for wrong in ("x", None, 3):
+            with pytest.raises(ValueError, match="Unknown backend"), natten_mlx.backend(wrong):
+                raise AssertionError("not reached")
+        assert natten_mlx.get_backend() == "nanobind"
+
+    def test_set_backend_inside_ends_with_the_block(self) -> None:
+        natten_mlx.set_backend("nanobind")
+        with natten_mlx.backend("pure"):
+            natten_mlx.set_backend("auto")
+            assert natten_mlx.get_backend() != "pure"
+            natten_mlx.set_backend("pure")
+            assert natten_mlx.get_backend() == "pure"
+        assert natten_mlx.get_backend() == "nanobind"
+
+    def test_decorates(self) -> None:
+        natten_mlx.set_backend("nanobind")
+        assert natten_mlx.backend("pure")(natten_mlx.get_backend)() == "pure"
+        assert natten_mlx.get_backend() == "nanobind"
+
+    def test_chooses_the_calls_of_the_block(self) -> None:
+        """Their gradients too, wherever they are asked for."""
+        q = mx.random.normal((1, 8, 2, 4))
+        natten_mlx.set_backend("nanobind")
+        with natten_mlx.backend("pure"):
+            assert natten_mlx.explain(q, q, q, 3).tier == "pure"
+            out = natten_mlx.na1d(q, q, q, 3)
+        graph = io.StringIO()
+        mx.export_to_dot(graph, out)
+        assert "nanobind" not in graph.getvalue()
+        graph = io.StringIO()
+        mx.export_to_dot(graph, natten_mlx.na1d(q, q, q, 3))
+        assert "nanobind" in graph.getvalue()
+
+    def test_threads_have_their_own(self) -> None:
+        """Blocks that overlap in time, entered and left in another order than nesting has."""
+        natten_mlx.set_backend("nanobind")
+        inside, leave = threading.Barrier(3), threading.Event()
+        seen: dict[str, list[str]] = {}
+
+        def work(name: str) -> None:
+            seen[name] = [natten_mlx.get_backend()]
+            with natten_mlx.backend(name):
+                inside.wait(60)
+                seen[name].append(natten_mlx.get_backend())
+                if name == "pure":
+                    leave.wait(60)
+                seen[name].append(natten_mlx.get_backend())
+            seen[name].append(natten_mlx.get_backend())
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("pure", "fast_metal")]
+        for thread in threads:
+            thread.start()
+        inside.wait(60)
+        assert natten_mlx.get_backend() == "nanobind"
+        threads[1].join(60)
+        leave.set()
+        threads[0].join(60)
+        assert seen["pure"] == ["nanobind", "pure", "pure", "nanobind"]
+        assert seen["fast_metal"][::3] == ["nanobind", "nanobind"]
+        assert all(re.fullmatch(FAST, name) for name in seen["fast_metal"][1:3])
+        assert natten_mlx.get_backend() == "nanobind"
 
 
 @pytest.mark.parametrize("name", [None, 3, ["pure"], b"pure"])

@@ -136,7 +136,7 @@ def test_tiers_agree_in_every_form(tier, form, dtype):
     expected = calls.Reference(case)
     assert calls.choice(case, tier).declined == ""
     for direction in case.directions:
-        with calls.on_tier(tier):
+        with natten_mlx.backend(tier):
             verdict = expected.check(calls.make_call(case, direction)(), direction, dtype)
         assert verdict.wrong == ""
 

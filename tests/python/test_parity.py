@@ -10,8 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import natten_mlx
 from cases import Case
-from harness import assert_near, attention, backend, split_av, split_qk, to_mlx, to_numpy, vjp
+from harness import assert_near, attention, split_av, split_qk, to_mlx, to_numpy, vjp
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ENTRIES = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
@@ -125,7 +126,7 @@ def test_upstream(tier: str, file: str) -> None:
 @pytest.mark.parametrize("file", [file for file in FILES if "float64" in file])
 def test_upstream_in_float64(file: str) -> None:
     case, golden = load(file)
-    with backend("pure"):
+    with natten_mlx.backend("pure"):
         check_fused(case, golden, "float64", 1e-10, 1e-10)
         check_split(case, golden, "float64", 1e-10, 1e-10)
 

@@ -10,7 +10,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, backend, device, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
+from harness import assert_near, attention, device, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
 
 CASES = [
     Case((9,), (4,), heads=2, rpb=True, is_causal=(True,)),
@@ -299,7 +299,7 @@ def test_jvp_and_second_derivatives(tier: str, case: Case) -> None:
 
 @pytest.mark.parametrize("case", [*CASES, SEVERAL_BLOCKS], ids=str)
 def test_jvp_and_second_derivatives_in_float64(case: Case) -> None:
-    with backend("pure"):
+    with natten_mlx.backend("pure"):
         check_second_order(case.with_(dtype="float64"), 1e-6)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -50,16 +48,6 @@ def parse_tiers(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(result))
 
 
-@contextmanager
-def on_tier(name: str) -> Iterator[None]:
-    """Runs the calls made inside on a tier; afterwards the process is back at its initial choice."""
-    natten_mlx.set_backend(name)
-    try:
-        yield
-    finally:
-        natten_mlx.set_backend(os.environ.get("NATTEN_BACKEND") or "auto")
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a tier says about a case. `declined` is its reason, empty where it runs it."""
@@ -77,7 +65,7 @@ def choice(case: Case, tier: str) -> Choice:
     batch, *_, heads, _ = case.shape
     attention = (batch, *case.queries, heads, math.prod(case.kernel))
     kernels, tiles = [], []
-    with on_tier(tier):
+    with natten_mlx.backend(tier):
         for op in {"fused": ("attention",), "split": ("qk", "av"), "qk": ("qk",)}[case.form]:
             query = attention if op == "av" else case.shape
             dtype = getattr(mx, case.dtype)
@@ -162,7 +150,7 @@ class Reference:
     def __init__(self, case: Case, direction: str | None = None, heads: int | None = None) -> None:
         self.heads = heads
         self._direction = direction or case.directions[-1]
-        with on_tier(REFERENCE):
+        with natten_mlx.backend(REFERENCE):
             self._results = to_numpy(make_call(case, self._direction, heads, in_float32=True)())
 
     def check(self, results: Sequence[mx.array], direction: str, dtype: str) -> Check:

@@ -16,7 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from natten_mlx.bench.calls import make_call, on_tier
+import natten_mlx
+from natten_mlx.bench.calls import make_call
 from natten_mlx.bench.cases import Case
 
 
@@ -47,7 +48,7 @@ def reset_peak() -> None:
 def extra_bytes(case: Case, direction: str, tier: str) -> int:
     """Runs the case once in this process."""
     small = Case("warm", (1, *case.kernel, 1, case.shape[-1]), case.kernel_size, dtype=case.dtype, form=case.form)
-    with on_tier(tier):
+    with natten_mlx.backend(tier):
         mx.eval(make_call(small, direction)())  # loads what is loaded once
         call = make_call(case, direction)
         reset_peak()

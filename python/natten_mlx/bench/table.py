@@ -10,7 +10,7 @@ from typing import Any
 import natten_mlx
 from natten_mlx.bench import cases as table_of_cases
 from natten_mlx.bench import cost, memory
-from natten_mlx.bench.calls import REFERENCE, Call, Choice, Reference, choice, make_call, on_tier
+from natten_mlx.bench.calls import REFERENCE, Call, Choice, Reference, choice, make_call
 from natten_mlx.bench.cases import Case
 from natten_mlx.bench.machine import Limits, describe
 from natten_mlx.bench.measure import Plan, Samples, one_round, plan_options
@@ -59,7 +59,7 @@ def measure_direction(
             row.update(status=DECLINED, reason=chosen.declined)
             continue
         row.update(status=OK, kernel=chosen.kernel, tile=chosen.tile)
-        with on_tier(tier):
+        with natten_mlx.backend(tier):
             call = make_call(case, direction)
             if tier != REFERENCE or case.dtype != "float32":
                 verdict = expected.check(call(), direction, case.dtype)
@@ -71,7 +71,7 @@ def measure_direction(
             calls[tier] = row, call, Samples(plan.trim_head)
     for _ in range(plan.rounds):
         for tier, (_, call, samples) in calls.items():
-            with on_tier(tier):
+            with natten_mlx.backend(tier):
                 one_round(call, plan, samples, limits)
     baseline = calls[REFERENCE][2].statistics()["median"] if REFERENCE in calls else None
     for row, _, samples in calls.values():

@@ -72,7 +72,7 @@ def _tiers(report: Report, verbose: bool) -> None:
 
     from natten_mlx import _ext
 
-    report.check("compiled kernels", lambda: f"{_ext.cpu_target()}, {_ext.cpu_threads()} threads")
+    report.check("compiled kernels", lambda: f"{_ext.cpu_target()}, threads: {_ext.cpu_threads()}")
     report.check("default device", mx.default_device)
     report.line("GPU", "Metal" if mx.metal.is_available() else "CUDA" if mx.cuda.is_available() else "none")
     if verbose:

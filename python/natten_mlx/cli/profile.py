@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import natten_mlx
 from natten_mlx.cli import InputError
 from natten_mlx.cli.arguments import DTYPES, add_neighborhood, blaming_options, integers, neighborhood
 from natten_mlx.cli.bench import progress_bar, use_device
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from natten_mlx.bench.calls import on_tier, parse_tiers
+    from natten_mlx.bench.calls import parse_tiers
     from natten_mlx.bench.cases import Case
     from natten_mlx.bench.profile import profile, stage_count
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     tier = parse_tiers([args.tier])[0] if args.tier else "auto"
     form = "split" if args.split else "fused"
     case = Case("profile", shape, dtype=args.dtype, form=form, **options)
-    with on_tier(tier), blaming_options(), progress_bar(stage_count(case)) as progress:
+    with natten_mlx.backend(tier), blaming_options(), progress_bar(stage_count(case)) as progress:
         found = profile(case, args.kv_heads, args.value_dim, args.seconds, progress)
     _print(found)
     return 0
