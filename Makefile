@@ -20,7 +20,7 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-neon test-python test-fast bench guardrail wheel lint tidy format docs example-cpp \
+.PHONY: help demo test test-cpp test-clang test-neon test-python test-fast test-texts test-metal bench guardrail wheel lint tidy format docs example-cpp \
         clean
 
 help:  ## show this list
@@ -48,6 +48,15 @@ test-python: $(VENV)/.dev  ## the Python tests
 	$(BIN)/python -m pytest -q tests/python
 	NATTEN_TEST_TIERS=nanobind NATTEN_TEST_EXAMPLES=800 $(BIN)/python -m pytest -q tests/python -k "random and not float64"
 
+# As near as Linux gets to Apple's toolchain, which is the compiler of a Mac in every build.
+test-clang:  ## the host code with clang and libc++; what is free of MLX is tested (Debian)
+ifeq ($(shell uname -s),Linux)
+	scripts/system_packages tests clang
+	$(MAKE) test-cpp PRESET=clang
+else
+	@echo "test-clang: skipped, because this is not Linux ($(shell uname -s)); 'make test-cpp' compiles with clang there"
+endif
+
 # Elsewhere, if the machine is an Arm, the native build is NEON itself.
 test-neon:  ## the CPU kernels for 64-bit Arm: cross-built and run under qemu (Debian)
 ifeq ($(shell uname -sm),Linux x86_64)
@@ -58,12 +67,23 @@ else
 endif
 
 # The dev preset puts an extension that has the emulator into the source tree, where PYTHONPATH finds it first.
-test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the emulator, CUDA text compiled by NVRTC
+test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the emulator, some CUDA text compiled by NVRTC
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 $(BIN)/python -m pytest -q tests/python
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
+	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
+
+# Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it.
+test-texts: $(VENV)/.dev  ## the text of every GPU kernel through every compiler: clang as a model of Metal, NVRTC
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
+	NATTEN_TEST_EVERY_TEXT=1 build/dev/tests/metal_host/natten_kernel_text_test --gtest_filter='Fast/*' --gtest_brief=1
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
+
+test-metal: $(VENV)/.dev  ## on a Mac: the tests of what a tier computes, on its GPU
+	NATTEN_TEST_DEVICE=gpu NATTEN_TEST_TIERS=fast_metal NATTEN_STRICT=1 NATTEN_TEST_EXAMPLES=6 \
+	  $(BIN)/python -m pytest -ra tests/python -k fast_metal
 
 bench: $(VENV)/.dev  ## dispatch overhead, import time, peak memory
 	$(BIN)/python benchmarks/dispatch_overhead.py

@@ -31,5 +31,6 @@ if(SKBUILD)
   install(TARGETS _ext LIBRARY DESTINATION natten_mlx)
 else()
   # Importable from the source tree: PYTHONPATH=python.
-  set_target_properties(_ext PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_SOURCE_DIR}/python/natten_mlx)
+  set(NATTEN_EXTENSION_FOLDER ${PROJECT_SOURCE_DIR}/python/natten_mlx CACHE PATH "Where the extension is put")
+  set_target_properties(_ext PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${NATTEN_EXTENSION_FOLDER})
 endif()

@@ -46,8 +46,4 @@ Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, c
 Report run_emulated(const fast::KernelSource& kernel, const std::vector<Input>& inputs,
                     const std::vector<void*>& outputs);
 
-/// Compiles the text with Metal's address spaces as clang address spaces, for syntax and types only. Returns clang's
-/// complaints, empty when it has none. Throws std::runtime_error when there is no clang.
-std::string address_space_complaints(const fast::KernelSource& kernel);
-
 }  // namespace natten::metal_host

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "kernel_text.h"
+#include "lint.h"
 
 namespace natten::metal_host {
 namespace {

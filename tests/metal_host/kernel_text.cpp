@@ -84,7 +84,7 @@ bool asks_for(const KernelSource& kernel, const ArraySpec& input, const char* su
   return kernel.source.find(input.name + suffix) != std::string::npos;
 }
 
-GeneratedText metal_text(const KernelSource& kernel) {
+GeneratedText metal_text(const KernelSource& kernel, InputSpace inputs) {
   check(kernel);
   GeneratedText result;
   std::vector<std::string> parameters, arguments;
@@ -96,9 +96,10 @@ GeneratedText metal_text(const KernelSource& kernel) {
   };
   result.kernel_name = "custom_kernel_" + kernel.name;
   for (const ArraySpec& input : kernel.inputs) {
-    const bool is_small = element_count(input) < kConstantLimit;
-    result.kernel_name += std::string("_") + names(input.type).metal + (is_small ? "c" : "");
-    add(is_small ? "const constant" : "const device", names(input.type).metal, '*', input.name);
+    const bool is_constant =
+        inputs == InputSpace::by_size ? element_count(input) < kConstantLimit : inputs == InputSpace::constant;
+    result.kernel_name += std::string("_") + names(input.type).metal + (is_constant ? "c" : "");
+    add(is_constant ? "const constant" : "const device", names(input.type).metal, '*', input.name);
     if (asks_for(kernel, input, "_shape")) add("const constant", "int", '*', input.name + "_shape");
     if (asks_for(kernel, input, "_strides")) add("const constant", "int64_t", '*', input.name + "_strides");
     if (asks_for(kernel, input, "_ndim")) add("const constant", "int", '&', input.name + "_ndim");

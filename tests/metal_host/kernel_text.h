@@ -15,7 +15,10 @@ struct GeneratedText {
   std::string call;  ///< Metal: C++ that runs one thread of the kernel on the emulator
 };
 
-GeneratedText metal_text(const fast::KernelSource& kernel);
+/// Address space of the inputs: MLX chooses by their size.
+enum class InputSpace { by_size, constant, device };
+
+GeneratedText metal_text(const fast::KernelSource& kernel, InputSpace inputs = InputSpace::by_size);
 GeneratedText cuda_text(const fast::KernelSource& kernel);
 
 /// MLX passes `<input>_shape`, `<input>_strides` and `<input>_ndim` when the body contains that name anywhere.

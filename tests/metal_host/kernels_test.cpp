@@ -1,5 +1,5 @@
-// Every kernel of the fast tier on every case of the table, emulated: its results against the definition, its text
-// against Metal's address spaces, the bytes it moves against what the cost model promises.
+// Every kernel of the fast tier on every case of the table, emulated: its results against the definition, the bytes it
+// moves against what the cost model promises.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -397,12 +397,6 @@ TEST_P(Kernels, MatchTheDefinition) {
   }
   expect_cost(test, kernel.problem, kernel.id, source, report);
   expect_flops(kernel.problem, kernel.id, report);
-}
-
-TEST_P(Kernels, KeepAddressSpacesApart) {
-  const auto& [test, kernel, matrix] = GetParam();
-  const WithoutMatrixUnits guard(!matrix);
-  EXPECT_EQ(address_space_complaints(fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal)), "");
 }
 
 /// 2-D, half types, windows up to 7x7, head dims up to 64: tiles share what they load.

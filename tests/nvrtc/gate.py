@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", help="writes the sources into the folder that is its argument")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--only", default="*", help="names of kernels, for example '2d_*_forward'")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names of kernels, for example '2d_*_forward'")
     arguments = parser.parse_args()
 
     for what, text in BROKEN.items():
@@ -65,9 +65,8 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([arguments.program, folder], check=True)
-        sources = {
-            path.stem: path.read_text(encoding="ascii") for path in sorted(Path(folder).glob(f"{arguments.only}.cu"))
-        }
+        paths = {path for pattern in arguments.only for path in Path(folder).glob(f"{pattern}.cu")}
+        sources = {path.stem: path.read_text(encoding="ascii") for path in sorted(paths)}
     unique = {text: name for name, text in reversed(sources.items())}
     jobs = [(name, text, architecture) for architecture in ARCHITECTURES for text, name in unique.items()]
     with ProcessPoolExecutor(arguments.jobs) as pool:

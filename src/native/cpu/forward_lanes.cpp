@@ -85,13 +85,12 @@ void multiply_all(LanesCall call, std::int64_t count) {
   const auto advance = [&] {
     call.keys += kKeys * call.pitch;
     for (int t = 0; t < kTiles; ++t) call.scores[t] += kKeys * kLanes;
-    count -= kKeys;
   };
   if constexpr (kKeys > 4) {
-    for (; count >= kKeys; advance()) multiply_lanes<kTiles, kKeys>(call);
+    for (; count >= kKeys; count -= kKeys, advance()) multiply_lanes<kTiles, kKeys>(call);
     if (count > 0) multiply_all<kTiles, kKeys - 4>(call, count);
   } else {
-    for (; count > 0; advance()) multiply_lanes<kTiles, 4>(call);
+    for (; count > 0; count -= kKeys, advance()) multiply_lanes<kTiles, 4>(call);
   }
 }
 

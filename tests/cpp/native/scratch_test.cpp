@@ -10,7 +10,7 @@ namespace natten::cpu {
 namespace {
 
 TEST(Scratch, TooMuchIsBadAlloc) {
-  EXPECT_THROW(Scratch(std::numeric_limits<std::size_t>::max()), std::bad_alloc);
+  EXPECT_THROW(Scratch{std::numeric_limits<std::size_t>::max()}, std::bad_alloc);
   Scratch next(100);
   std::memset(next.take<char>(100), 1, 100);
 }
