@@ -7,6 +7,18 @@ Needs the extra `models` (`pip install 'natten-mlx[models]'`) for the hub, for i
 from natten_mlx.models.convert import convert
 from natten_mlx.models.dinat import Dinat, DinatBackbone, DinatConfig
 from natten_mlx.models.images import Preprocessor
+from natten_mlx.models.ltx_decoder import LtxDecoder, LtxDecoderConfig, Tiling
 from natten_mlx.models.registry import load, save
 
-__all__ = ["Dinat", "DinatBackbone", "DinatConfig", "Preprocessor", "convert", "load", "save"]
+__all__ = [
+    "Dinat",
+    "DinatBackbone",
+    "DinatConfig",
+    "LtxDecoder",
+    "LtxDecoderConfig",
+    "Preprocessor",
+    "Tiling",
+    "convert",
+    "load",
+    "save",
+]

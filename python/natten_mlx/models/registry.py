@@ -8,10 +8,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from natten_mlx.models import dinat
+from natten_mlx.models import dinat, ltx_decoder
 from natten_mlx.models.config import read_json
 from natten_mlx.models.files import find_folder, read_weights, stored_weights, write_folder
 
+_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"  # what these libraries call the file of weights
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -26,7 +27,8 @@ def load(
         backbone: The feature maps instead of the classes (NAT and DiNAT).
 
     Returns:
-        (model, config): a `Dinat` or `DinatBackbone` in evaluation mode (until `model.train()`), and a `DinatConfig`.
+        (model, config): a `Dinat` or `DinatBackbone` with its `DinatConfig`, or an `LtxDecoder` with its
+        `LtxDecoderConfig`. The model is in evaluation mode, until `model.train()`.
 
     Raises:
         ValueError: nothing was found under this name; a configuration that asks for something unknown; weights that are
@@ -36,13 +38,21 @@ def load(
     folder = find_folder(path_or_hub_name)
     source = folder / "config.json"
     values = read_json(source)
-    family = values.get("model_type")
-    if family not in dinat.FAMILIES:
+    model: nn.Module
+    config: dinat.DinatConfig | ltx_decoder.LtxDecoderConfig
+    if values.get("_class_name") == ltx_decoder.CLASS_NAME:
+        if backbone:
+            raise ValueError(f"{folder} holds a video decoder, which has no backbone")
+        config = ltx_decoder.LtxDecoderConfig.from_dict(values, str(source))
+        model = ltx_decoder.load_ltx_decoder(read_weights(folder, _DIFFUSERS), config)
+    elif values.get("model_type") in dinat.FAMILIES:
+        config = dinat.DinatConfig.from_dict(values, str(source))
+        model = dinat.load_dinat(read_weights(folder, _TRANSFORMERS), config, backbone)
+    else:
         raise ValueError(
-            f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, got {family!r}"
+            f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
+            f"{ltx_decoder.CLASS_NAME!r}, got {values.get('model_type', values.get('_class_name'))!r}"
         )
-    config = dinat.DinatConfig.from_dict(values, str(source))
-    model = dinat.load_dinat(read_weights(folder, "model"), config, backbone)
     if wanted is not None:
         model.set_dtype(wanted)
         mx.eval(model.parameters())
@@ -57,6 +67,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: not a model of `natten_mlx.models`, or `path` is a file.
     """
+    if isinstance(model, ltx_decoder.LtxDecoder):
+        write_folder(path, model.config.to_dict(), _DIFFUSERS, stored_weights(model, lambda name: (name,)))
+        return
     if not isinstance(model, (dinat.Dinat, dinat.DinatBackbone)):
         raise ValueError(f"save expects a model of natten_mlx.models, got {type(model).__name__}")
     config, family = model.config.to_dict(), model.config.model_type
@@ -67,7 +80,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         config["architectures"] = [f"{family.capitalize()}Backbone"]
         config["out_features"] = list(model.norms)
         prefix = ""
-    write_folder(path, config, "model", stored_weights(model, dinat.hub_names(prefix)))
+    write_folder(path, config, _TRANSFORMERS, stored_weights(model, dinat.hub_names(prefix)))
 
 
 def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
