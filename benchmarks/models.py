@@ -3,6 +3,12 @@
 DiNAT-mini at 224x224, batch 1, with random weights of the published shapes:
 
     python benchmarks/models.py dinat
+
+LTX-2.5's video decoder, its channels divided by --narrow, one block per stage with --shallow; --tile FRAMES decodes in
+tiles of that many frames and 2/3 of them apart:
+
+    python benchmarks/models.py decoder --frames 17 --size 224
+    python benchmarks/models.py decoder --frames 65 --size 224 --narrow 4 --shallow --tile 24
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -74,7 +81,10 @@ def shares(call: Callable[[], Any], runs: int) -> None:
             mx.eval(call())
         whole = (time.perf_counter() - start) / runs
     print(f"{1e3 * total:.0f} ms; waiting after every part {1e3 * whole:.0f} ms, of which")
-    parts = {kind: spent / runs for kind, spent in parts.items()}
+    print_shares({kind: spent / runs for kind, spent in parts.items()}, whole)
+
+
+def print_shares(parts: dict[str, float], whole: float) -> None:
     for kind, spent in [*parts.items(), ("the rest", whole - sum(parts.values()))]:
         print(f"  {kind:16} {1e3 * spent:8.1f} ms  {100 * spent / whole:5.1f} %")
 
@@ -91,13 +101,60 @@ def dinat(runs: int, size: int, dtype: mx.Dtype) -> None:
         shares(lambda: model(images), runs)
 
 
+def decoder(args: argparse.Namespace) -> None:
+    published = models.LtxDecoderConfig()
+    config = replace(
+        published,
+        decoder_stage_channels=tuple(count // args.narrow for count in published.decoder_stage_channels),
+        decoder_stage_depths=(1,) * 5 if args.shallow else published.decoder_stage_depths,
+    )
+    model = models.LtxDecoder(config)
+    model.set_dtype(getattr(mx, args.dtype))
+    model.eval()
+    mx.eval(model.parameters())
+    cells = args.size // config.spatial_compression_ratio
+    latents = mx.random.normal(
+        ((args.frames - 1) // config.temporal_compression_ratio + 1, cells, cells, config.latent_channels)
+    )[None]
+    mx.eval(latents)
+    frames, height, width = model.video_shape(latents)[1:4]
+    size = frames * height * width / 1e6
+    tiling = models.Tiling(frames=args.tile, frames_stride=2 * args.tile // 3) if args.tile else None
+
+    def decode() -> float:
+        start = time.perf_counter()
+        for piece in model.frames(latents, key=mx.random.key(0), tiling=tiling):
+            mx.eval(piece)
+        return time.perf_counter() - start
+
+    mx.reset_peak_memory()
+    weights = mx.get_active_memory()
+    spent = decode()
+    peak = mx.get_peak_memory() - weights
+    print(f"{frames} frames of {width}x{height}, {size:.2f} megapixel-frames, {args.dtype}, tiles: {tiling}")
+    mebi = peak / 2**20
+    print(f"weights {weights / 2**20:.0f} MiB, peak beside them {mebi:.0f} MiB, {mebi / size:.0f} per megapixel-frame")
+    print(f"{spent:.1f} s, {spent / size:.1f} s per megapixel-frame; waiting after every part, of the time:")
+    parts: dict[str, float] = defaultdict(float)
+    with stopwatch(parts):
+        whole = decode()
+    print_shares(parts, whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("dinat",))
+    parser.add_argument("model", choices=("dinat", "decoder"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--narrow", type=int, default=1)
+    parser.add_argument("--shallow", action="store_true")
+    parser.add_argument("--tile", type=int, default=0)
     args = parser.parse_args()
+    if args.model == "decoder":
+        decoder(args)
+        return
     dinat(args.runs, args.size, getattr(mx, args.dtype))
 
 

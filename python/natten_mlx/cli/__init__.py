@@ -14,7 +14,7 @@ from importlib import metadata
 
 import natten_mlx
 
-COMMANDS = ("doctor", "matrix", "explain", "show", "bench", "profile")
+COMMANDS = ("doctor", "matrix", "explain", "show", "bench", "profile", "classify", "decode", "convert")
 
 
 def library_version() -> str:

@@ -13,6 +13,7 @@ from natten_mlx.cli import InputError
 T = TypeVar("T")
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+MODEL_DTYPES = DTYPES[:3]
 _TRUE = {"1", "true", "t", "yes"}
 _FALSE = {"0", "false", "f", "no"}
 
