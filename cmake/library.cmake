@@ -8,12 +8,14 @@ target_sources(
           src/ops/canonical.cpp
           src/ops/differentiable.cpp
           src/ops/fold.cpp
+          src/ops/mask.cpp
           src/ops/operations.cpp
           src/ops/registry.cpp
           src/ops/support.cpp
           src/ops/validate.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp
+          src/pure/mask.cpp
           src/pure/numerics.cpp
           src/pure/padding.cpp
           src/pure/pin.cpp

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
+
 from natten_mlx import functional
 
 STUB = Path(__file__).resolve().parent.parent / "python" / "natten_mlx" / "functional.pyi"
@@ -42,6 +44,11 @@ def spelled(annotation: object) -> Text:
         if annotation == getattr(functional, name):
             return Text(name)
     return Text(inspect.formatannotation(annotation).replace("mlx.core.", "mx."))
+
+
+def spelled_default(default: object) -> object:
+    """As functional.py writes it, where repr does not: bool_ is a dtype that prints itself as bool."""
+    return Text("mx.bool_") if isinstance(default, mx.Dtype) and default == mx.bool_ else default
 
 
 def overloads(signature: inspect.Signature) -> Iterator[inspect.Signature]:
@@ -85,7 +92,10 @@ def stub() -> str:
             continue
         signature = inspect.signature(function)
         signature = signature.replace(
-            parameters=[p.replace(annotation=spelled(p.annotation)) for p in signature.parameters.values()],
+            parameters=[
+                p.replace(annotation=spelled(p.annotation), default=spelled_default(p.default))
+                for p in signature.parameters.values()
+            ],
             return_annotation=spelled(signature.return_annotation),
         )
         variants = list(overloads(signature))

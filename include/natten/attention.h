@@ -54,6 +54,18 @@ struct AvOptions {
 mx::array av(const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
              const AvOptions& options = {});
 
+struct MaskOptions {
+  std::optional<mx::array> rpb;      ///< with a floating dtype
+  std::optional<mx::array> lengths;  ///< int32 or int64 [B] (1-D) or [B, rank]
+  mx::Dtype dtype = mx::bool_;       ///< or a floating type: 0 where attended, -inf elsewhere
+  mx::StreamOrDevice stream = {};
+};
+
+/// The neighborhood on an input of spatial `shape` as a dense mask [queries, keys], both row-major, for checks and for
+/// dense attention: true where the query attends the key. [Hq, queries, keys] with rpb, whose values are added;
+/// [B, 1 or Hq, queries, keys] with lengths, where queries in the padding attend nothing.
+mx::array neighborhood_mask(const mx::Shape& shape, const Neighborhood& neighborhood, const MaskOptions& options = {});
+
 /// Joins partial attentions over disjoint key sets (two or more, equal shapes) into the attention over their union.
 /// out has outputs[0]'s dtype. Where every lse is -inf: out 0, lse -inf.
 AttentionResult merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors,

@@ -86,6 +86,18 @@ mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle
   return av(c, weights, v, neighborhood, {to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
 }
 
+mx::array bind_neighborhood_mask(nb::handle shape, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
+                                 nb::handle is_causal, nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
+                                 nb::handle dtype, nb::handle stream) {
+  Caller c = caller("neighborhood_mask", 0);
+  const mx::Shape lengths_of_axes = to_shape(c, "shape", shape);
+  c.rank = static_cast<int>(lengths_of_axes.size());
+  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  return neighborhood_mask(c, lengths_of_axes, neighborhood,
+                           {to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
+                            dtype.is_none() ? mx::bool_ : to_dtype(c, dtype), to_stream_or_device(c, stream)});
+}
+
 std::pair<mx::array, mx::array> bind_merge(nb::handle outputs, nb::handle lse_tensors) {
   const Caller c = caller("merge_attentions", 0);
   const std::vector<mx::array> outs = to_arrays(c, "outputs", outputs);
@@ -186,6 +198,9 @@ NB_MODULE(_ext, m) {
   m.def("av", bind_av, "name"_a, "rank"_a, "attn"_a.none(), "value"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "lengths"_a.none(), "stream"_a.none(),
         "Weighted values of the split form.");
+  m.def("neighborhood_mask", bind_neighborhood_mask, "shape"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
+        "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(), "lengths"_a.none(),
+        "dtype"_a.none(), "stream"_a.none(), "The neighborhood as a dense mask.");
   m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
   m.def(

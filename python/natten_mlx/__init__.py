@@ -44,6 +44,7 @@ try:
         na3d_av,
         na3d_qk,
         na3d_varlen,
+        neighborhood_mask,
     )
     from natten_mlx.merge import merge_attentions
     from natten_mlx.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
@@ -92,5 +93,6 @@ __all__ = [
     "na3d_av",
     "na3d_qk",
     "na3d_varlen",
+    "neighborhood_mask",
     "set_backend",
 ]

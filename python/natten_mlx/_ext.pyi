@@ -78,6 +78,20 @@ def av(
 ) -> mlx.core.array:
     """Weighted values of the split form."""
 
+def neighborhood_mask(
+    shape: object | None,
+    kernel_size: object | None,
+    stride: object | None,
+    dilation: object | None,
+    is_causal: object | None,
+    gna_stride: object | None,
+    rpb: object | None,
+    lengths: object | None,
+    dtype: object | None,
+    stream: object | None,
+) -> mlx.core.array:
+    """The neighborhood as a dense mask."""
+
 def merge(outputs: object | None, lse_tensors: object | None) -> tuple[mlx.core.array, mlx.core.array]:
     """Joins partial attentions -> (out, lse)."""
 

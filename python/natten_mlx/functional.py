@@ -241,3 +241,36 @@ na1d, na2d, na3d = map(_attention, _RANKS)
 na1d_qk, na2d_qk, na3d_qk = map(_qk, _RANKS)
 na1d_av, na2d_av, na3d_av = map(_av, _RANKS)
 na1d_varlen, na2d_varlen, na3d_varlen = _varlen_1d(), _varlen(2), _varlen(3)
+
+
+def neighborhood_mask(
+    shape: Ints,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    *,
+    gna_stride: Ints = 1,
+    rpb: mx.array | None = None,
+    lengths: mx.array | None = None,
+    dtype: mx.Dtype = mx.bool_,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    """The neighborhood as a dense mask, for checks and for dense attention (mx.fast.scaled_dot_product_attention).
+
+    Args:
+        shape: Lengths of the 1 to 3 spatial axes.
+        kernel_size, stride, dilation, is_causal, gna_stride: See na1d.
+        rpb: Relative position bias [Hq, 2K-1 per axis], which is added; needs a floating dtype.
+        lengths: [B] (1-D) or [B, rank] int32 or int64: the tokens of each padded sample. Queries past them attend none.
+        dtype: bool_, true where a query attends a key; or a floating type, 0 there and -inf elsewhere.
+        stream: Stream or device to run on.
+
+    Returns:
+        [queries, keys], both row-major; [Hq, queries, keys] with rpb; [B, 1 or Hq, queries, keys] with lengths.
+
+    Raises:
+        ValueError: arguments that do not fit, 2^31 elements or more, with "[neighborhood_mask]" in front.
+    """
+    window = (kernel_size, stride, dilation, is_causal, gna_stride)
+    return _ext.neighborhood_mask(shape, *window, rpb, lengths, dtype, stream)

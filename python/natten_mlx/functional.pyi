@@ -392,3 +392,25 @@ def na3d_varlen(
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
+
+def neighborhood_mask(
+    shape: Ints, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1, is_causal: Bools = False, *,
+    gna_stride: Ints = 1, rpb: mx.array | None = None, lengths: mx.array | None = None, dtype: mx.Dtype = mx.bool_,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    """The neighborhood as a dense mask, for checks and for dense attention (mx.fast.scaled_dot_product_attention).
+
+    Args:
+        shape: Lengths of the 1 to 3 spatial axes.
+        kernel_size, stride, dilation, is_causal, gna_stride: See na1d.
+        rpb: Relative position bias [Hq, 2K-1 per axis], which is added; needs a floating dtype.
+        lengths: [B] (1-D) or [B, rank] int32 or int64: the tokens of each padded sample. Queries past them attend none.
+        dtype: bool_, true where a query attends a key; or a floating type, 0 there and -inf elsewhere.
+        stream: Stream or device to run on.
+
+    Returns:
+        [queries, keys], both row-major; [Hq, queries, keys] with rpb; [B, 1 or Hq, queries, keys] with lengths.
+
+    Raises:
+        ValueError: arguments that do not fit, 2^31 elements or more, with "[neighborhood_mask]" in front.
+    """

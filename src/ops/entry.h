@@ -17,6 +17,9 @@ mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value
 /// What a tier gets of an attention with additional tokens: its window, in the type of the sums.
 Problem window_problem(Problem problem);
 
+mx::array neighborhood_mask(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
+                            const MaskOptions& options);
+
 /// Masks of padded samples, bool [B, spatial...] and [B, ceil(L/s)...]: where tokens and where queries are not padding.
 /// What modules need around the operation. `shape` is [B, spatial...].
 std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Shape& shape, const mx::array& lengths,

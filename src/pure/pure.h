@@ -23,6 +23,11 @@ mx::array qk(const Problem& problem, const mx::array& query, const mx::array& ke
 mx::array av(const Problem& problem, const mx::array& attn, const mx::array& value,
              const std::optional<mx::array>& lengths, mx::Stream s);
 
+/// The neighborhood as a dense mask [B, 1, queries, tokens], true where a query attends; of a floating type 0 there and
+/// -inf elsewhere, or with rpb [B, Hq, queries, tokens] the bias.
+mx::array mask(const Problem& problem, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
+               mx::Dtype dtype, mx::Stream s);
+
 /// Every computed query attends all of `keys` [B, N, Hkv, D] and `values` [B, N, Hkv, Dv] -> out, lse; queries in the
 /// padding and samples of illegal lengths give zeros.
 std::pair<mx::array, mx::array> dense_attention(const Problem& problem, const mx::array& query, const mx::array& keys,

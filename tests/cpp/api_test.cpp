@@ -26,6 +26,16 @@ bool close(const mx::array& a, const mx::array& b, double tolerance = 1e-5) {
   return mx::allclose(a, b, tolerance, tolerance).item<bool>();
 }
 
+TEST(Api, NeighborhoodMask) {
+  const mx::array mask = neighborhood_mask({4, 5}, {.kernel_size = {3, 2}, .is_causal = {true, false}});
+  EXPECT_EQ(mask.shape(), (mx::Shape{20, 20}));
+  EXPECT_EQ(mask.dtype(), mx::bool_);
+  EXPECT_EQ(mx::sum(mask).item<int>(), (1 + 2 + 3 + 3) * 5 * 2);
+  const mx::array added = neighborhood_mask({8}, {3}, {.dtype = mx::float32});
+  EXPECT_EQ(mx::sum(mx::exp(added)).item<float>(), 24.0f);
+  EXPECT_THROW(neighborhood_mask({2, 2, 2, 2}, {1}), std::invalid_argument);
+}
+
 TEST(Api, OneQueryByHand) {
   const mx::array q = normal({1, 6, 1, 2}, 1), k = normal({1, 6, 1, 2}, 2), v = normal({1, 6, 1, 2}, 3);
   const auto [out, lse] = attention(q, k, v, {.kernel_size = 3}, {.scale = 0.5});

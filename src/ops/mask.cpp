@@ -1,0 +1,73 @@
+// The neighborhood as a dense mask.
+#include <algorithm>
+#include <limits>
+
+#include "mlx/ops.h"
+#include "natten/attention.h"
+#include "ops/canonical.h"
+#include "ops/entry.h"
+#include "pure/pure.h"
+
+namespace natten {
+
+namespace {
+
+// A call whose neighborhood is the mask's: of one channel, with as many samples and heads as the options have.
+Problem problem_of(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
+                   const MaskOptions& options, mx::Device device) {
+  const auto leading = [](const std::optional<mx::array>& a) { return a && a->ndim() > 0 ? a->shape(0) : 1; };
+  mx::Shape call{leading(options.lengths)};
+  call.insert(call.end(), shape.begin(), shape.end());
+  call.insert(call.end(), {leading(options.rpb), 1});
+  const auto spec = [](const std::optional<mx::array>& a) { return a ? std::optional<Spec>(*a) : std::nullopt; };
+  return validate_qk(caller, {call, mx::float32}, {call, mx::float32}, neighborhood, {}, spec(options.rpb),
+                     spec(options.lengths), device);
+}
+
+void check(const Caller& caller, const mx::Shape& shape, const MaskOptions& options, mx::Device device) {
+  const bool is_positive = std::all_of(shape.begin(), shape.end(), [](int length) { return length > 0; });
+  if (shape.empty() || shape.size() > kAxes || !is_positive) {
+    fail(caller, "shape must hold 1 to 3 positive lengths, got " + to_string(shape));
+  }
+  if (options.dtype != mx::bool_) validate_float(caller, "dtype", options.dtype, device);
+  if (options.rpb && options.dtype == mx::bool_) fail(caller, "rpb must come with a floating dtype, got bool");
+}
+
+}  // namespace
+
+mx::array neighborhood_mask(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
+                            const MaskOptions& options) {
+  const mx::Stream s = mx::to_stream(options.stream);
+  check(caller, shape, options, s.device);
+  const Problem p = problem_of(caller, shape, neighborhood, options, s.device);
+  std::int64_t queries = 1, tokens = 1;  // both below 2^31
+  for (const Axis& axis : p.axes) {
+    queries *= output_length(axis.length, axis.stride);
+    tokens *= axis.length;
+  }
+  // Keys are scattered into it by MLX, which indexes with 32 bits.
+  if (queries * tokens > std::numeric_limits<std::int32_t>::max() / std::max<std::int64_t>(1, p.batch)) {
+    fail(caller, "the mask must have fewer than 2^31 elements, got batch " + std::to_string(p.batch) + " x " +
+                     std::to_string(queries) + " queries x " + std::to_string(tokens) + " keys");
+  }
+  if (p.batch == 0) {
+    return mx::zeros({0, static_cast<int>(p.heads), static_cast<int>(queries), static_cast<int>(tokens)}, options.dtype,
+                     s);
+  }
+  std::optional<mx::array> rpb, lengths;
+  if (options.rpb) rpb = canonical_rpb(*options.rpb, p.rank, options.rpb->dtype(), s);
+  if (options.lengths) {
+    validate_length_values(caller, p, *options.lengths);
+    lengths = canonical_lengths(*options.lengths, p.rank, s);
+  }
+  mx::array mask = pure::mask(p, rpb, lengths, options.dtype, s);  // [B, heads, queries, keys]
+  if (lengths) return mask;
+  mask = mx::squeeze(mask, 0, s);
+  return rpb ? mask : mx::squeeze(mask, 0, s);
+}
+
+mx::array neighborhood_mask(const mx::Shape& shape, const Neighborhood& neighborhood, const MaskOptions& options) {
+  return neighborhood_mask({"neighborhood_mask", static_cast<int>(shape.size())}, shape, neighborhood, options);
+}
+
+}  // namespace natten
