@@ -108,6 +108,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python scripts/check_docs.py
 	$(BIN)/python scripts/write_stubs.py --check
+	$(BIN)/python scripts/write_migrations.py --check
 	$(BIN)/python scripts/draw_docs.py --check
 	$(BIN)/python scripts/draw_performance.py --check
 
@@ -120,8 +121,9 @@ format: $(VENV)/.dev  ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-docs: $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite the performance page and the type stub
+docs: $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite performance and migration pages and the type stub
 	$(BIN)/python scripts/write_stubs.py
+	$(BIN)/python scripts/write_migrations.py
 	$(BIN)/python scripts/draw_docs.py
 	$(BIN)/python scripts/draw_performance.py
 

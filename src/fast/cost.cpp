@@ -22,24 +22,23 @@ Range<int> met_by(AxisConstants c, const AxisGroup& group, bool keys, int positi
   return keys ? queries_of_key(c, group, position) : keys_of_query(c, group, position);
 }
 
-/// Calls visit(i, weight) so that the weights of all i in [0, count) add up to `count`. Long ranges are sampled: both
-/// ends
-/// (`edge` of them) in full and, because what lies between changes slowly, runs of neighbours from it.
+/// Calls visit(i, weight) so that the weights of all i in [first, last) add up to their number. Long ranges are sampled:
+/// both ends in full and, because what lies between changes slowly, runs of neighbours from it.
 template <class Visit>
-void sample(int count, int edge, Visit&& visit) {
-  constexpr int kRuns = 64, kRun = 8;
-  const std::int64_t middle = std::int64_t(count) - 2 * edge;
+void sample(int first, int last, Visit&& visit) {
+  constexpr int kEnd = 128, kRuns = 32, kRun = 8;
+  const std::int64_t middle = std::int64_t(last) - first - 2 * kEnd;
   if (middle <= 2 * kRuns * kRun) {
-    for (int i = 0; i < count; ++i) visit(i, 1.0);
+    for (int i = first; i < last; ++i) visit(i, 1.0);
     return;
   }
-  for (int i = 0; i < edge; ++i) visit(i, 1.0);
+  for (int i = first; i < first + kEnd; ++i) visit(i, 1.0);
   for (int run = 0; run < kRuns; ++run) {
     const std::int64_t from = middle * run / kRuns, to = middle * (run + 1) / kRuns;
-    const int first = edge + static_cast<int>((from + to - kRun) / 2);
-    for (int i = first; i < first + kRun; ++i) visit(i, double(to - from) / kRun);
+    const int start = first + kEnd + static_cast<int>((from + to - kRun) / 2);
+    for (int i = start; i < start + kRun; ++i) visit(i, double(to - from) / kRun);
   }
-  for (int i = count - edge; i < count; ++i) visit(i, 1.0);
+  for (int i = last - kEnd; i < last; ++i) visit(i, 1.0);
 }
 
 /// `extent` of a tile, `simd` of what a simdgroup holds of it, `run` of what a thread holds of that; `batch` and
@@ -51,11 +50,11 @@ AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int ba
   c.classes = query_classes(a);
   c.step = query_step(a);
   AxisSums sums;
-  constexpr int kAll = std::numeric_limits<int>::max(), kEdgeGroups = 64, kEdgeTiles = 256;
-  sample(keys ? c.axis.dilation : c.classes, kEdgeGroups, [&](int g, double group_weight) {
+  constexpr int kAll = std::numeric_limits<int>::max();
+  sample(0, keys ? c.axis.dilation : c.classes, [&](int g, double group_weight) {
     const AxisGroup group = keys ? group_of_tokens(c, g) : group_of_queries(c, g);
     const int positions = keys ? group.places : group.queries;
-    sample(ceil_div(positions, extent), kEdgeTiles, [&](int tile, double tile_weight) {
+    const auto add_tile = [&](int tile, double tile_weight) {
       const double weight = group_weight * tile_weight;
       const int origin = tile * extent, last = std::min(origin + extent, positions) - 1;
       const auto start_of = [&](int i) { return met_by(c, group, keys, std::min(origin + i, last)).start; };
@@ -87,7 +86,13 @@ AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int ba
         }
         sums.executed += weight * simd * steps * batch;
       }
-    });
+    };
+    // What a position meets jumps a window away from the ends.
+    const int tiles = ceil_div(positions, extent);
+    const int border = std::min(ceil_div(c.axis.kernel_size, (keys ? 1 : c.step) * extent), tiles / 2);
+    sample(0, border, add_tile);
+    sample(border, tiles - border, add_tile);
+    sample(tiles - border, tiles, add_tile);
   });
   return sums;
 }

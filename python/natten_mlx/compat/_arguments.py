@@ -1,0 +1,106 @@
+"""What the releases ask of arguments. Each rule is written once; `function` is the name that errors begin with."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import mlx.core as mx
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Ints = int | Sequence[int]
+Bools = bool | Sequence[bool]
+
+_AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
+
+
+def sizes(function: str, argument: str, value: Ints | None, rank: int, least: int = 1) -> tuple[int, ...]:
+    """One integer of at least `least` per axis; None is 1, as NATTEN has it for dilation and stride."""
+    given = 1 if value is None else value
+    try:
+        items = tuple(given) if isinstance(given, Sequence) else (operator.index(given),) * rank
+        if len(items) == rank and all(operator.index(x) >= least and not isinstance(x, bool) for x in items):
+            return tuple(operator.index(x) for x in items)
+    except TypeError:
+        pass
+    raise ValueError(
+        f"[{function}] {argument} must be an int of at least {least}, or {rank} of them as a sequence, got {value!r}"
+    )
+
+
+def flags(function: str, value: Bools | None, rank: int) -> tuple[bool, ...]:
+    """One bool per axis; None is False."""
+    items = (bool(value),) * rank if value is None or isinstance(value, bool) else tuple(value)
+    if len(items) != rank or not all(isinstance(x, bool) for x in items):
+        raise ValueError(f"[{function}] is_causal must be a bool, or {rank} of them as a sequence, got {value!r}")
+    return items
+
+
+def odd(function: str, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Kernel sizes of operations that have odd ones only."""
+    if any(k % 2 == 0 or k < 3 for k in kernel_size):
+        shown = kernel_size[0] if len(set(kernel_size)) == 1 else kernel_size
+        raise ValueError(f"[{function}] kernel_size must be an odd number greater than 1, got {shown}")
+    return kernel_size
+
+
+def no_bias_on_causal_axes(function: str, is_causal: tuple[bool, ...], has_bias: bool) -> None:
+    """NATTEN defines none."""
+    if has_bias and any(is_causal):
+        raise NotImplementedError(
+            f"[{function}] positional biases on causal axes don't exist in this release (natten_mlx itself has them)"
+        )
+
+
+def same_heads(function: str, **arrays: mx.array) -> None:
+    """Releases without grouped heads."""
+    heads = {name: array.shape[-2] for name, array in arrays.items()}
+    if len(set(heads.values())) > 1:
+        raise ValueError(f"[{function}] numbers of heads must match in this release, got {heads}")
+
+
+def array(function: str, name: str, x: object, rank: int, heads_first: bool, last: str = "D") -> mx.array:
+    """An array [B, heads, axes, last] or [B, axes, heads, last]."""
+    axes = _AXES[rank]
+    layout = f"[B, heads, {axes}, {last}]" if heads_first else f"[B, {axes}, heads, {last}]"
+    if not isinstance(x, mx.array):
+        raise ValueError(f"[{function}] {name} must be an mlx.core.array {layout}, got {type(x).__name__}")
+    if x.ndim != rank + 3:
+        raise ValueError(f"[{function}] {name} must be {layout}, got the shape {tuple(x.shape)}")
+    return x
+
+
+def additional_tokens(
+    function: str, name: str, x: object, batch: int, heads: int, dim: int, heads_first: bool = True
+) -> mx.array:
+    """Tokens [B, heads, N, D] (heads first) or [B, N, heads, D] besides those of the window."""
+    layout = f"[{batch}, {heads}, N, {dim}]" if heads_first else f"[{batch}, N, {heads}, {dim}]"
+    if not isinstance(x, mx.array):
+        raise ValueError(f"[{function}] {name} must be an mlx.core.array {layout}, got {type(x).__name__}")
+    heads_axis = 1 if heads_first else 2
+    if x.ndim != 4 or (x.shape[0], x.shape[heads_axis], x.shape[3]) != (batch, heads, dim):
+        raise ValueError(f"[{function}] {name} must be {layout}, got the shape {tuple(x.shape)}")
+    return x
+
+
+def slots(function: str, attn: mx.array, kernel_size: tuple[int, ...], additional: int) -> int:
+    """How many of attn's weights are the window's; the rest are those of additional tokens."""
+    window = math.prod(kernel_size)
+    if attn.shape[-1] != window + additional:
+        more = f" and {additional} additional tokens" if additional else ""
+        raise ValueError(
+            f"[{function}] attn must hold {window + additional} weights per query for kernel_size {kernel_size}{more}, "
+            f"got {attn.shape[-1]}"
+        )
+    return window
+
+
+def named(name: str, text: str, function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, one of those of several ranks, as the public `name`."""
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text
+    return function

@@ -1,0 +1,141 @@
+"""The fused form of 0.17 on, heads last: na1d, na2d, na3d and the dense attention beside them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from natten_mlx import functional
+from natten_mlx.compat import _arguments as arguments
+from natten_mlx.compat._arguments import Bools, Ints
+from natten_mlx.compat._switches import without_effect
+from natten_mlx.merge import merge_attentions
+
+FNA_BACKENDS = ("cutlass-fna", "hopper-fna", "blackwell-fna", "flex-fna")
+FMHA_BACKENDS = ("cutlass-fmha", "hopper-fmha", "blackwell-fmha", "flex-fmha")
+KERNEL_SCHEDULES = ("non", "coop", "pp")
+# Arguments that choose or tune kernels, with the values that ask for nothing.
+TUNING: dict[str, Any] = {
+    **dict.fromkeys(("backend", "kernel_schedule", "attention_kwargs", "backward_kv_splits")),
+    **dict.fromkeys(f"{direction}{side}_tile_shape" for direction in ("", "backward_") for side in ("q", "kv")),
+    **dict.fromkeys(f"{direction}{side}_tile_size" for direction in ("", "backward_") for side in ("q", "kv")),
+    "backward_use_pt_reduction": False,
+    "run_persistent_kernel": True,
+    "torch_compile": False,
+    "try_fuse_additional_kv": False,
+}
+
+
+def attention(
+    function: str,
+    rank: int,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    *,
+    gna_stride: Ints | None = 1,
+    dilation: Ints | None,
+    is_causal: Bools | None,
+    scale: float | None,
+    additional_keys: mx.array | None,
+    additional_values: mx.array | None,
+    rpb: mx.array | None = None,
+    grouped_heads: bool = False,
+) -> tuple[mx.array, mx.array]:
+    """(out, lse). A scale of None or 0 is head_dim ** -0.5, as NATTEN has it."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        arguments.array(function, name, x, rank, heads_first=False)
+    if not grouped_heads:
+        arguments.same_heads(function, query=query, key=key, value=value)
+    result: tuple[mx.array, mx.array] = getattr(functional, f"na{rank}d")(
+        query,
+        key,
+        value,
+        arguments.sizes(function, "kernel_size", kernel_size, rank, least=2),
+        dilation=arguments.sizes(function, "dilation", dilation, rank),
+        is_causal=arguments.flags(function, is_causal, rank),
+        scale=scale or None,
+        return_lse=True,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        gna_stride=arguments.sizes(function, "stride", gna_stride, rank),
+        rpb=rpb,
+    )
+    return result
+
+
+def dense(
+    function: str,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    *,
+    is_causal: bool = False,
+    scale: float | None,
+    return_lse: bool,
+    grouped_heads: bool = False,
+) -> tuple[mx.array, mx.array | None]:
+    """Attention of every query to every key; causal from the top left: query i attends the keys 0..i.
+
+    The log-sum-exp needs all logits in memory.
+    """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, mx.array) or x.ndim != 4:
+            got = f"the shape {tuple(x.shape)}" if isinstance(x, mx.array) else type(x).__name__
+            raise ValueError(f"[{function}] {name} must be an mlx.core.array [B, L, heads, D], got {got}")
+    if not grouped_heads:
+        arguments.same_heads(function, query=query, key=key, value=value)
+    heads, kv_heads = query.shape[2], key.shape[2]
+    if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        shapes = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        raise ValueError(f"[{function}] shapes of query, key and value must match, got {shapes}")
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"[{function}] heads of query ({heads}) must be divisible by those of key ({kv_heads})")
+
+    factor = scale or query.shape[3] ** -0.5
+    mask = None
+    if is_causal:
+        mask = mx.arange(query.shape[1])[:, None] >= mx.arange(key.shape[1])
+    q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=factor, mask=mask).swapaxes(1, 2)
+    if not return_lse:
+        return out, None
+    grouped = (factor * q.astype(mx.float32)).reshape(q.shape[0], kv_heads, heads // kv_heads, *q.shape[2:])
+    logits = grouped @ k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
+    if mask is not None:
+        logits = mx.where(mask, logits, -mx.inf)
+    lse = mx.logsumexp(logits, axis=-1).reshape(q.shape[:3]).swapaxes(1, 2)
+    return out, lse
+
+
+def tuning(
+    function: str, backends: tuple[str, ...], dense_attention: Callable[..., Any], given: Mapping[str, Any]
+) -> None:
+    """Looks at those of the arguments `given` that choose or tune kernels of NATTEN: known ones are accepted, and said
+    to have no effect."""
+    backend, schedule = given["backend"], given["kernel_schedule"]
+    if backend is not None and backend not in backends:
+        raise NotImplementedError(f"[{function}] unknown backend {backend!r}; this release has {', '.join(backends)}")
+    if isinstance(schedule, str) and schedule not in KERNEL_SCHEDULES:
+        raise ValueError(f"[{function}] kernel_schedule must be one of {KERNEL_SCHEDULES}, got {schedule!r}")
+    # For the attention to additional tokens, which is in the same softmax here.
+    unknown = set(given.get("attention_kwargs") or ()) - set(inspect.signature(dense_attention).parameters)
+    if unknown:
+        raise TypeError(f"[{function}] attention_kwargs: attention() has no argument {sorted(unknown)[0]!r}")
+    for name, default in TUNING.items():
+        if name in given and given[name] is not None and given[name] != default:
+            without_effect(f"the argument {name}")
+
+
+def merge(function: str, outputs: list[mx.array], lse_tensors: list[mx.array]) -> tuple[mx.array, mx.array]:
+    """Of outputs [B, L, heads, D] with lse [B, L, heads]."""
+    for name, tensors, rank in (("outputs", outputs, 4), ("lse_tensors", lse_tensors, 3)):
+        for index, x in enumerate(tensors):
+            if not isinstance(x, mx.array) or x.ndim != rank:
+                got = f"the shape {tuple(x.shape)}" if isinstance(x, mx.array) else type(x).__name__
+                raise ValueError(f"[{function}] {name}[{index}] must be an array of {rank} axes, got {got}")
+    return merge_attentions(outputs, lse_tensors)

@@ -1,0 +1,121 @@
+"""The split form of 0.14 to 0.17: heads first, unscaled, causal slots from the window's first key on.
+
+Changes of layout are views. Only the slots of causal axes are moved, which copies the logits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from natten_mlx import functional
+from natten_mlx.compat import _arguments as arguments
+from natten_mlx.compat._arguments import Bools, Ints
+
+
+def heads_last(x: mx.array) -> mx.array:
+    """[B, heads, axes, D] -> [B, axes, heads, D]."""
+    return mx.moveaxis(x, 1, -2)
+
+
+def heads_first(x: mx.array) -> mx.array:
+    """[B, axes, heads, D] -> [B, heads, axes, D]."""
+    return mx.moveaxis(x, -2, 1)
+
+
+@lru_cache(maxsize=64)
+def _held(length: int, kernel_size: int, dilation: int) -> np.ndarray:
+    """Keys that the causal window of each query of an axis holds."""
+    return np.minimum(np.arange(length) // dilation + 1, kernel_size)
+
+
+def _roll_slots(
+    x: mx.array, kernel_size: tuple[int, ...], dilation: tuple[int, ...], is_causal: tuple[bool, ...], to_left: bool
+) -> mx.array:
+    """x [B, axes, heads, prod(K)]: moves the slots of causal axes from right-aligned (here) to left-aligned (NATTEN,
+    empty ones last), or back. Both are rotations by the number of slots that are empty."""
+    rank = len(kernel_size)
+    for axis in range(rank):
+        if not is_causal[axis]:
+            continue
+        kernel, length = kernel_size[axis], x.shape[1 + axis]
+        held = _held(length, kernel, dilation[axis])[:, None]
+        source = (np.arange(kernel) + (-held if to_left else held)) % kernel
+        index = mx.array(source.astype(np.int32)).reshape(
+            1, *(length if a == axis else 1 for a in range(rank)), 1, *(kernel if a == axis else 1 for a in range(rank))
+        )
+        spread = x.reshape(*x.shape[:-1], *kernel_size)
+        index = mx.broadcast_to(index, spread.shape)
+        x = mx.take_along_axis(spread, index, axis=rank + 2 + axis).reshape(x.shape)
+    return x
+
+
+def qk(
+    function: str,
+    rank: int,
+    query: mx.array,
+    key: mx.array,
+    kernel_size: Ints,
+    dilation: Ints | None,
+    *,
+    rpb: mx.array | None = None,
+    additional_keys: mx.array | None = None,
+    is_causal: Bools | None = False,
+) -> mx.array:
+    """query.key + rpb of each window, [B, heads, axes, prod(K) + N]; logits of additional tokens come last."""
+    kernel = arguments.odd(function, arguments.sizes(function, "kernel_size", kernel_size, rank))
+    spacing = arguments.sizes(function, "dilation", dilation, rank)
+    causal = arguments.flags(function, is_causal, rank)
+    arguments.no_bias_on_causal_axes(function, causal, rpb is not None)
+    for name, x in (("query", query), ("key", key)):
+        arguments.array(function, name, x, rank, heads_first=True)
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(f"[{function}] numbers of heads must match, got {query.shape[1]} and {key.shape[1]}")
+    batch, heads, *_, dim = query.shape
+    if additional_keys is not None:
+        arguments.additional_tokens(function, "additional_keys", additional_keys, batch, heads, dim)
+
+    rows = heads_last(query)
+    operation = getattr(functional, f"na{rank}d_qk")
+    logits = operation(rows, heads_last(key), kernel, spacing, is_causal=causal, scale=1.0, rpb=rpb)
+    logits = heads_first(_roll_slots(logits, kernel, spacing, causal, to_left=True))
+    if additional_keys is None:
+        return logits
+    extra = query.reshape(batch, heads, -1, dim) @ additional_keys.swapaxes(-1, -2)
+    return mx.concatenate([logits, extra.reshape(*query.shape[:-1], -1).astype(logits.dtype)], axis=-1)
+
+
+def av(
+    function: str,
+    rank: int,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints | None,
+    *,
+    additional_values: mx.array | None = None,
+    is_causal: Bools | None = False,
+) -> mx.array:
+    """Values weighted by the slots of `qk`, [B, heads, axes, D] in value's dtype."""
+    kernel = arguments.odd(function, arguments.sizes(function, "kernel_size", kernel_size, rank))
+    spacing = arguments.sizes(function, "dilation", dilation, rank)
+    causal = arguments.flags(function, is_causal, rank)
+    arguments.array(function, "attn", attn, rank, heads_first=True, last="slots")
+    arguments.array(function, "value", value, rank, heads_first=True)
+    if attn.shape[1] != value.shape[1]:
+        raise ValueError(f"[{function}] numbers of heads must match, got {attn.shape[1]} and {value.shape[1]}")
+    batch, heads, *_, dim = value.shape
+    if additional_values is not None:
+        arguments.additional_tokens(function, "additional_values", additional_values, batch, heads, dim)
+    window = arguments.slots(function, attn, kernel, 0 if additional_values is None else additional_values.shape[2])
+
+    weights = attn.astype(value.dtype)
+    near = _roll_slots(heads_last(weights[..., :window]), kernel, spacing, causal, to_left=False)
+    operation = getattr(functional, f"na{rank}d_av")
+    out = heads_first(operation(near, heads_last(value), kernel, spacing, is_causal=causal))
+    if additional_values is None:
+        return out
+    far = weights[..., window:].reshape(batch, heads, -1, attn.shape[-1] - window) @ additional_values
+    return out + far.reshape(out.shape).astype(out.dtype)

@@ -1,0 +1,1 @@
+"""Names that other packages expect of a neighborhood attention for MLX."""
