@@ -22,8 +22,8 @@ Range<int> met_by(AxisConstants c, const AxisGroup& group, bool keys, int positi
   return keys ? queries_of_key(c, group, position) : keys_of_query(c, group, position);
 }
 
-/// Calls visit(i, weight) so that the weights of all i in [first, last) add up to their number. Long ranges are sampled:
-/// both ends in full and, because what lies between changes slowly, runs of neighbours from it.
+/// Calls visit(i, weight) so that the weights of all i in [first, last) add up to their number. Long ranges are
+/// sampled: both ends in full and, because what lies between changes slowly, runs of neighbours from it.
 template <class Visit>
 void sample(int first, int last, Visit&& visit) {
   constexpr int kEnd = 128, kRuns = 32, kRun = 8;
