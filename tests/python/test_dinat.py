@@ -342,8 +342,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has neither model\.safetensors nor model\.safetensors\.index\.json"):
         models.load(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"convert pytorch_model\.bin with `natten-mlx convert`"):
+    with pytest.raises(ValueError, match=r"a pytorch_model\.bin .* must be converted first, see natten-mlx convert"):
         models.load(tmp_path)
     with pytest.raises(ValueError, match=r"is a file; expected a folder"):
         models.load(tmp_path / "config.json")
@@ -390,6 +389,21 @@ def test_a_name_on_the_hub_is_found_in_its_cache(tmp_path: Path) -> None:
     assert succeeds(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1") == "Dinat 16\n"
 
 
+def test_a_folder_of_a_repository_on_the_hub(tmp_path: Path) -> None:
+    copy("mini", hub_cache(tmp_path, "owner/pipeline") / "parts" / "classifier")
+    code = """
+        from natten_mlx import models
+        print(models.load("owner/pipeline/parts/classifier")[1].embed_dim)
+        try:
+            models.load("owner/pipeline/decoder")
+        except ValueError as error:
+            print(error)
+    """
+    lines = succeeds(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").splitlines()
+    assert lines[0] == "16"
+    assert lines[1].startswith("owner/pipeline on the hub has no folder 'decoder' with config.json, ")
+
+
 def test_without_a_network_the_error_says_what_was_looked_for_and_where(tmp_path: Path) -> None:
     code = """
         from natten_mlx import models
@@ -399,7 +413,13 @@ def test_without_a_network_the_error_says_what_was_looked_for_and_where(tmp_path
             print(error)
     """
     message = succeeds(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
-    for part in ("'shi-labs/dinat-mini-in1k-224'", "*.safetensors", f"cache {tmp_path}", "huggingface.co"):
+    for part in (
+        "'shi-labs/dinat-mini-in1k-224'",
+        "config.json, ",
+        "model.safetensors",
+        f"cache {tmp_path}",
+        "huggingface.co",
+    ):
         assert part in message
 
 
@@ -571,9 +591,19 @@ def test_a_hub_checkpoint_of_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"has no config\.json"):
         models.convert(tmp_path / "pytorch_model.bin", tmp_path / "out")
     shutil.copy(DATA / "mini" / "config.json", tmp_path)
-    models.convert(tmp_path / "pytorch_model.bin", tmp_path / "out")
     wanted = expected("mini")
-    assert_near(models.load(tmp_path / "out")[0](mx.array(wanted["pixel_values"])), wanted["logits"], 1e-5)
+    for source, preprocessor in ((tmp_path / "pytorch_model.bin", None), (tmp_path, models.Preprocessor(size=64))):
+        if preprocessor is not None:
+            preprocessor.save(tmp_path)
+        models.convert(source, tmp_path / "out")
+        assert_near(models.load(tmp_path / "out")[0](mx.array(wanted["pixel_values"])), wanted["logits"], 1e-5)
+    assert models.Preprocessor.load(tmp_path / "out") == preprocessor
+    shutil.copytree(tmp_path, hub_cache(tmp_path / "home", "shi-labs/dinat-x"), ignore=lambda *_: {"home", "out"})
+    code = f"""
+        from natten_mlx import models
+        print(models.convert("shi-labs/dinat-x", {str(tmp_path / "again")!r}).config.embed_dim)
+    """
+    assert succeeds(code, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1") == "16\n"
 
 
 class Evil:

@@ -8,7 +8,11 @@ HELP = "convert a checkpoint of NAT or DiNAT that PyTorch saved, without running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="CHECKPOINT", help="a .pth of the authors, or a pytorch_model.bin of the hub")
+    parser.add_argument(
+        "source",
+        metavar="CHECKPOINT",
+        help="a .pth of the authors, a pytorch_model.bin, or a name on the hub that has one",
+    )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FOLDER", help="gets config.json and model.safetensors"
     )

@@ -11,12 +11,13 @@ import mlx.core as mx
 
 from natten_mlx.models import dinat
 from natten_mlx.models.config import read_json
-from natten_mlx.models.files import Checkpoint, fill
-from natten_mlx.models.images import Preprocessor
+from natten_mlx.models.files import Checkpoint, fill, find_folder
+from natten_mlx.models.images import FILE, Preprocessor
 from natten_mlx.models.registry import save
 from natten_mlx.models.torch_files import read_torch_checkpoint
 
 _BICUBIC = 3
+_HUB_FILES = ("pytorch_model.bin", "config.json", FILE)
 
 
 def convert(
@@ -27,12 +28,12 @@ def convert(
     image_size: int = 224,
     config: str | os.PathLike[str] | None = None,
 ) -> dinat.Dinat | dinat.DinatBackbone:
-    """Reads a `.pth` of the authors' repository, or a `pytorch_model.bin` of the hub, and writes a model folder.
+    """Reads a `.pth` of the authors' repository, or a `pytorch_model.bin`, and writes a model folder.
 
     Nothing in the checkpoint is executed: `natten_mlx.models.torch_files` says how.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint; or a folder or a name on the hub, for its pytorch_model.bin.
         folder: Gets config.json, model.safetensors and, for the authors' checkpoints, preprocessor_config.json.
         family: `nat` or `dinat`; default: as the file's name begins. The weights of both look alike.
         image_size: That the model was trained for, from which DiNAT's dilations follow: every other block takes the
@@ -47,6 +48,8 @@ def convert(
         ValueError: as `load`, or the checkpoint asks for more than tensors, or is of another model.
     """
     path = Path(source)
+    if path.is_dir() or (not path.exists() and path.suffix not in (".pth", ".pt", ".bin")):
+        path = find_folder(source, _HUB_FILES) / _HUB_FILES[0]
     arrays = read_torch_checkpoint(path)
     checkpoint = Checkpoint(path.parent, arrays, dict.fromkeys(arrays, path))
     if "patch_embed.proj.0.weight" in arrays:
@@ -72,6 +75,8 @@ def convert(
     backbone = any(key.startswith("hidden_states_norms.") for key in arrays)
     model = dinat.load_dinat(checkpoint, loaded, backbone)
     save(model, folder)
+    if (path.parent / FILE).exists():
+        Preprocessor.load(path.parent).save(folder)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,15 +16,26 @@ from mlx.utils import tree_flatten
 
 from natten_mlx.models.config import read_json
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = ["*.json", "*.safetensors"]
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[A-Za-z0-9][\w.-]*)*)")
+TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # what these libraries call the file of weights
+# Not whatever is there: a repository may hold a pipeline of many models.
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    *(
+        f"{stem}{end}"
+        for stem in (TRANSFORMERS, DIFFUSERS)
+        for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+    ),
+)
 
 # From the name of a parameter here to the names under which a checkpoint stores its parts, one below the other.
 Names = Callable[[str], tuple[str, ...]]
 
 
-def find_folder(name: str | os.PathLike[str], patterns: list[str] = _PATTERNS) -> Path:
-    """The folder of a model: `name` itself, or what the hub has under it, downloaded once and kept in its cache.
+def find_folder(name: str | os.PathLike[str], files: Sequence[str] = _FILES) -> Path:
+    """The folder of a model: `name` itself, or what the hub has under `owner/model`, or in a folder of it under
+    `owner/model/folder`: `files`, downloaded once and kept in the hub's cache.
 
     Raises `ValueError` if there is neither, and says where it was looked for.
     """
@@ -35,8 +46,10 @@ def find_folder(name: str | os.PathLike[str], patterns: list[str] = _PATTERNS) -
         raise ValueError(
             f"{folder} is a file; expected a folder with config.json and safetensors, or a name on the hub"
         )
-    if not _HUB_NAME.fullmatch(str(name)):
+    match = _HUB_NAME.fullmatch(str(name))
+    if match is None:
         raise ValueError(f"there is no folder {str(name)!r}, and a name on the hub looks like owner/model")
+    repository, inner = match[1], match[2].removeprefix("/")
     try:
         from huggingface_hub import constants, snapshot_download
     except ImportError:
@@ -44,14 +57,18 @@ def find_folder(name: str | os.PathLike[str], patterns: list[str] = _PATTERNS) -
             f"there is no folder {str(name)!r}, and loading it from the hub needs huggingface_hub: "
             "pip install 'natten-mlx[models]'"
         ) from None
+    patterns = [f"{inner}/{file}" if inner else file for file in files]
     try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
+        found = Path(snapshot_download(repository, allow_patterns=patterns)) / inner
     except Exception as error:  # of requests, httpx and huggingface_hub, whichever version is installed
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"can't load {str(name)!r}: looked for {' and '.join(patterns)} in {constants.ENDPOINT}/{name} and in the "
-            f"cache {constants.HF_HUB_CACHE}, and there is no folder of that name here ({reason})"
+            f"can't load {str(name)!r}: looked for {', '.join(patterns)} in {constants.ENDPOINT}/{repository} and in "
+            f"the cache {constants.HF_HUB_CACHE}, and there is no folder of that name here ({reason})"
         ) from None
+    if not found.is_dir():
+        raise ValueError(f"{repository} on the hub has no folder {inner!r} with {', '.join(files)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -80,9 +97,10 @@ def read_weights(folder: Path, stem: str) -> Checkpoint:
             raise ValueError(f"{index}: 'weight_map' must name files of the same folder")
         paths = [folder / name for name in sorted(set(listed.values()))]
     else:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt"))
-        hint = f"; convert {others[0]} with `natten-mlx convert`, nothing in it is executed" if others else ""
-        raise ValueError(f"{folder} has neither {single.name} nor {index.name}{hint}")
+        raise ValueError(
+            f"{folder} has neither {single.name} nor {index.name}; a pytorch_model.bin (of a folder or of the hub) and "
+            "the authors' .pth files must be converted first, see natten-mlx convert --help"
+        )
     arrays: dict[str, mx.array] = {}
     files: dict[str, Path] = {}
     for path in paths:

@@ -10,9 +10,8 @@ import mlx.nn as nn
 
 from natten_mlx.models import dinat, ltx_decoder
 from natten_mlx.models.config import read_json
-from natten_mlx.models.files import find_folder, read_weights, stored_weights, write_folder
+from natten_mlx.models.files import DIFFUSERS, TRANSFORMERS, find_folder, read_weights, stored_weights, write_folder
 
-_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"  # what these libraries call the file of weights
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -22,7 +21,7 @@ def load(
     """Loads a model from a folder with config.json and safetensors, or from the hub.
 
     Args:
-        path_or_hub_name: A folder, or a name such as `shi-labs/dinat-mini-in1k-224`.
+        path_or_hub_name: A folder, or a name such as `shi-labs/dinat-mini-in1k-224`, or `owner/pipeline/folder`.
         dtype: Of the weights, and so of the computation; default: that of the file.
         backbone: The feature maps instead of the classes (NAT and DiNAT).
 
@@ -44,10 +43,10 @@ def load(
         if backbone:
             raise ValueError(f"{folder} holds a video decoder, which has no backbone")
         config = ltx_decoder.LtxDecoderConfig.from_dict(values, str(source))
-        model = ltx_decoder.load_ltx_decoder(read_weights(folder, _DIFFUSERS), config)
+        model = ltx_decoder.load_ltx_decoder(read_weights(folder, DIFFUSERS), config)
     elif values.get("model_type") in dinat.FAMILIES:
         config = dinat.DinatConfig.from_dict(values, str(source))
-        model = dinat.load_dinat(read_weights(folder, _TRANSFORMERS), config, backbone)
+        model = dinat.load_dinat(read_weights(folder, TRANSFORMERS), config, backbone)
     else:
         raise ValueError(
             f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
@@ -68,7 +67,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: not a model of `natten_mlx.models`, or `path` is a file.
     """
     if isinstance(model, ltx_decoder.LtxDecoder):
-        write_folder(path, model.config.to_dict(), _DIFFUSERS, stored_weights(model, lambda name: (name,)))
+        write_folder(path, model.config.to_dict(), DIFFUSERS, stored_weights(model, lambda name: (name,)))
         return
     if not isinstance(model, (dinat.Dinat, dinat.DinatBackbone)):
         raise ValueError(f"save expects a model of natten_mlx.models, got {type(model).__name__}")
@@ -80,7 +79,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         config["architectures"] = [f"{family.capitalize()}Backbone"]
         config["out_features"] = list(model.norms)
         prefix = ""
-    write_folder(path, config, _TRANSFORMERS, stored_weights(model, dinat.hub_names(prefix)))
+    write_folder(path, config, TRANSFORMERS, stored_weights(model, dinat.hub_names(prefix)))
 
 
 def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
