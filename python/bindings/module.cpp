@@ -124,6 +124,11 @@ nb::dict support_dict() {
   return matrix;
 }
 
+// A name that an error will show: what is no string is no known name either.
+std::string to_name(nb::handle object) {
+  return nb::cast<std::string>(nb::isinstance<nb::str>(object) ? nb::str(object) : nb::repr(object));
+}
+
 ArrayDescription to_description(const Caller& c, const char* name, nb::handle object, mx::Dtype dtype) {
   if (!nb::isinstance<mx::array>(object)) return {to_shape(c, name, object), dtype};
   const mx::array& array = to_array(c, name, object);
@@ -135,17 +140,18 @@ std::optional<ArrayDescription> to_optional_description(const Caller& c, const c
   return object.is_none() ? std::nullopt : std::optional(to_description(c, name, object, dtype));
 }
 
-nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, nb::handle value, nb::handle dtype,
+nb::dict bind_explain(nb::handle op, nb::handle query, nb::handle key, nb::handle value, nb::handle dtype,
                       nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
                       nb::handle scale, nb::handle additional_keys, nb::handle additional_values, nb::handle gna_stride,
-                      nb::handle rpb, nb::handle lengths, nb::handle stream, bool with_cost) {
+                      nb::handle rpb, nb::handle lengths, nb::handle stream, nb::handle with_cost) {
   const Caller c = caller("explain", 0);
   const mx::Dtype type = to_dtype(c, dtype);
   CallDescription call;
-  call.op = op;
+  call.op = to_name(op);
   call.query = to_description(c, "query", query, type);
-  if (op != "av") call.key = to_description(c, "key", key, type);
-  if (op != "qk") call.value = to_description(c, "value", value, type);
+  const bool has_value_as_key = call.op == "av" && value.is_none();
+  if (call.op != "av") call.key = to_description(c, "key", key, type);
+  if (call.op != "qk") call.value = to_description(c, "value", has_value_as_key ? key : value, type);
   call.scale = to_scale(c, "scale", scale);
   call.additional_keys = to_optional_description(c, "additional_keys", additional_keys, type);
   call.additional_values = to_optional_description(c, "additional_values", additional_values, type);
@@ -159,13 +165,8 @@ nb::dict bind_explain(const std::string& op, nb::handle query, nb::handle key, n
   d["kernel"] = e.kernel;
   d["tile"] = e.tile;
   d["declined"] = e.declined;
-  d["cost"] = with_cost ? gpu_cost(call, neighborhood) : "";
+  d["cost"] = to_flag(c, "cost", with_cost) ? gpu_cost(call, neighborhood) : "";
   return d;
-}
-
-// What is no string is no backend either, and is named in the error.
-std::string backend_name(nb::handle name) {
-  return nb::cast<std::string>(nb::isinstance<nb::str>(name) ? nb::str(name) : nb::repr(name));
 }
 
 void log_fallback(const std::string& message) {
@@ -204,17 +205,17 @@ NB_MODULE(_ext, m) {
   m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
   m.def(
-      "set_backend", [](nb::handle name) { set_backend(backend_name(name)); }, "name"_a.none());
+      "set_backend", [](nb::handle name) { set_backend(to_name(name)); }, "name"_a.none());
   m.def(
-      "enter_backend", [](nb::handle name) { return enter_backend(backend_name(name)); }, "name"_a.none(),
+      "enter_backend", [](nb::handle name) { return enter_backend(to_name(name)); }, "name"_a.none(),
       "Begins a scope of this thread; what it returns ends it.");
   m.def("leave_backend", &leave_backend, "outer"_a);
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
-  m.def("explain", bind_explain, "op"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
+  m.def("explain", bind_explain, "op"_a.none(), "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
-        "lengths"_a.none(), "stream"_a.none(), "with_cost"_a);
+        "lengths"_a.none(), "stream"_a.none(), "with_cost"_a.none());
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");

@@ -145,7 +145,7 @@ def leave_backend(outer: str) -> None: ...
 def get_backend() -> str: ...
 def support_matrix() -> dict[str, Any]: ...
 def explain(
-    op: str,
+    op: object | None,
     query: object | None,
     key: object | None,
     value: object | None,
@@ -161,7 +161,7 @@ def explain(
     rpb: object | None,
     lengths: object | None,
     stream: object | None,
-    with_cost: bool,
+    with_cost: object | None,
 ) -> dict[str, Any]: ...
 def load_external_tier(module: object) -> None:
     """Replaces the compiled tier by the functions of a module."""

@@ -82,8 +82,6 @@ def explain(
     Raises:
         ValueError: what the call itself would raise for its shapes and parameters; an unknown op or dtype.
     """
-    if op == "av" and value is None:
-        value = key
     found = _ext.explain(
         op,
         query,

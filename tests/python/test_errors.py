@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -488,3 +489,62 @@ def test_errors_come_before_any_graph_node() -> None:
         mx.compile(lambda q: natten_mlx.na1d(q, q, q, 9))(q)
     with pytest.raises(ValueError, match="kernel_size"):
         mx.vmap(lambda q: natten_mlx.na1d(q, q, q, 9))(q[None])
+
+
+LINE, TABLE, LSE = mx.zeros((1, 8, 2, 4)), mx.zeros((2, 5)), mx.zeros((1, 8, 2))
+VALID: dict[str, dict[str, Any]] = {  # of every public function, a legal call
+    "na1d": {"query": LINE, "key": LINE, "value": LINE, "kernel_size": 3},
+    "na1d_qk": {"query": LINE, "key": LINE, "kernel_size": 3},
+    "na1d_av": {"attn": mx.zeros((1, 8, 2, 3)), "value": LINE, "kernel_size": 3},
+    "na1d_varlen": {"query": LINE, "key": LINE, "value": LINE, "seq_lens": mx.array([8]), "kernel_size": 3},
+    "neighborhood_mask": {"shape": (8,), "kernel_size": 3},
+    "merge_attentions": {"outputs": [LINE, LINE], "lse_tensors": [LSE, LSE]},
+    "explain": {"query": LINE, "key": LINE, "value": LINE, "kernel_size": 3},
+    "NeighborhoodAttention1D": {"embed_dim": 8, "num_heads": 2, "kernel_size": 3},
+    "set_backend": {"name": "auto"},
+    "get_window_start": {"index": 5, "length": 8, "kernel_size": 3, "neighborhood_size": 1, "dilation": 1},
+    "get_window_end": {"start_index": 5, "length": 8, "kernel_size": 3, "dilation": 1},
+    "get_pb_start": {"index": 5, "length": 8, "kernel_size": 3, "neighborhood_size": 1, "dilation": 1},
+    "compute_window_start_end": {"query_positions": 5, "length": 8, "kernel_size": 3, "dilation": 1},
+    "compute_pb_start": {"query_positions": 5, "length": 8, "kernel_size": 3, "dilation": 1},
+}
+STRANGE = [
+    None,
+    True,
+    "x",
+    b"x",
+    5.5,
+    float("nan"),
+    -1,
+    2**70,
+    (),
+    (3, 3, 3, 3),
+    [None],
+    {},
+    {3},
+    object(),
+    type,
+    np.zeros(3),
+    np.array("x"),
+    mx.array(3),
+    mx.zeros((1, 8, 2, 4)),
+    mx.float32,
+    mx.cpu,
+]
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_no_argument_gets_past_validation(name: str) -> None:
+    """Each argument in turn is something strange: the call succeeds, or a ValueError says in one line what is wrong."""
+    function = getattr(natten_mlx, name)
+    function(**VALID[name])
+    for argument in inspect.signature(function).parameters:
+        for strange in STRANGE:
+            try:
+                function(**{**VALID[name], argument: strange})
+            except ValueError as error:
+                lines = str(error).splitlines()
+                assert len(lines) == 1 or "\n" in repr(strange), (argument, strange, str(error))
+                assert lines[0].startswith(("[", "Unknown backend")), (argument, strange, str(error))
+            finally:
+                natten_mlx.set_backend("auto")
