@@ -12,7 +12,9 @@ _broken: Exception | None = None
 def _is_command() -> bool:
     """Whether this process is `natten-mlx` or `python -m natten_mlx`."""
     script = (sys.argv or [""])[0].replace("\\", "/").rsplit("/", 1)[-1]
-    return script == "-m" or script.startswith("natten-mlx")
+    # "-m" is there while the module is looked for; it may be another one, which imports this package.
+    is_module = script == "-m" and bool({"natten_mlx", "-mnatten_mlx"} & set(sys.orig_argv))
+    return is_module or script.startswith("natten-mlx")
 
 
 def _check_mlx() -> None:

@@ -1,14 +1,15 @@
 """The command `natten-mlx`: what it prints, and what it does with bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import natten_mlx
-from harness import run_python
 from natten_mlx.cli import main
 
 
@@ -31,15 +32,21 @@ def test_doctor_checks_a_real_call(capsys):
     assert all(tier in out for tier in natten_mlx.get_support_matrix())
 
 
-def command(*argv: str, code: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh process that is `python -m natten_mlx`. `code` runs before it."""
-    start = f"""
-        import runpy, sys
-        sys.argv[:] = ["-m", *{list(argv)}]
-        {code}
-        runpy.run_module("natten_mlx", run_name="__main__", alter_sys=False)
-    """
-    return run_python(start, **environment)
+def command(
+    *argv: str, folder: Path, prelude: str = "", script: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m natten_mlx`, or the script natten-mlx, in a fresh process. The interpreter starts with `prelude`,
+    and `folder` is on its path."""
+    (folder / "sitecustomize.py").write_text(f"import sys\n{prelude}\n")
+    entry = ["-m", "natten_mlx"]
+    if script:
+        entry = [str(folder / "natten-mlx")]
+        (folder / "natten-mlx").write_text("import sys\nfrom natten_mlx.cli import main\nsys.exit(main())\n")
+    base = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN_")}
+    base["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    return subprocess.run(
+        [sys.executable, *entry, *argv], env={**base, **environment}, capture_output=True, text=True, timeout=120
+    )
 
 
 # What is wrong, and what `doctor` says of it besides everything else.
@@ -68,8 +75,7 @@ def test_doctor_in_a_broken_environment(tmp_path, environment, told):
     if "fast_metal" in environment.values() and natten_mlx.get_support_matrix()["fast_metal"]["available"]:
         pytest.skip("the tier is available here")
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
-    code = f"sys.path.append({str(tmp_path)!r})"
-    result = command("doctor", "--verbose", code=code, **environment)
+    result = command("doctor", "--verbose", folder=tmp_path, **environment)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert re.search(told, flat(result.stdout)), result.stdout
     for part in (r"tier pure +can run here", r"tier nanobind", r"selected tier +\w+", "gives the right result"):
@@ -77,7 +83,7 @@ def test_doctor_in_a_broken_environment(tmp_path, environment, told):
 
     if "NATTEN_STRICT" in environment:
         return
-    result = command("explain", "na1d", "--shape", "1,8,1,4", "-k", "3", code=code, **environment)
+    result = command("explain", "na1d", "--shape", "1,8,1,4", "-k", "3", folder=tmp_path, **environment)
     assert result.returncode in (1, 2) and "error: " in result.stderr and "Traceback" not in result.stderr
     assert any(value in result.stderr or "division" in result.stderr for value in environment.values())
 
@@ -94,19 +100,35 @@ BROKEN_INSTALLATIONS = {
 }
 
 
+@pytest.mark.parametrize("script", [False, True])
 @pytest.mark.parametrize("case", BROKEN_INSTALLATIONS)
-def test_doctor_of_a_broken_installation(case):
-    code, told = BROKEN_INSTALLATIONS[case]
-    result = command("doctor", code=code)
+def test_doctor_of_a_broken_installation(tmp_path, case, script):
+    prelude, told = BROKEN_INSTALLATIONS[case]
+    start = {"folder": tmp_path, "prelude": prelude, "script": script}
+    result = command("doctor", **start)
     assert (result.returncode, result.stderr) == (1, ""), result.stderr
     assert re.search(told, flat(result.stdout)), result.stdout
     assert "python" in result.stdout and "processor" in result.stdout
     for other in (["matrix"], ["explain", "na1d", "--shape", "1,8,1,4", "-k", "3"]):
-        result = command(*other, code=code)
+        result = command(*other, **start)
         assert result.returncode == 1 and f"natten-mlx {other[0]}: error: " in result.stderr
         assert "Traceback" not in result.stderr and "doctor" in result.stderr
-    assert command("--version", code=code).stdout.startswith("natten-mlx ")
-    assert run_python(f"import sys; {code}\nimport natten_mlx").returncode == 1  # a program is told when it imports
+    assert command("--version", **start).stdout.startswith("natten-mlx ")
+
+
+def test_other_programs_are_told_when_they_import(tmp_path):
+    """Also one that runs as a module itself, during whose import `sys.argv` looks like the command's."""
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "__init__.py").write_text("import natten_mlx\n")
+    (tmp_path / "program" / "__main__.py").write_text("print('not reached')\n")
+    (tmp_path / "script.py").write_text("import natten_mlx\n")
+    for argv in (["-m", "program"], [str(tmp_path / "script.py")], ["-c", "import natten_mlx"]):
+        environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]), "NATTEN_BACKEND": "x"}
+        result = subprocess.run(
+            [sys.executable, *argv], env={**os.environ, **environment}, capture_output=True, text=True
+        )
+        assert result.returncode == 1 and "ImportError: NATTEN_BACKEND: Unknown backend 'x'" in result.stderr, argv
+        assert result.stdout == ""
 
 
 def test_doctor_names_a_wrong_result(capsys, monkeypatch):
