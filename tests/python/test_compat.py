@@ -303,6 +303,7 @@ SIGNATURES = {
     | GEMM
     | {"has_fused_na": "device_index=None"},
     "v020": ranks({"na#d": NA_020 + "try_fuse_additional_kv=False"}, 1, 2, 3)
+    | {"neighborhood_attention_generic": NA_020 + "try_fuse_additional_kv=False"}
     | {"attention": f"query, key, value, scale=None, {TUNING}"}
     | {"merge_attentions": "outputs, lse_tensors, torch_compile=True"}
     | ranks({"NeighborhoodAttention#D": MODULE_020}, 1, 2, 3)
@@ -310,6 +311,7 @@ SIGNATURES = {
     | CONFIGURATIONS_020
     | OURS,
     "v021": ranks({"na#d": NA_020 + "return_lse=False"}, 1, 2, 3)
+    | {"neighborhood_attention_generic": NA_020 + "return_lse=False"}
     | {"attention": f"query, key, value, is_causal=False, scale=None, {VARLEN}, {TUNING}"}
     | {"merge_attentions": "outputs, lse_tensors, torch_compile=True, use_autograd_fix=True"}
     | ranks({"NeighborhoodAttention#D": MODULE_020}, 1, 2, 3)
@@ -467,6 +469,7 @@ def test_stride_is_the_gna_stride(release: str, rank: int) -> None:
     out = of_rank(MODULES[release], "na#d", rank)(query, key, value, 4, 2)
     assert out.shape == query.shape
     assert close(out, of_rank(natten_mlx, "na#d", rank)(query, key, value, 4, gna_stride=2))
+    assert close(MODULES[release].functional.neighborhood_attention_generic(query, key, value, 4, 2), out)
     layer = of_rank(MODULES[release], "NeighborhoodAttention#D", rank)(16, 2, 4, 2, 1, False, False, None, 0.0)
     assert layer(normal(1, *(6,) * rank, 16)).shape == (1, *(6,) * rank, 16)
     assert layer.gna_stride == (2,) * rank and layer.stride == 1 and "bias" not in layer.qkv
@@ -653,6 +656,11 @@ BAD: list[tuple[Any, str]] = [
     (lambda: v020.na2d(last2, last2, last2, 1), "kernel_size must be an int of at least 2"),
     (lambda: v020.na2d(last2, last2, last2, 3, 4), r"gna_stride\[0\]=4 must be <= kernel_size"),
     (lambda: v020.na2d(last2, last2, last2, 3, kernel_schedule="fast"), "kernel_schedule must be one of"),
+    (
+        lambda: v020.neighborhood_attention_generic(q2[0, 0], q2, q2, 3),
+        "query must be .* 4, 5 or 6 axes, got the shape",
+    ),
+    (lambda: v021.neighborhood_attention_generic(None, q2, q2, 3), "query must be .* 4, 5 or 6 axes, got NoneType"),
     (lambda: v020.NeighborhoodAttention2D(8, 2, (3, 1)), "kernel_size must be an int of at least 2"),
     (lambda: v021.attention(last2, last2, last2), r"query must be an mlx.core.array \[B, L, heads, D\], got the shape"),
     (lambda: v021.attention(last2[0], last2[0], last2[0, :, :4]), "shapes of query, key and value must match"),

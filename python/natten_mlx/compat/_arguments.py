@@ -32,6 +32,14 @@ def sizes(function: str, argument: str, value: Ints | None, rank: int, least: in
     )
 
 
+def shared_windows(function: str, stride: Ints | None, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    """The stride of 0.20 on, in whose steps windows move: at most the kernel size."""
+    steps = sizes(function, "stride", stride, len(kernel_size))
+    if any(s > k for s, k in zip(steps, kernel_size, strict=True)):
+        raise ValueError(f"[{function}] stride must be at most kernel_size, got {steps} and {kernel_size}")
+    return steps
+
+
 def flags(function: str, value: Bools | None, rank: int) -> tuple[bool, ...]:
     """One bool per axis; None is False."""
     items = (bool(value),) * rank if value is None or isinstance(value, bool) else tuple(value)

@@ -29,6 +29,15 @@ TUNING: dict[str, Any] = {
 }
 
 
+def rank_of(function: str, query: object) -> int:
+    """1, 2 or 3, by query's axes."""
+    rank = query.ndim - 3 if isinstance(query, mx.array) else 0
+    if rank not in (1, 2, 3):
+        got = f"the shape {tuple(query.shape)}" if isinstance(query, mx.array) else type(query).__name__
+        raise ValueError(f"[{function}] query must be an mlx.core.array of 4, 5 or 6 axes, got {got}")
+    return rank
+
+
 def attention(
     function: str,
     rank: int,
@@ -37,7 +46,7 @@ def attention(
     value: mx.array,
     kernel_size: Ints,
     *,
-    gna_stride: Ints | None = 1,
+    stride: Ints | None = 1,
     dilation: Ints | None,
     is_causal: Bools | None,
     scale: float | None,
@@ -51,18 +60,19 @@ def attention(
         arguments.array(function, name, x, rank, heads_first=False)
     if not grouped_heads:
         arguments.same_heads(function, query=query, key=key, value=value)
+    kernel = arguments.sizes(function, "kernel_size", kernel_size, rank, least=2)
     result: tuple[mx.array, mx.array] = getattr(functional, f"na{rank}d")(
         query,
         key,
         value,
-        arguments.sizes(function, "kernel_size", kernel_size, rank, least=2),
+        kernel,
         dilation=arguments.sizes(function, "dilation", dilation, rank),
         is_causal=arguments.flags(function, is_causal, rank),
         scale=scale or None,
         return_lse=True,
         additional_keys=additional_keys,
         additional_values=additional_values,
-        gna_stride=arguments.sizes(function, "stride", gna_stride, rank),
+        gna_stride=arguments.shared_windows(function, stride, kernel),
         rpb=rpb,
     )
     return result

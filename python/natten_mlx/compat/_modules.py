@@ -132,16 +132,17 @@ class Strided(nn._NeighborhoodAttention):
         proj_drop: float = 0.0,
     ) -> None:
         name = type(self).__name__
+        kernel = arguments.sizes(name, "kernel_size", kernel_size, self.rank, least=2)
         super().__init__(
             embed_dim,
             num_heads,
-            arguments.sizes(name, "kernel_size", kernel_size, self.rank, least=2),
+            kernel,
             dilation=arguments.sizes(name, "dilation", dilation, self.rank),
             is_causal=arguments.flags(name, is_causal, self.rank),
             qkv_bias=qkv_bias,
             qk_scale=qk_scale or None,
             proj_drop=proj_drop,
-            gna_stride=arguments.sizes(name, "stride", stride, self.rank),
+            gna_stride=arguments.shared_windows(name, stride, kernel),
         )
 
 

@@ -104,6 +104,24 @@ _NATIVE_AV = "`na#d_av` on heads-last arrays"
 _NATIVE_MODULE = "`NeighborhoodAttention#D(embed_dim, num_heads, kernel_size, {options})`"
 _NO_FLOPS = "not here: `natten-mlx profile` and `natten_mlx.bench.cost` count operations"
 
+_NO_AUTOGRAD = "not here: PyTorch's autograd classes; every function differentiates"
+_AUTOGRAD = tuple(
+    _absent(
+        _NO_AUTOGRAD,
+        *(
+            f"natten.functional.NeighborhoodAttention{r}D{kind}AutogradFunction"
+            for r in (1, 2, 3)
+            for kind in ("QK", "AV")
+        ),
+    )
+)
+_NESTED = tuple(
+    _absent(
+        "not here: MLX has no nested tensors; `lengths=` takes samples of different sizes",
+        *(f"natten.nested.na{r}d_{kind}_nested" for r in (1, 2, 3) for kind in ("qk", "av")),
+    )
+)
+
 _HEADS_FIRST = "Arrays are heads first, `[B, heads, ..., D]`; natten_mlx's are heads last, which is a view away."
 _UNSCALED = "`qk` does not scale: multiply query by `head_dim ** -0.5` before. natten_mlx's scales unless `scale=1.0`."
 _ODD = "Kernel sizes are odd and above 1. natten_mlx takes any from 1."
@@ -155,7 +173,7 @@ RELEASES: dict[str, Release] = {
             *_common(),
             *_absent(_NO_FLOPS, "natten.flops.qk_rpb_flop", "natten.flops.av_flop", "natten.flops.add_natten_handle"),
             *_absent(
-                "not here: PyTorch's autograd classes; every function differentiates",
+                _NO_AUTOGRAD,
                 *(f"natten.functional.NATTEN{r}D{kind}Function" for r in (1, 2) for kind in ("QKRPB", "AV")),
             ),
         ),
@@ -192,10 +210,8 @@ RELEASES: dict[str, Release] = {
             *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
             *_entries(_SWITCH + ", and returned", _KERNELS, *_UNFUSED),
             *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
-            *_absent(
-                "not here: MLX has no nested tensors; `lengths=` takes samples of different sizes",
-                *(f"natten.nested.na{r}d_{kind}_nested" for r in (1, 2, 3) for kind in ("qk", "av")),
-            ),
+            *_AUTOGRAD,
+            *_NESTED,
         ),
     ),
     "v017": Release(
@@ -259,10 +275,10 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
                 *(f"natten.experimental.na{r}d (0.17.4)" for r in (1, 2, 3)),
                 *(f"natten.flex.flex_na{r}d (0.17.5)" for r in (1, 2, 3)),
             ),
-            *_absent(
-                "not here: MLX has no nested tensors; `lengths=` takes samples of different sizes",
-                *(f"natten.nested.na{r}d_{kind}_nested" for r in (1, 2, 3) for kind in ("qk", "av")),
-            ),
+            *_AUTOGRAD,
+            *_absent(_NO_AUTOGRAD, *(f"natten.functional.FusedNeighborhoodAttention{r}D" for r in (1, 2, 3))),
+            *_NESTED,
+            *_absent("not here: `natten_mlx.functional.Ints` and `Bools`", "natten.types"),
         ),
     ),
     "v020": Release(
@@ -282,6 +298,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
         (
             *_ranked("NeighborhoodAttention#D", _SAME, _NATIVE_MODULE.format(options="gna_stride=..."), 1, 2, 3),
             *_ranked("na#d", _SAME, "`na#d(..., gna_stride=stride)`", 1, 2, 3),
+            Entry("neighborhood_attention_generic", "the same, in `functional`", "`na1d`, `na2d`, `na3d`"),
             Entry("attention", _SAME, "`mx.fast.scaled_dot_product_attention`, heads first"),
             Entry("merge_attentions", "the same: the output only", "`merge_attentions`, which gives lse as well"),
             *_common(),
@@ -291,6 +308,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_configurations(*_CONFIGURATIONS_020),
             *_absent("not here: `natten-mlx profile` and `natten-mlx bench`", "natten.profiler"),
             *_absent("not here: strings are accepted", "natten.types.KernelSchedule"),
+            *_absent("not here: kernels of NATTEN", "natten.backends"),
         ),
     ),
     "v021": Release(
@@ -313,6 +331,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
         (
             *_ranked("NeighborhoodAttention#D", _SAME, _NATIVE_MODULE.format(options="gna_stride=..."), 1, 2, 3),
             *_ranked("na#d", _SAME, "`na#d(..., gna_stride=stride)`", 1, 2, 3),
+            Entry("neighborhood_attention_generic", "the same, in `functional`", "`na1d`, `na2d`, `na3d`"),
             Entry("attention", _SAME, "`mx.fast.scaled_dot_product_attention`, heads first"),
             Entry("merge_attentions", _SAME, "`merge_attentions`"),
             *_common(),
@@ -323,6 +342,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_configurations(*_CONFIGURATIONS_020, *_CONFIGURATIONS_021),
             *_absent("not here: `natten-mlx profile` and `natten-mlx bench`", "natten.profiler"),
             *_absent("not here: strings are accepted", "natten.types.KernelSchedule"),
+            *_absent("not here: kernels of NATTEN", "natten.backends"),
         ),
     ),
 }

@@ -13,13 +13,13 @@ import mlx.core as mx
 from natten_mlx.compat import _fused
 from natten_mlx.compat._arguments import Bools, Ints, named
 
-__all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d"]
+__all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d", "neighborhood_attention_generic"]
 
-_NA = "{rank}-D neighborhood attention [B, ..., heads, D], heads last; neighboring queries share windows by `stride`."
+_NA = "{rank} neighborhood attention [B, ..., heads, D], heads last; neighboring queries share windows by `stride`."
 
 
-def _na(rank: int) -> Callable[..., mx.array]:
-    name = f"na{rank}d"
+def _na(rank: int | None) -> Callable[..., mx.array]:
+    name = "neighborhood_attention_generic" if rank is None else f"na{rank}d"
 
     def na(
         query: mx.array,
@@ -48,12 +48,12 @@ def _na(rank: int) -> Callable[..., mx.array]:
         _fused.tuning(name, _fused.FNA_BACKENDS, attention, locals())
         out, _ = _fused.attention(
             name,
-            rank,
+            rank or _fused.rank_of(name, query),
             query,
             key,
             value,
             kernel_size,
-            gna_stride=stride,
+            stride=stride,
             dilation=dilation,
             is_causal=is_causal,
             scale=scale,
@@ -62,10 +62,11 @@ def _na(rank: int) -> Callable[..., mx.array]:
         )
         return out
 
-    return named(name, _NA.format(rank=rank), na)
+    return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
 
 
 na1d, na2d, na3d = _na(1), _na(2), _na(3)
+neighborhood_attention_generic = _na(None)  # the rank is query's
 
 
 def attention(

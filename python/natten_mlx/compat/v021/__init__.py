@@ -8,7 +8,14 @@ from natten_mlx.compat._machine import has_bfloat, has_cuda, has_fna, has_gemm, 
 from natten_mlx.compat._modules import Strided
 from natten_mlx.compat._switches import Switches
 from natten_mlx.compat.v021 import functional, utils
-from natten_mlx.compat.v021.functional import attention, merge_attentions, na1d, na2d, na3d
+from natten_mlx.compat.v021.functional import (
+    attention,
+    merge_attentions,
+    na1d,
+    na2d,
+    na3d,
+    neighborhood_attention_generic,
+)
 
 __all__ = [
     "HAS_LIBNATTEN",
@@ -55,6 +62,7 @@ __all__ = [
     "na1d",
     "na2d",
     "na3d",
+    "neighborhood_attention_generic",
     "set_memory_usage_preference",
     "use_deterministic_algorithms",
     "use_kv_parallelism_in_fused_na",

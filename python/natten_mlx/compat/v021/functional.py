@@ -15,17 +15,17 @@ from natten_mlx.compat import _fused
 from natten_mlx.compat._arguments import Bools, Ints, named
 from natten_mlx.compat.v021.utils.varlen import sequences
 
-__all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d"]
+__all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d", "neighborhood_attention_generic"]
 
 Result = mx.array | tuple[mx.array, mx.array]
 
-_NA = """{rank}-D neighborhood attention [B, ..., heads, D], heads last, and with `return_lse` its log-sum-exp.
+_NA = """{rank} neighborhood attention [B, ..., heads, D], heads last, and with `return_lse` its log-sum-exp.
 
     Neighboring queries share windows by `stride`; query may have more heads than key and value."""
 
 
-def _na(rank: int) -> Callable[..., Result]:
-    name = f"na{rank}d"
+def _na(rank: int | None) -> Callable[..., Result]:
+    name = "neighborhood_attention_generic" if rank is None else f"na{rank}d"
 
     def na(
         query: mx.array,
@@ -54,12 +54,12 @@ def _na(rank: int) -> Callable[..., Result]:
         _fused.tuning(name, _fused.FNA_BACKENDS, attention, locals())
         out, lse = _fused.attention(
             name,
-            rank,
+            rank or _fused.rank_of(name, query),
             query,
             key,
             value,
             kernel_size,
-            gna_stride=stride,
+            stride=stride,
             dilation=dilation,
             is_causal=is_causal,
             scale=scale,
@@ -69,10 +69,11 @@ def _na(rank: int) -> Callable[..., Result]:
         )
         return (out, lse) if return_lse else out
 
-    return named(name, _NA.format(rank=rank), na)
+    return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
 
 
 na1d, na2d, na3d = _na(1), _na(2), _na(3)
+neighborhood_attention_generic = _na(None)  # the rank is query's
 
 
 def attention(
