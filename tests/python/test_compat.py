@@ -654,7 +654,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda: v017.na2d(last2[0], last2, last2, 3), r"query must be \[B, H, W, heads, D\]"),
     (lambda: v017.NeighborhoodAttention2D(8, 2, 4, rel_pos_bias=True), "odd number"),
     (lambda: v020.na2d(last2, last2, last2, 1), "kernel_size must be an int of at least 2"),
-    (lambda: v020.na2d(last2, last2, last2, 3, 4), r"gna_stride\[0\]=4 must be <= kernel_size"),
+    (lambda: v020.na2d(last2, last2, last2, 3, 4), r"\[na2d\] stride must be at most kernel_size, got \(4, 4\)"),
+    (lambda: v021.NeighborhoodAttention2D(8, 2, 3, 4), "stride must be at most kernel_size"),
     (lambda: v020.na2d(last2, last2, last2, 3, kernel_schedule="fast"), "kernel_schedule must be one of"),
     (
         lambda: v020.neighborhood_attention_generic(q2[0, 0], q2, q2, 3),
