@@ -96,6 +96,24 @@ class _NeighborhoodAttention(nn.Module):
         rel_pos_bias: bool = False,
         pad_input: bool = False,
     ) -> None:
+        """Make the projections, and the bias table if wanted.
+
+        Args:
+            embed_dim: Channels C, divisible by num_heads.
+            num_heads: Query heads.
+            kernel_size, stride, dilation, is_causal, gna_stride: See natten_mlx.na1d, na2d, na3d.
+            num_kv_heads: Key/value heads, a divisor of num_heads; default num_heads.
+            qkv_bias: Whether the input projections have a bias.
+            qk_scale: Of the logits; default head_dim ** -0.5.
+            attn_drop, proj_drop: Dropout of attention weights and of the output, in training only.
+            rel_pos_bias: Whether to learn a relative position bias.
+            pad_input: Whether an axis (or a sample, with lengths) shorter than kernel_size * dilation is zero-padded to
+                it at its end, before the projections, and the result cropped, as DiNAT and NATTEN 0.14's modules do.
+                Without it such an input is an error.
+
+        Raises:
+            ValueError: arguments that do not fit.
+        """
         super().__init__()
         self.embed_dim, self.num_heads, self.num_kv_heads, rpb_shape = _ext.check_module(
             type(self).__name__,
@@ -216,30 +234,14 @@ class _NeighborhoodAttention(nn.Module):
         )
 
 
-_ARGUMENTS = """
-    Args:
-        embed_dim: Channels C, divisible by num_heads.
-        num_heads: Query heads.
-        kernel_size, stride, dilation, is_causal, gna_stride: See natten_mlx.{name}.
-        num_kv_heads: Key/value heads, a divisor of num_heads; default num_heads.
-        qkv_bias: Whether the input projections have a bias.
-        qk_scale: Of the logits; default head_dim ** -0.5.
-        attn_drop, proj_drop: Dropout of attention weights and of the output, in training only.
-        rel_pos_bias: Whether to learn a relative position bias.
-        pad_input: Whether an axis (or a sample, with lengths) shorter than kernel_size * dilation is zero-padded to it
-            at its end, before the projections, and the result cropped, as DiNAT and NATTEN 0.14's modules do. Without
-            it such an input is an error.
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention over [B, L, C], optionally padded. The arguments are described at __init__.
 
     Parameters: `qkv` and `proj` (weight, bias), the rows of qkv ordered (3, heads, head_dim); with fewer key/value
-    heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; `rpb` [heads, 2K-1 per axis].
-
-    Raises:
-        ValueError: arguments that do not fit.
+    heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; with rel_pos_bias `rpb`
+    [heads, 2K-1].
     """
 
-
-class NeighborhoodAttention1D(_NeighborhoodAttention):
-    __doc__ = "Neighborhood attention over [B, L, C], optionally padded.\n" + _ARGUMENTS.format(name="na1d")
     rank = 1
 
     def __call__(self, x: mx.array, seq_lens: mx.array | None = None) -> mx.array:
@@ -248,7 +250,13 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
-    __doc__ = "Neighborhood attention over [B, H, W, C], optionally padded.\n" + _ARGUMENTS.format(name="na2d")
+    """Neighborhood attention over [B, H, W, C], optionally padded. The arguments are described at __init__.
+
+    Parameters: `qkv` and `proj` (weight, bias), the rows of qkv ordered (3, heads, head_dim); with fewer key/value
+    heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; with rel_pos_bias `rpb`
+    [heads, 2K-1, 2K-1].
+    """
+
     rank = 2
 
     def __call__(self, x: mx.array, spatial_sizes: mx.array | None = None) -> mx.array:
@@ -257,7 +265,13 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
-    __doc__ = "Neighborhood attention over [B, D, H, W, C], optionally padded.\n" + _ARGUMENTS.format(name="na3d")
+    """Neighborhood attention over [B, D, H, W, C], optionally padded. The arguments are described at __init__.
+
+    Parameters: `qkv` and `proj` (weight, bias), the rows of qkv ordered (3, heads, head_dim); with fewer key/value
+    heads `q_proj`, `kv_proj` (rows ordered (2, kv_heads, head_dim)) and `proj`; with rel_pos_bias `rpb`
+    [heads, 2K-1, 2K-1, 2K-1].
+    """
+
     rank = 3
 
     def __call__(self, x: mx.array, spatial_sizes: mx.array | None = None) -> mx.array:
