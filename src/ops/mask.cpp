@@ -40,11 +40,7 @@ mx::array neighborhood_mask(const Caller& caller, const mx::Shape& shape, const 
   const mx::Stream s = mx::to_stream(options.stream);
   check(caller, shape, options, s.device);
   const Problem p = problem_of(caller, shape, neighborhood, options, s.device);
-  std::int64_t queries = 1, tokens = 1;  // both below 2^31
-  for (const Axis& axis : p.axes) {
-    queries *= output_length(axis.length, axis.stride);
-    tokens *= axis.length;
-  }
+  const std::int64_t queries = p.queries(), tokens = p.tokens();  // both below 2^31
   // Keys are scattered into it by MLX, which indexes with 32 bits.
   if (queries * tokens > std::numeric_limits<std::int32_t>::max() / std::max<std::int64_t>(1, p.batch)) {
     fail(caller, "the mask must have fewer than 2^31 elements, got batch " + std::to_string(p.batch) + " x " +

@@ -12,11 +12,7 @@ namespace natten::pure {
 mx::array mask(const Problem& p, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
                mx::Dtype dtype, mx::Stream s) {
   const Padding padding(p, lengths ? std::optional(pin({*lengths}, {}, s)[0]) : std::nullopt, s);
-  std::int64_t queries = 1, tokens = 1;
-  for (const Axis& axis : p.axes) {
-    queries *= output_length(axis.length, axis.stride);
-    tokens *= axis.length;
-  }
+  const std::int64_t queries = p.queries(), tokens = p.tokens();
   const BlockWindows windows = block_windows(p, make_windows(p, padding.lengths(), s), 0, queries, s);
   const int batch = static_cast<int>(p.batch);
   const mx::Shape shape{batch, static_cast<int>(queries), static_cast<int>(tokens)};
