@@ -132,8 +132,9 @@ bool is_streamed(KernelId kernel, const std::string& name) {
   return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
 }
 
-bool is_shape_only(KernelId kernel, const std::string& name) {
-  return kernel == KernelId::av_backward_value && name == "na_value";
+/// What costs nothing worth counting: an array that is there for its shape, and the scale.
+bool is_free(KernelId kernel, const std::string& name) {
+  return (kernel == KernelId::av_backward_value && name == "na_value") || name == kScaleName;
 }
 
 bool is_pairs(const std::string& name) {
@@ -142,12 +143,12 @@ bool is_pairs(const std::string& name) {
 
 }  // namespace
 
-Cost cost(const Problem& p, KernelId kernel, Platform platform) {
-  const KernelSource source = kernel_source(p, kernel, platform);
+Cost cost(const Problem& p, KernelId kernel, Target target) {
+  const KernelLaunch source = kernel_launch(p, kernel, target);
   Cost result;
   result.kernel = kernel;
   for (const ArraySpec& input : source.inputs) {
-    if (!is_shape_only(kernel, input.name)) result.compulsory += bytes_of(input);
+    if (!is_free(kernel, input.name)) result.compulsory += bytes_of(input);
   }
   for (const ArraySpec& output : source.outputs) result.stored += bytes_of(output);
   result.compulsory += result.stored;
@@ -158,7 +159,7 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
                                              : bytes_of(source.inputs[0]) / bytes_of(source.inputs[0].type);
     return result;
   }
-  const Plan plan = fast::plan(p, kernel, platform);
+  const Plan plan = fast::plan(p, kernel, target);
   const bool keys = holds_keys(kernel);
   const std::array<int, 3> simd = plan.simd_extent();
   AxisSums total{1, 1, 1};
@@ -184,7 +185,7 @@ Cost cost(const Problem& p, KernelId kernel, Platform platform) {
     } else if (is_streamed(kernel, input.name)) {
       // Grouped heads: each query head streams the keys of its group, each key head the queries of all of its.
       result.loaded += pairs * total.region * double(channels) * bytes_of(input.type);
-    } else if (is_shape_only(kernel, input.name)) {
+    } else if (is_free(kernel, input.name)) {
       continue;
     } else if (input.name == "na_query" && !keys) {
       result.loaded += double(p.batch * p.queries() * p.heads * channels) * bytes_of(input.type);

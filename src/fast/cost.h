@@ -22,7 +22,7 @@ struct Cost {
   double waste() const { return pairs / useful_pairs; }
 };
 
-Cost cost(const Problem& problem, KernelId kernel, Platform platform);
+Cost cost(const Problem& problem, KernelId kernel, Target target);
 
 /// One line.
 std::string describe(const Cost& cost);

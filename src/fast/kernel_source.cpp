@@ -1,9 +1,8 @@
 #include "fast/kernel_source.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <limits>
-#include <sstream>
 
 #include "fast/embedded.h"
 #include "fast/plan.h"
@@ -14,6 +13,7 @@ namespace {
 
 constexpr int kMostChannels = 512;
 constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // on one axis: places and sums of them are 32-bit
+constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a launch
 
 ElementType element(FloatType type) {
   return type == FloatType::float16    ? ElementType::float16
@@ -32,11 +32,12 @@ const char* type_name(FloatType type, Platform platform) {
   return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
 }
 
-/// FNV-1a.
-std::uint64_t hash_of(const std::string& text) {
+/// FNV-1a, in hexadecimal digits.
+std::string hash_of(const std::string& text) {
   std::uint64_t hash = 1469598103934665603u;
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return hash;
+  char digits[16];
+  return {digits, std::to_chars(digits, digits + sizeof digits, hash, 16).ptr};
 }
 
 std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units, Platform platform) {
@@ -65,13 +66,40 @@ std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units, Platform 
   return all;
 }
 
-/// Builds the pieces of one kernel.
+/// Whether products of query and key, or their gradients, are in it.
+bool is_scaled(KernelId kernel) {
+  return has_tiles(kernel) && kernel != KernelId::av && kernel != KernelId::av_backward_attn &&
+         kernel != KernelId::av_backward_value;
+}
+
+std::int64_t bias_entries(const Problem& p) {
+  std::int64_t entries = p.has_rpb ? 1 : 0;  // of a head
+  for (const Axis& axis : p.axes) entries *= 2 * axis.kernel_size - 1;
+  return entries;
+}
+
+/// Threadgroups and threads on the first axis of the grid.
+std::int64_t grid_groups(const Problem& p, KernelId kernel, const Plan& plan) {
+  if (has_tiles(kernel)) return plan.parts;
+  const std::int64_t threads =
+      kernel == KernelId::delta ? p.batch * p.queries() * p.heads * plan.lanes : p.heads * bias_entries(p) * 32;
+  return (threads + plan.threads - 1) / plan.threads;
+}
+
+/// Builds the pieces of one kernel: its text from a family of problems, its launch from the problem.
 class Writer {
  public:
-  Writer(const Problem& problem, KernelId kernel, Platform platform)
-      : p_(problem), kernel_(kernel), platform_(platform), plan_(plan(problem, kernel, platform)) {}
+  Writer(const Problem& problem, KernelId kernel, Target target)
+      : p_(problem),
+        kernel_(kernel),
+        target_(target),
+        platform_(target.platform),
+        plan_(plan(problem, kernel, target)) {
+    arrays();
+  }
 
-  KernelSource source();
+  KernelText text() const;
+  KernelLaunch launch() const;
 
  private:
   using Shape = std::vector<std::int64_t>;
@@ -95,11 +123,6 @@ class Writer {
     for (const Axis& axis : p_.axes) shape.push_back(2 * axis.kernel_size - 1);
     return shape;
   }
-  std::int64_t bias_entries() const {
-    if (!p_.has_rpb) return 0;
-    const Shape table = bias_table();
-    return table[1] * table[2] * table[3];
-  }
   bool bias_gradient() const { return plan_.stage_columns > 0; }
 
   void input(const char* name, FloatType type, Shape shape) { k_.inputs.push_back({name, element(type), shape}); }
@@ -108,14 +131,15 @@ class Writer {
   std::string constants() const;
   std::string tensor(const std::string& name, int rank = 6) const;
   std::string shared(const std::string& name, const std::string& type, int count) const;
-  std::string start(const char* tokens_of, const char* heads) const;
+  std::string at_site(const char* tokens_of, const char* heads, const std::string& call) const;
   std::string call() const;
 
-  const Problem& p_;
+  const Problem p_;
   KernelId kernel_;
+  Target target_;
   Platform platform_;
   Plan plan_;
-  KernelSource k_;
+  KernelLaunch k_;
 };
 
 void Writer::arrays() {
@@ -130,7 +154,7 @@ void Writer::arrays() {
   const auto drpb = [&] {
     if (!bias_gradient()) return;
     Shape shape = bias_table();
-    shape.insert(shape.begin(), plan_.tile_count() * p_.batch);
+    shape.insert(shape.begin(), plan_.parts);
     output("na_partials", FloatType::float32, shape);
   };
   const std::int64_t slots = p_.kernel_volume();
@@ -188,7 +212,7 @@ void Writer::arrays() {
     case KernelId::rpb_sum: {
       const KernelId producer = p_.op == Op::attention ? KernelId::backward_query : KernelId::qk_backward_query;
       Shape partials = bias_table();
-      partials.insert(partials.begin(), plan(p_, producer, platform_).tile_count() * p_.batch);
+      partials.insert(partials.begin(), plan(p_, producer, target_).parts);
       input("na_partials", FloatType::float32, partials);
       output("na_drpb", FloatType::float32, bias_table());
       break;
@@ -197,13 +221,16 @@ void Writer::arrays() {
   if (p_.has_lengths && has_tiles(kernel_)) {
     k_.inputs.push_back({"na_lengths", ElementType::int32, {p_.batch, kAxes}});
   }
+  if (is_scaled(kernel_)) input(kScaleName, FloatType::float32, {1});
 }
 
 std::string Writer::constants() const {
-  std::ostringstream text;
-  const auto define = [&](const std::string& name, auto value) {
-    text << "#define NA_" << name << ' ' << value << '\n';
+  std::string text;
+  const auto define_text = [&](const std::string& name, const std::string& value) {
+    text += "#define NA_" + name + ' ' + value + '\n';
   };
+  // Not through a stream: that would write 1,024 where the program's locale says so.
+  const auto define = [&](const std::string& name, std::int64_t value) { define_text(name, std::to_string(value)); };
   for (int a = 0; a < kAxes; ++a) {
     const std::string axis = "_" + std::to_string(a);
     define("KERNEL_SIZE" + axis, p_.axes[a].kernel_size);
@@ -215,19 +242,14 @@ std::string Writer::constants() const {
     define("STEP" + axis, query_step(p_.axes[a]));
     define("EXTENT" + axis, plan_.extent[a]);
   }
-  const bool scaled = kernel_ != KernelId::av && kernel_ != KernelId::av_backward_attn &&
-                      kernel_ != KernelId::av_backward_value && has_tiles(kernel_);
-  char scale[64];
-  std::snprintf(scale, sizeof scale, "(%.9ef)", scaled ? p_.scale : 1.0);
-  define("SCALE", scale);
-  define("LOG2_E", "1.44269504f");
-  define("LN_2", "0.693147181f");
+  define_text("LOG2_E", "1.44269504f");
+  define_text("LN_2", "0.693147181f");
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
   define("SLOTS", p_.kernel_volume());
   const bool reads_bias = p_.has_rpb && (is_fused(kernel_) || kernel_ == KernelId::qk);
   define("HAS_RPB", reads_bias ? 1 : 0);
   define("BIAS_GRADIENT", bias_gradient() ? 1 : 0);
-  define("RPB_SIZE", bias_entries());
+  define("RPB_SIZE", bias_entries(p_));
   define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
   define("THREADS", plan_.threads);
   define("GROUPS", plan_.groups);
@@ -240,14 +262,14 @@ std::string Writer::constants() const {
   for (const bool first : {true, false}) {
     const Stream& stream = first ? plan_.a : plan_.b;
     const std::string name = first ? "A_" : "B_";
-    define(name + "TYPE", type_name(stream.type, platform_));
+    define_text(name + "TYPE", type_name(stream.type, platform_));
     define(name + "CHANNELS", std::max(stream.channels, 1));
     define(name + "HELD", std::max(stream.slices, 1) * plan_.vector);
     define(name + "PITCH", std::max(stream.pitch, 1));
   }
   if (plan_.matrix) {
     define("BLOCK", plan_.block);
-    define("MATRIX_TYPE", p_.query_type == FloatType::float16 ? "\"f16\"" : "\"bf16\"");
+    define_text("MATRIX_TYPE", p_.query_type == FloatType::float16 ? "\"f16\"" : "\"bf16\"");
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
     // Packed coordinates: see bodies/matrix.h.
@@ -260,10 +282,10 @@ std::string Writer::constants() const {
       guards |= 1u << (shift + plan_.bits[a]);
       shift += plan_.bits[a] + 1;
     }
-    define("GUARDS", std::to_string(guards) + "u");
-    define("NOWHERE", std::to_string(nowhere) + "u");
+    define_text("GUARDS", std::to_string(guards) + "u");
+    define_text("NOWHERE", std::to_string(nowhere) + "u");
   }
-  return text.str();
+  return text;
 }
 
 std::string Writer::tensor(const std::string& name, int rank) const {
@@ -275,21 +297,29 @@ std::string Writer::shared(const std::string& name, const std::string& type, int
          name + "[" + std::to_string(count) + "];\n";
 }
 
-/// Where the threadgroup is: `na_site`, which every call below uses.
-std::string Writer::start(const char* tokens_of, const char* heads) const {
+/// The call, for the place of the threadgroup, `na_site`. A tile for each threadgroup, or a loop over some tiles where
+/// their gradients of rpb are summed up.
+std::string Writer::at_site(const char* tokens_of, const char* heads, const std::string& call) const {
   const bool metal = platform_ == Platform::metal;
   const std::string tokens = tokens_of;
+  const std::string group = metal ? "int(threadgroup_position_in_grid.x)" : "int(blockIdx.x)";
+  const std::string groups = metal ? "int(threadgroups_per_grid.x)" : "int(gridDim.x)";
   std::string text = "natten::Site na_site = natten::locate<" + std::string(holds_keys(kernel_) ? "false" : "true") +
-                     ">(natten::Extent{{" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]}}, ";
-  text += metal ? "int(threadgroup_position_in_grid.x), int(threadgroup_position_in_grid.y), "
-                : "int(blockIdx.x), int(blockIdx.y), ";
-  text += std::string(heads) + ", int(" + (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
+                     ">(natten::Extent{{" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]}}, " +
+                     (bias_gradient() ? "na_group" : group) +
+                     (metal ? ", int(threadgroup_position_in_grid.y), " : ", int(blockIdx.y), ") + heads + ", int(" +
+                     (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
+  if (bias_gradient()) {
+    text += "if (na_site.batch >= " + tokens + "_shape[0]) break;\nna_site.parts = " + groups + ";\n";
+  }
   if (p_.has_lengths) {
     text +=
         "na_site.lengths = natten::Extent{{na_lengths[3 * na_site.batch], na_lengths[3 * na_site.batch + 1], "
         "na_lengths[3 * na_site.batch + 2]}};\n";
   }
-  return text;
+  text += call;
+  if (!bias_gradient()) return text;
+  return "for (int na_group = " + group + ";; na_group += " + groups + ") {\n" + text + "}\n";
 }
 
 std::string Writer::call() const {
@@ -322,81 +352,86 @@ std::string Writer::call() const {
   const std::string words = plan_.matrix ? "na_words, " : "";
   const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
   const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
+  const std::string scale = is_scaled(kernel_) ? kScaleName + std::string("[0]") : "1.0f";
   switch (kernel_) {
     case KernelId::forward:
-      return start("na_key", "na_query_shape[4]") + memory +
-             invoke("attention_forward", {tensor("na_query"), tensor("na_key"), tensor("na_value"), rpb, "na_out",
-                                          "na_lse", "na_rows_a", "na_rows_b", words + "na_site"});
+      return memory + at_site("na_key", "na_query_shape[4]",
+                              invoke("attention_forward",
+                                     {tensor("na_query"), tensor("na_key"), tensor("na_value"), rpb, "na_out", "na_lse",
+                                      "na_rows_a", "na_rows_b", words + "na_site", scale}));
     case KernelId::backward_query:
-      return start("na_key", "na_query_shape[4]") + memory +
-             invoke("attention_backward<true>",
-                    {tensor("na_query"), tensor("na_dout"), tensor("na_key"), tensor("na_value"), tensor("na_lse", 5),
-                     tensor("na_delta", 5), rpb, "na_dquery", "na_dquery", drpb, "na_rows_a", "na_rows_b", scratch,
-                     words + "na_site"});
+      return memory + at_site("na_key", "na_query_shape[4]",
+                              invoke("attention_backward<true>",
+                                     {tensor("na_query"), tensor("na_dout"), tensor("na_key"), tensor("na_value"),
+                                      tensor("na_lse", 5), tensor("na_delta", 5), rpb, "na_dquery", "na_dquery", drpb,
+                                      "na_rows_a", "na_rows_b", scratch, words + "na_site", scale}));
     case KernelId::backward_key_value:
-      return start("na_key", "na_key_shape[4]") + memory +
-             invoke("attention_backward<false>",
-                    {tensor("na_key"), tensor("na_value"), tensor("na_query"), tensor("na_dout"), tensor("na_lse", 5),
-                     tensor("na_delta", 5), rpb, "na_dkey", "na_dvalue", drpb, "na_rows_a", "na_rows_b", scratch,
-                     words + "na_site"});
+      return memory + at_site("na_key", "na_key_shape[4]",
+                              invoke("attention_backward<false>",
+                                     {tensor("na_key"), tensor("na_value"), tensor("na_query"), tensor("na_dout"),
+                                      tensor("na_lse", 5), tensor("na_delta", 5), rpb, "na_dkey", "na_dvalue", drpb,
+                                      "na_rows_a", "na_rows_b", scratch, words + "na_site", scale}));
     case KernelId::qk:
-      return start("na_key", "na_query_shape[4]") + memory +
-             invoke("attention_scores", {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_key"), rpb,
-                                         "na_logits", "na_rows_a", "na_site", "-NA_INFINITY"});
+      return memory +
+             at_site("na_key", "na_query_shape[4]",
+                     invoke("attention_scores", {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_key"),
+                                                 rpb, "na_logits", "na_rows_a", "na_site", scale, "-NA_INFINITY"}));
     case KernelId::av_backward_attn:
-      return start("na_value", "na_dout_shape[4]") + memory +
-             invoke("attention_scores", {tensor("na_dout"), "natten::Indexed::queries", tensor("na_value"), rpb,
-                                         "na_dattn", "na_rows_a", "na_site", "0.0f"});
+      return memory +
+             at_site("na_value", "na_dout_shape[4]",
+                     invoke("attention_scores", {tensor("na_dout"), "natten::Indexed::queries", tensor("na_value"), rpb,
+                                                 "na_dattn", "na_rows_a", "na_site", scale, "0.0f"}));
     case KernelId::av:
-      return start("na_value", "na_attn_shape[4]") + memory +
-             invoke("attention_weighted<true, false>", {tensor("na_value"), "natten::Indexed::keys", tensor("na_attn"),
-                                                        "na_out", drpb, "na_rows_a", scratch, "na_site"});
+      return memory + at_site("na_value", "na_attn_shape[4]",
+                              invoke("attention_weighted<true, false>",
+                                     {tensor("na_value"), "natten::Indexed::keys", tensor("na_attn"), "na_out", drpb,
+                                      "na_rows_a", scratch, "na_site", scale}));
     case KernelId::qk_backward_query:
-      return start("na_key", "na_dlogits_shape[4]") + memory +
-             invoke("attention_weighted<true, true>", {tensor("na_key"), "natten::Indexed::keys", tensor("na_dlogits"),
-                                                       "na_dquery", drpb, "na_rows_a", scratch, "na_site"});
+      return memory + at_site("na_key", "na_dlogits_shape[4]",
+                              invoke("attention_weighted<true, true>",
+                                     {tensor("na_key"), "natten::Indexed::keys", tensor("na_dlogits"), "na_dquery",
+                                      drpb, "na_rows_a", scratch, "na_site", scale}));
     case KernelId::qk_backward_key:
-      return start("na_query", "na_query_shape[4] / NA_HEAD_GROUP") + memory +
-             invoke("attention_weighted<false, false>",
-                    {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_dlogits"), "na_dkey", drpb,
-                     "na_rows_a", scratch, "na_site"});
+      return memory + at_site("na_query", "na_query_shape[4] / NA_HEAD_GROUP",
+                              invoke("attention_weighted<false, false>",
+                                     {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_dlogits"),
+                                      "na_dkey", drpb, "na_rows_a", scratch, "na_site", scale}));
     default:  // av_backward_value
-      return start("na_value", "na_value_shape[4]") + memory +
-             invoke("attention_weighted<false, false>",
-                    {tensor("na_dout"), "natten::Indexed::queries", tensor("na_attn"), "na_dvalue", drpb, "na_rows_a",
-                     scratch, "na_site"});
+      return memory + at_site("na_value", "na_value_shape[4]",
+                              invoke("attention_weighted<false, false>",
+                                     {tensor("na_dout"), "natten::Indexed::queries", tensor("na_attn"), "na_dvalue",
+                                      drpb, "na_rows_a", scratch, "na_site", scale}));
   }
 }
 
-KernelSource Writer::source() {
-  arrays();
-  const bool keys = holds_keys(kernel_);
-  k_.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
-  for (const char* body : bodies(kernel_, plan_.matrix, platform_)) k_.header += body;
-  k_.source = call();
-  // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text.
-  std::ostringstream name;
-  name << "natten_" << kernel_name(kernel_) << '_';
-  for (const ArraySpec& array : k_.inputs) name << short_name(array.type);
-  name << '_' << std::hex << hash_of(k_.header + k_.source);
-  k_.name = name.str();
+KernelText Writer::text() const {
+  KernelText k;
+  k.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
+  for (const char* body : bodies(kernel_, plan_.matrix, platform_)) k.header += body;
+  k.source = call();
+  // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text, and with the
+  // GPU that it is compiled for.
+  k.name = std::string("natten_") + kernel_name(kernel_) + '_';
+  if (platform_ == Platform::cuda) k.name += "sm" + std::to_string(target_.capability) + '_';
+  for (const ArraySpec& array : k_.inputs) k.name += short_name(array.type);
+  k.name += '_' + hash_of(k.header + k.source);
   if (platform_ == Platform::cuda) {  // MLX has no place for launch bounds, but it does write the kernel's name
-    const std::string generated = "custom_kernel_" + k_.name;
-    k_.header += "#define " + generated + " __launch_bounds__(" + std::to_string(plan_.threads) + ", " +
-                 std::to_string(plan_.groups) + ") " + generated + "\n";
-    k_.source = "#undef " + generated + "\n" + k_.source;
+    const std::string generated = "custom_kernel_" + k.name;
+    k.header += "#define " + generated + " __launch_bounds__(" + std::to_string(plan_.threads) + ", " +
+                std::to_string(plan_.groups) + ") " + generated + "\n";
+    k.source = "#undef " + generated + "\n" + k.source;
   }
-  k_.threadgroup = {plan_.threads, 1, 1};
-  if (!has_tiles(kernel_)) {
-    const std::int64_t threads =
-        kernel_ == KernelId::delta ? p_.batch * p_.queries() * p_.heads * plan_.lanes : p_.heads * bias_entries() * 32;
-    k_.grid = {static_cast<int>((threads + plan_.threads - 1) / plan_.threads * plan_.threads), 1, 1};
-  } else {
-    k_.grid = {static_cast<int>(plan_.tile_count() * p_.batch * plan_.threads),
-               static_cast<int>(keys ? p_.kv_heads : p_.heads), 1};
-    k_.shared_bytes = plan_.shared_bytes(kernel_);
-  }
-  return std::move(k_);
+  return k;
+}
+
+KernelLaunch Writer::launch() const {
+  KernelLaunch k = k_;
+  k.threadgroup = {plan_.threads, 1, 1};
+  const std::int64_t heads = holds_keys(kernel_) ? p_.kv_heads : p_.heads;
+  k.grid = {static_cast<int>(grid_groups(p_, kernel_, plan_) * plan_.threads),
+            has_tiles(kernel_) ? static_cast<int>(heads) : 1, 1};
+  if (has_tiles(kernel_)) k.shared_bytes = plan_.shared_bytes(kernel_);
+  return k;
 }
 
 }  // namespace
@@ -433,7 +468,14 @@ std::vector<KernelId> gradient_kernels(const Problem& p) {
   return kernels;
 }
 
-std::optional<std::string> objection(const Problem& p, Platform platform) {
+std::optional<std::string> objection(Target target) {
+  if (target.platform != Platform::cuda || target.capability >= Target::kOldestCapability) return std::nullopt;
+  return "a GPU of compute capability " + std::to_string(target.capability / 10) + '.' +
+         std::to_string(target.capability % 10) + " is too old: kernels need 8.0";
+}
+
+std::optional<std::string> objection(const Problem& p, Target target) {
+  if (const auto reason = objection(target)) return reason;
   for (const FloatType type : {p.query_type, p.key_type, p.value_type}) {
     if (type == FloatType::float64) return "float64 is not a type of GPU kernels";
   }
@@ -446,18 +488,35 @@ std::optional<std::string> objection(const Problem& p, Platform platform) {
     if (axis.length > kMostTokens) return "an axis of " + std::to_string(axis.length) + " tokens is too long";
   }
   if (p.heads > 65535) return "more than 65535 heads";
-  for (const KernelId kernel : {forward_kernels(p).back(), key_gradient_kernels(p).back()}) {
-    const Plan plan = fast::plan(p, kernel, platform);
-    if (plan.tile_count() * p.batch > std::numeric_limits<int>::max() / plan.threads ||
-        p.batch * p.queries() * p.heads > std::numeric_limits<int>::max() / 64) {
+  if (p.kernel_volume() > kMostThreads) return "a window of more than 2^31 keys";
+  // A simdgroup for each entry sums the parts of its gradient. Also bounds what the parts need.
+  if (p.heads * bias_entries(p) > kMostThreads / 32) return "a relative position bias of more than 2^26 entries";
+  std::vector<KernelId> kernels = forward_kernels(p);
+  for (const KernelId kernel : gradient_kernels(p)) kernels.push_back(kernel);
+  for (const KernelId kernel : kernels) {
+    const Plan plan = fast::plan(p, kernel, target);
+    if (grid_groups(p, kernel, plan) > kMostThreads / plan.threads ||
+        plan.tile_count() * p.batch > kMostThreads / plan.threads) {
       return "more queries than a launch can address";
+    }
+    if (plan.shared_bytes(kernel) > most_shared_bytes(target.platform)) {
+      return std::string("kernel ") + kernel_name(kernel) + " needs " + std::to_string(plan.shared_bytes(kernel)) +
+             " bytes of threadgroup memory";
     }
   }
   return std::nullopt;
 }
 
-KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform) {
-  return Writer(problem, kernel, platform).source();
+KernelText kernel_text(const Problem& problem, KernelId kernel, Target target) {
+  return Writer(family_of(problem), kernel, target).text();
+}
+
+KernelLaunch kernel_launch(const Problem& problem, KernelId kernel, Target target) {
+  return Writer(problem, kernel, target).launch();
+}
+
+KernelSource kernel_source(const Problem& problem, KernelId kernel, Target target) {
+  return {kernel_text(problem, kernel, target), kernel_launch(problem, kernel, target)};
 }
 
 }  // namespace natten::fast

@@ -14,6 +14,17 @@ namespace natten::fast {
 
 enum class Platform : std::uint8_t { metal, cuda };
 
+/// What a kernel is made for.
+struct Target {
+  static constexpr int kOldestCapability = 80;  ///< Ampere: asynchronous copies, matrix units for bfloat16
+
+  Platform platform;
+  int capability;  ///< of an NVIDIA GPU, 10 * major + minor
+
+  Target(Platform p, int c = kOldestCapability) : platform(p), capability(p == Platform::cuda ? c : 0) {}
+  bool operator==(const Target&) const = default;
+};
+
 /// Arrays of each kernel are those of problem.h; `delta` is rowsum(out * dout) - dlse.
 enum class KernelId : std::uint8_t {
   forward,             ///< query, key, value, [rpb], [lengths] -> out, lse
@@ -38,28 +49,42 @@ struct ArraySpec {
   std::vector<std::int64_t> shape;
 };
 
-/// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word
-/// stands in `source`; then the outputs. Inputs may have any strides (ensure_row_contiguous = false) except `rpb` and
-/// `lengths`, which are dense; outputs are dense. The kernel writes every element of its outputs.
-/// There are no template arguments: the constants of an instance are macros at the top of `header`, and `name` is
-/// unique for header, source and input types.
-struct KernelSource {
+/// Text of the kernels of a whole family of problems (plan.h): neither batch, number of heads, scale nor, where they
+/// choose the same tiles, lengths are in it. There are no template arguments: the constants of an instance are macros
+/// at the top of `header`, and `name` is unique for header, source, input types and architecture.
+struct KernelText {
   std::string name;
+  std::string header;  ///< constants, prelude, window.h, bodies: namespace-scope code
+  std::string source;  ///< the kernel function's body
+};
+
+/// What differs from launch to launch.
+struct KernelLaunch {
   std::vector<ArraySpec> inputs;
   std::vector<ArraySpec> outputs;
-  std::string header;                       ///< constants, prelude, window.h, bodies: namespace-scope code
-  std::string source;                       ///< the kernel function's body
   std::array<int, 3> grid{1, 1, 1};         ///< threads, a multiple of `threadgroup`
   std::array<int, 3> threadgroup{1, 1, 1};  ///< threads; x is a multiple of 32
   int shared_bytes = 0;                     ///< static threadgroup memory
 };
 
-/// Why `platform` has no kernel for the call; nothing when it has.
-std::optional<std::string> objection(const Problem& problem, Platform platform);
+/// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word
+/// stands in `source`; then the outputs. Inputs may have any strides (ensure_row_contiguous = false) except `rpb`,
+/// `lengths` and `scale`, which are dense; outputs are dense. The kernel writes every element of its outputs.
+struct KernelSource : KernelText, KernelLaunch {};
+
+/// Name of the input that holds the scale: float32, one element.
+inline constexpr const char* kScaleName = "na_scale";
+
+/// Why no kernel runs on a device of that architecture; nothing when kernels do.
+std::optional<std::string> objection(Target target);
+/// Why the target has no kernels for the call and its gradients; nothing when it has.
+std::optional<std::string> objection(const Problem& problem, Target target);
 
 /// The kernel of a problem to which there is no objection. `has_rpb` of `backward_query` and `qk_backward_query` means
-/// that the gradient of rpb is an output too, as partials [tiles, Hq, 2K0-1, 2K1-1, 2K2-1] that `rpb_sum` adds up.
-KernelSource kernel_source(const Problem& problem, KernelId kernel, Platform platform);
+/// that the gradient of rpb is an output too, as partials [parts, Hq, 2K0-1, 2K1-1, 2K2-1] that `rpb_sum` adds up.
+KernelText kernel_text(const Problem& problem, KernelId kernel, Target target);
+KernelLaunch kernel_launch(const Problem& problem, KernelId kernel, Target target);
+KernelSource kernel_source(const Problem& problem, KernelId kernel, Target target);
 
 const char* kernel_name(KernelId kernel);
 

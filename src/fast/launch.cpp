@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "fast/plan.h"
 #include "mlx/fast.h"
 #include "mlx/primitives.h"
 #ifdef NATTEN_BUILD_EMULATOR
@@ -28,63 +29,83 @@ mx::Shape shape_of(const ArraySpec& spec) {
   return mx::Shape(spec.shape.begin(), spec.shape.end());
 }
 
+/// What all launches of a kernel share. MLX keeps what it compiled by name, too.
 struct Kernel {
-  KernelSource source;
+  KernelText text;                          ///< under emulation only; else its name alone
   mx::fast::CustomKernelFunction function;  ///< empty under emulation
 };
+using KernelPtr = std::shared_ptr<const Kernel>;
 
-/// Everything that a kernel's text depends on.
-std::string cache_key(const Problem& p, KernelId kernel) {
-  std::string key;
-  const auto add = [&](auto value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  add(kernel), add(platform()), add(p.op), add(p.rank);
-  add(p.batch), add(p.heads), add(p.kv_heads), add(p.head_dim), add(p.value_dim), add(p.scale);
-  for (const Axis& axis : p.axes) {
-    add(axis.length), add(axis.kernel_size), add(axis.stride), add(axis.dilation), add(axis.gna_stride);
-    add(axis.is_causal);
+/// Kernel objects are built once: their text is long. Families of problems that choose the same tiles have the same
+/// text, so names of texts are found first. Never destroyed, because threads may still ask at exit.
+struct KernelCaches {
+  LruCache<std::string> names{2 << 20};
+  LruCache<KernelPtr> kernels{16 << 20};
+
+  static KernelCaches& instance() {
+    static auto& caches = *new KernelCaches;
+    return caches;
   }
-  add(p.query_type), add(p.key_type), add(p.value_type), add(p.has_rpb), add(p.has_lengths);
-  const char* tile = std::getenv("NATTEN_FAST_TILE");
-  return tile ? key + tile : key;
+};
+
+KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const KernelLaunch& launch) {
+  KernelCaches& caches = KernelCaches::instance();
+  const std::string key = family_key(family_of(problem), id, target);
+  const std::optional<std::string> name = caches.names.find(key);
+  if (const auto found = name ? caches.kernels.find(*name) : std::nullopt) return *found;
+  KernelText text = kernel_text(problem, id, target);
+  caches.names.insert(key, text.name, text.name.size());
+  if (const auto found = caches.kernels.find(text.name)) return *found;
+  auto kernel = std::make_shared<Kernel>();
+  const std::string kernel_name = text.name;
+  const std::size_t bytes = text.header.size() + text.source.size();
+  if (is_emulated()) {
+    kernel->text = std::move(text);
+  } else {
+    std::vector<std::string> inputs, outputs;
+    for (const ArraySpec& input : launch.inputs) inputs.push_back(input.name);
+    for (const ArraySpec& output : launch.outputs) outputs.push_back(output.name);
+    kernel->function = target.platform == Platform::metal
+                           ? mx::fast::metal_kernel(text.name, inputs, outputs, text.source, text.header, false)
+                           : mx::fast::cuda_kernel(text.name, inputs, outputs, text.source, text.header, false);
+    kernel->text.name = kernel_name;
+  }
+  caches.kernels.insert(kernel_name, kernel, bytes);
+  return kernel;
 }
 
-/// Kernel objects are built once: their text is long, and MLX compiles by name.
-std::shared_ptr<const Kernel> kernel_of(const Problem& problem, KernelId id) {
-  static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const Kernel>> cache;
-  const std::string key = cache_key(problem, id);
-  const std::lock_guard lock(mutex);
-  std::shared_ptr<const Kernel>& found = cache[key];
-  if (found) return found;
-  auto kernel = std::make_shared<Kernel>();
-  kernel->source = kernel_source(problem, id, platform());
-  if (!is_emulated()) {
-    std::vector<std::string> inputs, outputs;
-    for (const ArraySpec& input : kernel->source.inputs) inputs.push_back(input.name);
-    for (const ArraySpec& output : kernel->source.outputs) outputs.push_back(output.name);
-    const KernelSource& k = kernel->source;
-    kernel->function = platform() == Platform::metal
-                           ? mx::fast::metal_kernel(k.name, inputs, outputs, k.source, k.header, false)
-                           : mx::fast::cuda_kernel(k.name, inputs, outputs, k.source, k.header, false);
+/// The scale as kernels take it. Of the values used last the arrays are kept, so that a call neither allocates nor
+/// writes memory that a GPU shares.
+mx::array scale_array(double scale) {
+  static auto& cache = *new LruCache<mx::array>(64 << 10);
+  const auto value = static_cast<float>(scale);
+  const std::string key(reinterpret_cast<const char*>(&value), sizeof value);
+  std::optional<mx::array> found = cache.find(key);
+  if (!found) {
+    found = mx::array({value});
+    cache.insert(key, *found, sizeof(mx::array) + sizeof value);
   }
-  return found = kernel;
+  return *found;
 }
 
 /// MLX's node of a kernel. Only its primitive is used: `inputs` stand for arrays of their shapes.
-std::shared_ptr<mx::Primitive> node_of(const std::shared_ptr<const Kernel>& kernel, const Arrays& inputs,
+std::shared_ptr<mx::Primitive> node_of(const KernelPtr& kernel, const KernelLaunch& launch, const Arrays& inputs,
                                        mx::Stream stream) {
 #ifdef NATTEN_BUILD_EMULATOR
-  if (is_emulated()) return std::make_shared<metal_host::EmulatedKernel>(stream, kernel->source);
+  if (is_emulated()) {
+    return std::make_shared<metal_host::EmulatedKernel>(stream, KernelSource{kernel->text, launch});
+  }
 #endif
-  const KernelSource& k = kernel->source;
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> types;
-  for (const ArraySpec& output : k.outputs) {
+  for (const ArraySpec& output : launch.outputs) {
     shapes.push_back(shape_of(output));
     types.push_back(dtype(output.type));
   }
   const auto triple = [](const std::array<int, 3>& a) { return std::tuple(a[0], a[1], a[2]); };
-  return kernel->function(inputs, shapes, types, triple(k.grid), triple(k.threadgroup), {}, std::nullopt, false, stream)
+  return kernel
+      ->function(inputs, shapes, types, triple(launch.grid), triple(launch.threadgroup), {}, std::nullopt, false,
+                 stream)
       .front()
       .primitive_ptr();
 }
@@ -95,11 +116,12 @@ struct Step {
   std::vector<int> outputs;  ///< the same
 };
 
-/// Runs steps in order. All that they hand on are outputs, so that MLX keeps it until the device is done.
+/// Runs steps in order. All that they hand on are outputs, so that MLX keeps it until the device is done. So is the
+/// scale, the last one: it shares the memory of a constant, which must live as long.
 class Launch : public mx::Primitive {
  public:
-  Launch(mx::Stream stream, std::string name, std::vector<Step> steps)
-      : Primitive(stream), name_(std::move(name)), steps_(std::move(steps)) {}
+  Launch(mx::Stream stream, std::string name, std::vector<Step> steps, mx::array scale)
+      : Primitive(stream), name_(std::move(name)), steps_(std::move(steps)), scale_(std::move(scale)) {}
 
   const char* name() const override { return name_.c_str(); }
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override { run(inputs, outputs, &mx::Primitive::eval_cpu); }
@@ -113,6 +135,7 @@ class Launch : public mx::Primitive {
       for (int i : indices) arrays.push_back(i < count ? inputs[i] : outputs[i - count]);
       return arrays;
     };
+    outputs.back().copy_shared_buffer(scale_);
     for (const Step& step : steps_) {
       Arrays to = select(step.outputs);
       (step.kernel.get()->*eval)(select(step.inputs), to);
@@ -121,6 +144,7 @@ class Launch : public mx::Primitive {
 
   std::string name_;
   std::vector<Step> steps_;
+  mx::array scale_;
 };
 
 }  // namespace
@@ -134,14 +158,48 @@ bool is_emulated() {
 #endif
 }
 
-Platform platform() {
-  return is_emulated() ? Platform::metal : kPlatform;
+Target target(mx::Device device) {
+  if (is_emulated()) return Platform::metal;
+  if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return kPlatform;
+  // Asked once for each device: MLX measures its free memory every time.
+  static std::mutex mutex;
+  static std::unordered_map<int, int> capabilities;
+  const int index = device == mx::Device::gpu ? device.index : 0;
+  const std::lock_guard lock(mutex);
+  const auto [found, is_new] = capabilities.try_emplace(index, Target::kOldestCapability);
+  if (is_new) {
+    const auto& info = mx::device_info(mx::Device(mx::Device::gpu, index));
+    const auto number = [&](const char* name) {
+      const auto value = info.find(name);
+      const auto* n = value == info.end() ? nullptr : std::get_if<std::size_t>(&value->second);
+      return n ? static_cast<int>(*n) : 0;
+    };
+    const int capability = 10 * number("compute_capability_major") + number("compute_capability_minor");
+    if (capability > 0) found->second = capability;
+  }
+  return {kPlatform, found->second};
+}
+
+CacheUsage kernel_cache_usage() {
+  CacheUsage usage = KernelCaches::instance().kernels.usage();
+  for (const CacheUsage& other : {KernelCaches::instance().names.usage(), plan_cache_usage()}) {
+    usage.bytes += other.bytes;
+    usage.limit += other.limit;
+  }
+  return usage;
+}
+
+void clear_kernel_cache() {
+  KernelCaches::instance().names.clear();
+  KernelCaches::instance().kernels.clear();
+  clear_plan_cache();
 }
 
 Arrays launch(const Problem& problem, const std::vector<KernelId>& ids, const std::vector<NamedArray>& inputs,
               const std::vector<std::string>& results, mx::Stream stream) {
-  std::vector<std::shared_ptr<const Kernel>> kernels;
-  for (const KernelId id : ids) kernels.push_back(kernel_of(problem, id));
+  const Target made_for = target(stream.device);
+  std::vector<KernelLaunch> launches;
+  for (const KernelId id : ids) launches.push_back(kernel_launch(problem, id, made_for));
 
   std::vector<std::string> names;
   Arrays arrays;  // of the whole launch; outputs are placeholders
@@ -158,32 +216,37 @@ Arrays launch(const Problem& problem, const std::vector<KernelId>& ids, const st
     arrays.emplace_back(shapes.back(), types.back(), nullptr, Arrays{});
   };
   for (const bool wanted : {true, false}) {
-    for (const auto& kernel : kernels) {
-      for (const ArraySpec& output : kernel->source.outputs) {
+    for (const KernelLaunch& launch : launches) {
+      for (const ArraySpec& output : launch.outputs) {
         if (wanted == (std::find(results.begin(), results.end(), output.name) != results.end())) add_output(output);
       }
     }
   }
+  add_output({kScaleName, ElementType::float32, {1}});
   const auto index_of = [&](const ArraySpec& spec) {
     const auto found = std::find(names.begin(), names.end(), spec.name);
     if (found == names.end()) throw std::logic_error("no array " + spec.name + " for a kernel");
     return static_cast<int>(found - names.begin());
   };
   std::vector<Step> steps;
-  for (const auto& kernel : kernels) {
+  std::string name;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
     Step step;
     Arrays placeholders;
-    for (const ArraySpec& input : kernel->source.inputs) {
+    for (const ArraySpec& input : launches[i].inputs) {
       step.inputs.push_back(index_of(input));
       placeholders.push_back(arrays[step.inputs.back()]);
     }
-    for (const ArraySpec& output : kernel->source.outputs) step.outputs.push_back(index_of(output));
-    step.kernel = node_of(kernel, placeholders, stream);
+    for (const ArraySpec& output : launches[i].outputs) step.outputs.push_back(index_of(output));
+    const KernelPtr kernel = kernel_of(problem, ids[i], made_for, launches[i]);
+    step.kernel = node_of(kernel, launches[i], placeholders, stream);
     steps.push_back(std::move(step));
+    name = kernel->text.name;
   }
-  return mx::array::make_arrays(std::move(shapes), std::move(types),
-                                std::make_shared<Launch>(stream, kernels.back()->source.name, std::move(steps)),
-                                Arrays(arrays.begin(), arrays.begin() + static_cast<std::ptrdiff_t>(inputs.size())));
+  return mx::array::make_arrays(
+      std::move(shapes), std::move(types),
+      std::make_shared<Launch>(stream, std::move(name), std::move(steps), scale_array(problem.scale)),
+      Arrays(arrays.begin(), arrays.begin() + static_cast<std::ptrdiff_t>(inputs.size())));
 }
 
 }  // namespace natten::fast

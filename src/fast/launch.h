@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "fast/kernel_source.h"
+#include "fast/lru_cache.h"
 #include "mlx/array.h"
+#include "mlx/device.h"
 #include "mlx/stream.h"
 
 namespace natten::fast {
@@ -21,13 +23,17 @@ inline constexpr Platform kPlatform = Platform::cuda;
 
 /// Whether kernels run on the host's emulator of Metal: only in builds with NATTEN_BUILD_EMULATOR, for tests.
 bool is_emulated();
-/// The platform whose kernels a call would run now.
-Platform platform();
+/// What kernels of a call would be made for now. Where there is no GPU, the oldest that would do.
+Target target(mx::Device device = mx::Device::gpu);
 
 struct NamedArray {
   std::string name;
   mx::array array;
 };
+
+/// Texts and compiled kernels that are kept, with the plans that chose them.
+CacheUsage kernel_cache_usage();
+void clear_kernel_cache();
 
 /// One primitive that runs `kernels` one after the other. Its inputs are `inputs` in order, of which each kernel takes
 /// those that it names; its first outputs are `results`, and what the kernels hand on to each other follows.

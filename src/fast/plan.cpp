@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <sstream>
@@ -27,28 +29,36 @@ struct Limits {
 
 constexpr int kKilobyte = 1024;
 
+/// Of the partial sums of a gradient of rpb, all together. Enough of them to keep a GPU busy, and no table is larger
+/// than twice this (objection() sees to it).
+constexpr std::int64_t kMostPartialBytes = std::int64_t(128) << 20;
+
 Limits limits(const Problem& p, KernelId kernel, Platform platform) {
   const bool gradients = kernel == KernelId::backward_query || kernel == KernelId::backward_key_value;
   if (platform == Platform::metal) {
     // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
-    return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, 32 * kKilobyte};
+    return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte, most_shared_bytes(platform)};
   }
   // Measured on an H200 in float32 (docs/fast-tier.md). A run of 2 halves what is loaded from threadgroup memory, a run
   // of 4 wastes more at window borders than it saves. 8 channels per lane exchange too much, 32 spill.
   switch (kernel) {
     case KernelId::forward:
       // Windows of long rows have the longer halo, which larger tiles share.
-      if (p.axes[2].kernel_size > 8) return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
-      return {128, 4, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
+      if (p.axes[2].kernel_size > 8) return {256, 2, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
+      return {128, 4, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
     case KernelId::backward_query:
-      return {128, 3, 16, 2, 16, 24 * kKilobyte, 48 * kKilobyte};
+      return {128, 3, 16, 2, 16, 24 * kKilobyte, most_shared_bytes(platform)};
     case KernelId::backward_key_value:
       // It holds four arrays: a run of 2 needs 218 registers, which leaves room for few threads.
-      return {128, 4, 16, 1, 16, 32 * kKilobyte, 48 * kKilobyte};
+      return {128, 4, 16, 1, 16, 32 * kKilobyte, most_shared_bytes(platform)};
     default:
-      return {256, 2, 16, 2, 13, 32 * kKilobyte, 48 * kKilobyte};
+      return {256, 2, 16, 2, 13, 32 * kKilobyte, most_shared_bytes(platform)};
   }
+}
+
+bool needs_bias_gradient(const Problem& p, KernelId kernel) {
+  return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
 }
 
 /// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
@@ -148,10 +158,6 @@ std::int64_t tiles_on(const Axis& axis, int extent, bool keys) {
               : tiles_on_axis(output_length(length, static_cast<int>(axis.stride)), query_classes(axis), extent);
 }
 
-void count_tiles(const Problem& p, KernelId kernel, Plan& plan) {
-  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], holds_keys(kernel));
-}
-
 /// The box of `positions` whose tiles cost least in all: overhang and halo against each other.
 void choose_extent(const Problem& p, KernelId kernel, Plan& plan) {
   const bool keys = holds_keys(kernel);
@@ -187,9 +193,9 @@ int bytes_per_position(const Plan& plan, KernelId kernel) {
 }
 
 /// Whether the kernel runs on matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
-bool suits_matrix_units(const Problem& p, KernelId kernel, Platform platform) {
+bool suits_matrix_units(const Problem& p, KernelId kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
-  const bool has_type = platform == Platform::metal || element_size(p.query_type) == 2;
+  const bool has_type = target.platform == Platform::metal || element_size(p.query_type) == 2;
   return is_fused(kernel) && has_type && p.key_type == p.query_type && p.value_type == p.query_type &&
          fits(p.head_dim) && fits(p.value_dim) && !(p.has_rpb && kernel == KernelId::backward_query);
 }
@@ -262,10 +268,6 @@ int choose_batch(std::int64_t columns, int most) {
   return best;
 }
 
-bool needs_bias_gradient(const Problem& p, KernelId kernel) {
-  return p.has_rpb && (kernel == KernelId::backward_query || kernel == KernelId::qk_backward_query);
-}
-
 void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan& plan) {
   std::int64_t width = reach(p.axes[2], plan.extent[2], holds_keys(kernel));
   std::int64_t region = width * reach(p.axes[0], plan.extent[0], holds_keys(kernel)) *
@@ -275,9 +277,9 @@ void choose_chunk(const Problem& p, KernelId kernel, const Limits& limits, Plan&
   std::int64_t chunk = std::max(1, limits.chunk_bytes / per_position);
   if (needs_bias_gradient(p, kernel)) {
     const std::int64_t columns = std::min<std::int64_t>(width, limits.shared_bytes / 2 / (positions * 4));
-    chunk = std::min(chunk, std::max(columns, (limits.shared_bytes - columns * positions * 4) / per_position));
-    chunk = std::min(chunk, columns < width ? columns : chunk);
-    plan.stage_columns = static_cast<int>(columns);
+    chunk = std::min(chunk, (limits.shared_bytes - columns * positions * 4) / per_position);
+    if (columns < width) chunk = std::min(chunk, columns);
+    plan.stage_columns = static_cast<int>(std::min(columns, chunk));
   }
   if (chunk > width) chunk -= chunk % width;  // whole rows
   plan.chunk = static_cast<int>(std::min(chunk, region));
@@ -302,15 +304,14 @@ void override_from_environment(Plan& plan) {
       plan.batch = number;
     } else if (name == "vector" && (number == 4 || number == 8)) {
       plan.vector = number;
-    } else if (name == "matrix" && number == 0) {
-      continue;  // see plan()
+    } else if ((name == "matrix" && number == 0) || (name == "parts" && number >= 1)) {
+      continue;  // see override_of()
     } else if (name == "groups" && number >= 1) {
       plan.groups = number;
     } else if (name == "chunk" && number >= 1) {
       plan.chunk = number;
     } else if (name == "extent") {
-      char x;
-      std::istringstream(value) >> plan.extent[0] >> x >> plan.extent[1] >> x >> plan.extent[2];
+      std::sscanf(value.c_str(), "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]);
     } else {
       throw std::invalid_argument("NATTEN_FAST_TILE: cannot use '" + item + "'");
     }
@@ -321,17 +322,32 @@ void override_from_environment(Plan& plan) {
   throw std::invalid_argument("NATTEN_FAST_TILE: no kernel has " + plan.describe());
 }
 
-/// What every kernel with tiles needs, and an override may have broken.
+/// What an override may have broken. Where there is none, objection() asks whether the kernel fits.
 void check(const Plan& plan, KernelId kernel, int shared_bytes) {
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
-      plan.extent[plan.run_axis] % plan.run != 0 || plan.shared_bytes(kernel) > shared_bytes) {
+      plan.extent[plan.run_axis] % plan.run != 0 ||
+      (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes(kernel) > shared_bytes)) {
     refuse(plan);
   }
 }
 
-bool is_matrix_off() {
+/// A number of NATTEN_FAST_TILE that concerns more than one plan; -1 where it is not there.
+int override_of(const std::string& name) {
   const char* text = std::getenv("NATTEN_FAST_TILE");
-  return text && std::string(text).find("matrix=0") != std::string::npos;
+  const char* found = text ? std::strstr(text, (name + "=").c_str()) : nullptr;
+  return found ? std::atoi(found + name.size() + 1) : -1;
+}
+
+/// What of a plan depends on the problem itself, not on its family.
+void count_tiles(const Problem& p, KernelId kernel, Plan& plan) {
+  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], holds_keys(kernel));
+  plan.parts = plan.tile_count() * p.batch;
+  if (plan.stage_columns == 0) return;
+  std::int64_t table_bytes = p.heads * 4;
+  for (const Axis& axis : p.axes) table_bytes *= 2 * axis.kernel_size - 1;
+  const int wanted = override_of("parts");
+  const std::int64_t most = wanted > 0 ? wanted : std::max<std::int64_t>(kMostPartialBytes / table_bytes, 1);
+  plan.parts = std::min(plan.parts, most);
 }
 
 /// The plan of a kernel on matrix units; false if there is none.
@@ -371,13 +387,82 @@ bool plan_matrix(const Problem& p, KernelId kernel, Platform platform, Plan& pla
   override_from_environment(plan);  // the extent, from which the rest follows
   if (!finish_matrix(p, kernel, most_bytes, plan)) return false;
   override_from_environment(plan);
-  check(plan, kernel, (metal ? 32 : 48) * kKilobyte);
+  check(plan, kernel, most_shared_bytes(platform));
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
-  count_tiles(p, kernel, plan);
   return true;
 }
 
+Plan plan_of_family(const Problem& p, KernelId kernel, Target target) {
+  const Limits limit = limits(p, kernel, target.platform);
+  Plan plan;
+  choose_streams(p, kernel, plan);
+  if (suits_matrix_units(p, kernel, target) && override_of("matrix") != 0) {
+    Plan matrix = plan;
+    if (plan_matrix(p, kernel, target.platform, matrix)) return matrix;
+  }
+  plan.threads = limit.threads;
+  plan.run = limit.run;
+  plan.groups = limit.groups;
+  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
+  choose_lanes(plan, target.platform, limit.channels_per_lane);
+  override_from_environment(plan);
+  if (!has_tiles(kernel)) return plan;
+  finish_stream(plan.a, plan);
+  finish_stream(plan.b, plan);
+  choose_extent(p, kernel, plan);
+  plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
+  choose_chunk(p, kernel, limit, plan);
+  override_from_environment(plan);
+  check(plan, kernel, limit.shared_bytes);
+  return plan;
+}
+
+/// Plans are small; these are some thousands of families.
+LruCache<Plan>& plans() {
+  static auto& cache = *new LruCache<Plan>(2 << 20);  // never destroyed: threads may still ask at exit
+  return cache;
+}
+
 }  // namespace
+
+int most_shared_bytes(Platform platform) {
+  return (platform == Platform::metal ? 32 : 48) * kKilobyte;  // what can be declared without asking
+}
+
+Problem family_of(Problem p) {
+  p.rank = kAxes;
+  p.device = DeviceType::gpu;
+  p.batch = 1;
+  p.heads /= p.kv_heads;
+  p.kv_heads = 1;
+  p.scale = 1.0;
+  for (Axis& axis : p.axes) {  // up to three leading bits: so there are few families, and most lengths of use are such
+    const int dropped = std::max(int(std::bit_width(std::uint64_t(axis.length))) - 3, 0);
+    axis.length = ((axis.length - 1) >> dropped << dropped) + (std::int64_t(1) << dropped);
+  }
+  return p;
+}
+
+std::string family_key(const Problem& p, KernelId kernel, Target target) {
+  std::string key;
+  const auto add = [&](auto value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
+  add(kernel), add(target.platform), add(target.capability), add(p.op);
+  add(p.heads), add(p.kv_heads), add(p.head_dim), add(p.value_dim);
+  for (const Axis& axis : p.axes) {
+    add(axis.length), add(axis.kernel_size), add(axis.stride), add(axis.dilation), add(axis.gna_stride);
+    add(axis.is_causal);
+  }
+  add(p.query_type), add(p.key_type), add(p.value_type), add(p.has_rpb), add(p.has_lengths);
+  const char* tile = std::getenv("NATTEN_FAST_TILE");
+  return tile ? key + tile : key;
+}
+
+CacheUsage plan_cache_usage() {
+  return plans().usage();
+}
+void clear_plan_cache() {
+  plans().clear();
+}
 
 int element_size(FloatType type) {
   return type == FloatType::float32 ? 4 : type == FloatType::float64 ? 8 : 2;
@@ -426,37 +511,22 @@ std::array<int, 3> Plan::simd_extent() const {
 }
 
 std::string Plan::describe() const {
-  std::ostringstream text;
-  if (matrix) text << "matrix units, ";
-  text << extent[0] << 'x' << extent[1] << 'x' << extent[2] << " positions, " << threads << " threads, " << run
-       << " positions per thread, " << lanes << " lanes per position, batches of " << batch << ", chunks of " << chunk;
-  return text.str();
+  const auto text = [](auto number) { return std::to_string(number); };
+  return (matrix ? "matrix units, " : "") + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) +
+         " positions, " + text(threads) + " threads, " + text(run) + " positions per thread, " + text(lanes) +
+         " lanes per position, batches of " + text(batch) + ", chunks of " + text(chunk);
 }
 
-Plan plan(const Problem& p, KernelId kernel, Platform platform) {
-  const Limits limit = limits(p, kernel, platform);
-  Plan plan;
-  choose_streams(p, kernel, plan);
-  if (suits_matrix_units(p, kernel, platform) && !is_matrix_off()) {
-    Plan matrix = plan;
-    if (plan_matrix(p, kernel, platform, matrix)) return matrix;
+Plan plan(const Problem& problem, KernelId kernel, Target target) {
+  const Problem family = family_of(problem);
+  const std::string key = family_key(family, kernel, target);
+  std::optional<Plan> found = plans().find(key);
+  if (!found) {
+    found = plan_of_family(family, kernel, target);
+    plans().insert(key, *found, sizeof(Plan));
   }
-  plan.threads = limit.threads;
-  plan.run = limit.run;
-  plan.groups = limit.groups;
-  plan.run_axis = p.axes[1].length > 1 ? 1 : 2;
-  choose_lanes(plan, platform, limit.channels_per_lane);
-  override_from_environment(plan);
-  if (!has_tiles(kernel)) return plan;
-  finish_stream(plan.a, plan);
-  finish_stream(plan.b, plan);
-  choose_extent(p, kernel, plan);
-  plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
-  choose_chunk(p, kernel, limit, plan);
-  override_from_environment(plan);
-  check(plan, kernel, limit.shared_bytes);
-  count_tiles(p, kernel, plan);
-  return plan;
+  if (has_tiles(kernel)) count_tiles(problem, kernel, *found);
+  return *found;
 }
 
 }  // namespace natten::fast

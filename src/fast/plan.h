@@ -6,6 +6,7 @@
 #include <string>
 
 #include "fast/kernel_source.h"
+#include "fast/lru_cache.h"
 
 namespace natten::fast {
 
@@ -43,7 +44,10 @@ struct Plan {
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   Stream a, b;
+
+  // The text does not know of these: they depend on what a launch may change.
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
+  std::int64_t parts = 0;  ///< threadgroups per head; those that sum up a gradient of rpb take several tiles
 
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
   int shared_bytes(KernelId kernel) const;
@@ -52,8 +56,20 @@ struct Plan {
 };
 
 /// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them;
-/// "matrix=0" does without matrix units.
-Plan plan(const Problem& problem, KernelId kernel, Platform platform);
+/// "matrix=0" does without matrix units. Plans are remembered, up to a limit.
+Plan plan(const Problem& problem, KernelId kernel, Target target);
+
+/// Threadgroup memory that a kernel may declare.
+int most_shared_bytes(Platform platform);
+
+/// What the text of a problem's kernels depends on, in place of the problem: batch, number of heads and scale are not
+/// in it, and of lengths only what tiles are chosen by.
+Problem family_of(Problem problem);
+/// Bytes that are the same for kernels of the same text.
+std::string family_key(const Problem& family, KernelId kernel, Target target);
+
+CacheUsage plan_cache_usage();
+void clear_plan_cache();
 
 /// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).
 int query_classes(const Axis& axis);

@@ -6,6 +6,7 @@
 #include "fast/plan.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
+#include "natten/tiers.h"
 #include "ops/registry.h"
 
 namespace natten {
@@ -18,7 +19,7 @@ using Arrays = std::vector<mx::array>;
 
 Objection objection(const Problem& p) {
   if (p.device != DeviceType::gpu && !fast::is_emulated()) return "kernels compiled at run time need a GPU device";
-  return fast::objection(p, fast::platform());
+  return fast::objection(p, fast::target());
 }
 
 /// A call's arrays under the names that kernels have for them, in the order in which the operation has them.
@@ -54,29 +55,38 @@ auto gradients(std::vector<KernelId> (*kernels)(const Problem&), const std::vect
 }
 
 KernelChoice choice(const Problem& p) {
-  const fast::Platform platform = fast::platform();
+  const fast::Target target = fast::target();
   const KernelId kernel = fast::forward_kernels(p).front();
-  return {fast::kernel_name(kernel), fast::plan(p, kernel, platform).describe()};
+  return {fast::kernel_name(kernel), fast::plan(p, kernel, target).describe()};
 }
 
 std::string costs(const Problem& p) {
-  const fast::Platform platform = fast::platform();
-  std::string lines = platform == fast::Platform::metal ? "on Metal" : "on CUDA";
+  const fast::Target target = fast::target();
+  std::string lines = target.platform == fast::Platform::metal ? "on Metal" : "on CUDA";
   for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
-    for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, platform));
+    for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, target));
   }
   return lines;
 }
 
 }  // namespace
 
+KernelCacheUsage kernel_cache_usage() {
+  const fast::CacheUsage usage = fast::kernel_cache_usage();
+  return {usage.entries, usage.bytes, usage.limit};
+}
+
+void clear_cache() {
+  fast::clear_kernel_cache();
+}
+
 Tier fast_tier() {
   Tier tier;
-  const bool is_cuda = fast::platform() == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
+  const bool is_cuda = fast::target().platform == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
   tier.name = is_cuda ? kFastCuda : kFast;
   tier.unavailable = []() -> Objection {
-    if (fast::is_emulated() || mx::is_available(mx::Device::gpu)) return {};
-    return "MLX finds no GPU on this machine";
+    if (!fast::is_emulated() && !mx::is_available(mx::Device::gpu)) return "MLX finds no GPU on this machine";
+    return fast::objection(fast::target());
   };
   tier.supports = objection;
   tier.choice = choice;

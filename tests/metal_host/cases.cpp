@@ -63,6 +63,10 @@ class Builder {
     case_.problem.has_rpb = true;
     return *this;
   }
+  Builder& masking_rpb() {
+    case_.masks = true;
+    return rpb();
+  }
   /// Lengths of the caller's axes, sample by sample.
   Builder& lengths(const std::vector<std::vector<std::int32_t>>& samples) {
     case_.problem.has_lengths = true;
@@ -151,6 +155,10 @@ std::vector<Case> cases() {
           .rpb()
           .lengths({{13, 12}, {6, 5}, {9, 11}}),
       Builder("lengths_3d", {{5, 3}, {6, 3}, {7, 3}}).type(bf16).lengths({{5, 6, 7}, {3, 4, 5}, {5, 2, 7}}),
+      // Logits of -inf, and queries that have no others.
+      Builder("masked_1d", {{70, 7}}).batch(2).heads(2, 1).masking_rpb(),
+      Builder("masked_causal_f16", {{33, 6, 1, 1, 1, true}}).heads(3, 3).dims(16, 16).type(f16).masking_rpb(),
+      Builder("masked_2d", {{9, 3}, {12, 5, 2}}).heads(2, 2).masking_rpb().lengths({{9, 12}, {5, 7}}),
       // Sizes at the edges.
       Builder("kernel_1", {{9, 1}}),
       Builder("whole_axis", {{17, 17}}).heads(2, 2),

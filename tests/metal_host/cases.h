@@ -21,6 +21,7 @@ struct Case {
   Problem problem;  ///< of Op::attention; kernels of the split form take its op
   Layout layout = Layout::dense;
   std::vector<std::int32_t> lengths;  ///< [B, 3] when problem.has_lengths
+  bool masks = false;                 ///< rpb is -inf: everywhere in the first head, here and there in the others
 };
 
 std::vector<Case> cases();

@@ -133,6 +133,9 @@ class Data {
       std::int64_t entries = p_.heads;
       for (const Axis& axis : p_.axes) entries *= 2 * axis.kernel_size - 1;
       arrays_.rpb = random(entries, ElementType::float32);
+      for (std::int64_t i = 0; test.masks && i < entries; ++i) {
+        if (i < entries / p_.heads || i % 3 == 0) arrays_.rpb[i] = -INFINITY;
+      }
     }
     const Reference reference(p_, arrays_);
     arrays_.out = reference.out();
@@ -231,10 +234,15 @@ Report emulate(const KernelSource& kernel, const Arrays& given, const Case& test
   std::vector<Input> inputs;
   std::vector<std::vector<char>> outputs;
   std::vector<void*> output_data;
+  const auto scale = static_cast<float>(test.problem.scale);
   arrays.reserve(kernel.inputs.size());
   for (const ArraySpec& input : kernel.inputs) {
     if (input.name == "na_lengths") {
       inputs.push_back({test.lengths.data(), {3, 1}});
+      continue;
+    }
+    if (input.name == fast::kScaleName) {
+      inputs.push_back({&scale, {1}});
       continue;
     }
     const Values& values = input_named(input.name, given);
@@ -330,7 +338,9 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
   const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
   double loaded = 0;
   for (const Traffic& traffic : report.traffic) {
-    for (const ArraySpec& input : source.inputs) loaded += traffic.name == input.name ? traffic.loaded_once : 0;
+    for (const ArraySpec& input : source.inputs) {
+      if (traffic.name == input.name && input.name != fast::kScaleName) loaded += traffic.loaded_once;
+    }
   }
   // The model takes full lengths, does not know that samples may be one in memory or that no query may attend some
   // keys, and bounds the loads of rpb.
@@ -397,6 +407,29 @@ TEST_P(Kernels, MatchTheDefinition) {
   }
   expect_cost(test, kernel.problem, kernel.id, source, report);
   expect_flops(kernel.problem, kernel.id, report);
+}
+
+/// Threadgroups that sum the gradient of rpb over several tiles, and over samples.
+TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
+  const auto& [test, kernel, matrix] = GetParam();
+  if (!test.problem.has_rpb || (kernel.id != KernelId::backward_query && kernel.id != KernelId::qk_backward_query))
+    return;
+  Data data(test);
+  const Reference reference(test.problem, data.arrays());
+  const Arrays given = data.with_poison();
+  for (const int parts : {1, 3}) {
+    setenv("NATTEN_FAST_TILE", ("parts=" + std::to_string(parts)).c_str(), 1);
+    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
+    unsetenv("NATTEN_FAST_TILE");
+    EXPECT_LE(source.outputs[1].shape[0], parts);
+    std::vector<Values> results;
+    emulate(source, given, test, results);
+    const double allowed = tolerance(kernel.id, ElementType::float32);
+    expect_near(results[0], expected(kernel.id, "na_dquery", given, reference),
+                tolerance(kernel.id, source.outputs[0].type), "na_dquery");
+    const Values right = expected(kernel.id, "na_partials", given, reference);
+    expect_near(summed(results[1], right.size()), right, allowed, "na_partials");
+  }
 }
 
 /// 2-D, half types, windows up to 7x7, head dims up to 64: tiles share what they load.

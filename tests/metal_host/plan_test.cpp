@@ -1,10 +1,14 @@
-// Which kernels run on matrix units: one predicate in plan.cpp decides, before launch.
+// What plans choose, without running anything: which kernels run on matrix units, what their text depends on, and that
+// every launch fits its device.
 #include "fast/plan.h"
 
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cstdlib>
+#include <limits>
+#include <set>
+#include <string>
 
 namespace natten::fast {
 namespace {
@@ -104,6 +108,182 @@ TEST(MatrixUnits, CanBeSwitchedOff) {
   EXPECT_EQ(on_matrix_units(attention(f16, 64, 64)), 0);
   unsetenv("NATTEN_FAST_TILE");
   EXPECT_EQ(on_matrix_units(attention(f16, 64, 64)), 3);
+}
+
+// --- What is in the text, and what is not ---
+
+TEST(Text, HasNeitherScaleNorBatchNorNumberOfHeads) {
+  for (const Platform platform : {Platform::metal, Platform::cuda}) {
+    for (const KernelId kernel : kFused) {
+      for (const FloatType type : {f16, f32}) {
+        Problem p = attention(type, 64, 64);
+        p.has_rpb = true;
+        const KernelText text = kernel_text(p, kernel, platform);
+        Problem other = p;
+        other.scale = 0.37;
+        other.batch = 3;
+        other.heads *= 5;
+        other.kv_heads *= 5;
+        EXPECT_EQ(kernel_text(other, kernel, platform).name, text.name);
+        EXPECT_EQ(kernel_text(other, kernel, platform).header, text.header);
+        other.kv_heads /= 2;
+        EXPECT_NE(kernel_text(other, kernel, platform).name, text.name);
+      }
+    }
+  }
+}
+
+/// MLX keeps every kernel that it compiled, so many lengths must have few of them.
+TEST(Text, OfManyLengthsIsAlike) {
+  for (const Platform platform : {Platform::metal, Platform::cuda}) {
+    for (const FloatType type : {f16, f32}) {
+      std::set<std::string> names_1d, names_2d;
+      for (std::int64_t length = 63; length < 10063; length += 4) {
+        Problem p = attention(type, 64, 64);
+        p.axes[1] = {1, 1, 1, 1, 1, false};
+        p.axes[2] = {length, 63, 1, 1, 1, false};
+        names_1d.insert(kernel_text(p, KernelId::forward, platform).name);
+        p = attention(type, 64, 64);
+        p.axes[1].length = 7 + length % 97;
+        p.axes[2].length = 7 + length % 103;
+        names_2d.insert(kernel_text(p, KernelId::forward, platform).name);
+      }
+      EXPECT_LE(names_1d.size(), 16u);
+      EXPECT_LE(names_2d.size(), 64u);
+    }
+  }
+}
+
+TEST(Text, IsNamedAfterTheGpuThatItIsCompiledFor) {
+  const Problem p = attention(f16, 64, 64);
+  EXPECT_NE(kernel_text(p, KernelId::forward, {Platform::cuda, 80}).name,
+            kernel_text(p, KernelId::forward, {Platform::cuda, 90}).name);
+}
+
+TEST(Objections, NameAGpuThatIsTooOld) {
+  const Problem p = attention(f32, 64, 64);
+  for (const int capability : {61, 70, 75}) {
+    const auto reason = objection(p, {Platform::cuda, capability});
+    ASSERT_TRUE(reason.has_value()) << capability;
+    EXPECT_NE(reason->find(std::to_string(capability / 10) + "." + std::to_string(capability % 10)), std::string::npos);
+    EXPECT_EQ(objection(Target{Platform::cuda, capability}), reason);
+  }
+  for (const int capability : {80, 86, 89, 90, 100}) {
+    EXPECT_EQ(objection(p, {Platform::cuda, capability}), std::nullopt);
+  }
+}
+
+// --- Every plan fits its device, or is refused with a reason ---
+
+/// What launches of a kernel need of any GPU of the platform.
+void expect_fits(const Problem& p, KernelId kernel, Target target) {
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  const Plan plan = fast::plan(p, kernel, target);
+  const KernelLaunch launch = kernel_launch(p, kernel, target);
+  const std::string what = std::string(kernel_name(kernel)) + " on platform " +
+                           std::to_string(static_cast<int>(target.platform)) + ": " + plan.describe();
+  EXPECT_LE(launch.shared_bytes, target.platform == Platform::metal ? 32 << 10 : 48 << 10) << what;
+  EXPECT_LE(launch.threadgroup[0], target.platform == Platform::metal ? 512 : 1024) << what;
+  EXPECT_EQ(launch.threadgroup[0] % 32, 0) << what;
+  EXPECT_GT(launch.grid[0], 0) << what;
+  EXPECT_EQ(launch.grid[0] % launch.threadgroup[0], 0) << what;
+  EXPECT_GT(launch.grid[1], 0) << what;
+  EXPECT_LE(launch.grid[1], 65535) << what;
+  if (has_tiles(kernel)) {
+    EXPECT_GE(plan.chunk, 1) << what;
+    EXPECT_GE(plan.batch, 1) << what;
+    EXPECT_EQ(plan.extent[0] * plan.extent[1] * plan.extent[2] * plan.lanes, plan.threads * plan.run) << what;
+    EXPECT_EQ(plan.extent[plan.run_axis] % plan.run, 0) << what;
+    EXPECT_EQ(launch.grid[0] / plan.threads, plan.parts) << what;
+  }
+  for (const ArraySpec& output : launch.outputs) {
+    if (output.name != "na_partials") continue;
+    std::int64_t bytes = 4;
+    for (const std::int64_t length : output.shape) {
+      EXPECT_LE(length, kMost) << what;
+      bytes *= length;
+    }
+    EXPECT_LE(bytes, std::int64_t(256) << 20) << what;
+  }
+}
+
+TEST(Plans, FitOrAreRefused) {
+  int served = 0, refused = 0;
+  const auto visit = [&](const Problem& attention) {
+    for (const Op op : {Op::attention, Op::qk, Op::av}) {
+      Problem p = attention;
+      p.op = op;
+      if (op == Op::qk) p.value_dim = 0;
+      if (op == Op::av) p.head_dim = 0, p.has_rpb = false;
+      for (const Platform platform : {Platform::metal, Platform::cuda}) {
+        if (const auto reason = objection(p, platform)) {
+          EXPECT_FALSE(reason->empty());
+          ++refused;
+          continue;
+        }
+        ++served;
+        for (const KernelId kernel : forward_kernels(p)) expect_fits(p, kernel, platform);
+        for (const KernelId kernel : gradient_kernels(p)) expect_fits(p, kernel, platform);
+      }
+    }
+  };
+  for (int rank = 1; rank <= 3; ++rank) {
+    for (const std::int64_t kernel_size : {1, 2, 3, 5, 7, 8, 13, 16, 31, 63, 64, 127, 255, 511, 1024, 2048}) {
+      for (const std::int64_t dim :
+           {1, 3, 4, 7, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 511, 512}) {
+        for (int option = 0; option < 6; ++option) {
+          Problem p = attention(option % 3 == 0 ? f32 : option % 3 == 1 ? f16 : bf16, dim, option == 4 ? 512 : dim);
+          p.rank = rank;
+          p.axes.fill({1, 1, 1, 1, 1, false});
+          for (int a = kAxes - rank; a < kAxes; ++a) {
+            const std::int64_t size = option == 5 && a != 2 ? 1 + kernel_size / 3 : kernel_size;
+            const std::int64_t dilation = option == 2 ? 3 : 1;
+            p.axes[a] = {size * dilation + (option == 1 ? 4099 : option == 3 ? 0 : 37), size, 1, dilation, 1, false};
+          }
+          p.axes[2].is_causal = option == 1;
+          p.axes[2].stride = option == 2 ? (kernel_size + 1) / 2 : 1;
+          p.axes[2].gna_stride = option == 4 ? kernel_size : 1;
+          p.has_rpb = option != 3;
+          p.has_lengths = option == 5;
+          p.kv_heads = option == 0 ? 1 : 4;
+          p.batch = option == 4 ? 64 : 1;
+          if (option == 2) p.query_type = f32;
+          visit(p);
+        }
+      }
+    }
+  }
+  EXPECT_GT(served, 8000);
+  EXPECT_GT(refused, 0);
+}
+
+/// Calls whose gradient of query once overfilled threadgroup memory, and one whose partial sums took 32.8 GB.
+TEST(Plans, ServeTheGradientsOfABias) {
+  Problem p = attention(f32, 128, 0);
+  p.op = Op::qk;
+  p.has_rpb = true;
+  const auto axes = [](std::int64_t kernel_size, int rank, std::int64_t length) {
+    std::array<Axis, kAxes> all;
+    all.fill({1, 1, 1, 1, 1, false});
+    for (int a = kAxes - rank; a < kAxes; ++a) all[a] = {length, kernel_size, 1, 1, 1, false};
+    return all;
+  };
+  p.axes = axes(7, 1, 4096);
+  EXPECT_EQ(objection(p, Platform::cuda), std::nullopt);
+  p.axes = axes(63, 2, 256);
+  EXPECT_EQ(objection(p, Platform::cuda), std::nullopt);
+  p.axes = axes(31, 1, 4096);
+  p.query_type = p.key_type = p.value_type = f16;
+  EXPECT_EQ(objection(p, Platform::cuda), std::nullopt);
+
+  p = attention(f32, 64, 64);
+  p.has_rpb = true;
+  p.batch = 8;
+  p.heads = p.kv_heads = 16;
+  p.axes = axes(63, 2, 512);
+  EXPECT_EQ(objection(p, Platform::cuda), std::nullopt);
+  const Plan plan = fast::plan(p, KernelId::backward_query, Platform::cuda);
+  EXPECT_LT(plan.parts, plan.tile_count() * p.batch);
 }
 
 }  // namespace

@@ -53,6 +53,11 @@ Index3 outputs_of(const Problem& p) {
   return size;
 }
 
+/// exp(logit - lse); 0 where all logits of the query are -inf.
+double weight(double logit, double lse) {
+  return std::isinf(lse) && lse < 0 ? 0.0 : std::exp(logit - lse);
+}
+
 }  // namespace
 
 Reference::Reference(const Problem& problem, const Arrays& arrays) : p_(problem), a_(arrays) {
@@ -155,7 +160,7 @@ Values Reference::lse() const {
     if (!row.inside) return;
     double top = -std::numeric_limits<double>::infinity(), sum = 0;
     for (const Pair& pair : row.pairs) top = std::max(top, logit(row, pair, b, h));
-    for (const Pair& pair : row.pairs) sum += std::exp(logit(row, pair, b, h) - top);
+    for (const Pair& pair : row.pairs) sum += weight(logit(row, pair, b, h), top);
     result[out_row(b, q, h)] = top + std::log(sum);
   });
   return result;
@@ -166,9 +171,9 @@ Values Reference::out() const {
   Values result(p_.batch * p_.queries() * p_.heads * p_.value_dim, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     for (const Pair& pair : row.pairs) {
-      const double weight = std::exp(logit(row, pair, b, h) - lses[out_row(b, q, h)]);
+      const double share = weight(logit(row, pair, b, h), lses[out_row(b, q, h)]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        result[out_row(b, q, h) * p_.value_dim + c] += weight * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
+        result[out_row(b, q, h) * p_.value_dim + c] += share * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
       }
     }
   });
@@ -191,10 +196,10 @@ Gradients Reference::attention_gradients() const {
     const Index at = out_row(b, q, h), query = query_row(b, row.token, h);
     for (const Pair& pair : row.pairs) {
       const Index key = key_row(b, pair.key, h);
-      const double weight = std::exp(logit(row, pair, b, h) - a_.lse[at]);
-      const double dlogit = weight * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
+      const double share = weight(logit(row, pair, b, h), a_.lse[at]);
+      const double dlogit = share * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        g.value[key * p_.value_dim + c] += weight * a_.dout[at * p_.value_dim + c];
+        g.value[key * p_.value_dim + c] += share * a_.dout[at * p_.value_dim + c];
       }
       for (Index c = 0; c < p_.head_dim; ++c) {
         g.query[query * p_.head_dim + c] += p_.scale * dlogit * a_.key[key * p_.head_dim + c];

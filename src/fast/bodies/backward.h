@@ -24,8 +24,7 @@ struct Backward {
     a.load(tile, chunk);
     b.load(tile, chunk);
     if (kQueries) return;
-    load_chunk_scalars(lses, lse, tile, chunk, NA_LOG2_E);
-    load_chunk_scalars(lses + NA_CHUNK, delta, tile, chunk, 1.0f);
+    load_chunk_scalars(lses, lse, delta, tile, chunk);
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD { bias_gradient.begin_row(tile, chunk); }
   NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) NA_THREAD {
@@ -69,7 +68,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
                                   NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
                                   NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
-                                  NA_THREADGROUP float* scratch, Site site) {
+                                  NA_THREADGROUP float* scratch, Site site, float scale) {
   const Tile tile = tile_of<kQueries>(site);
   Backward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   clear(body.sum_a);
@@ -78,7 +77,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
   if (!tile.empty) {
     const Items items = items_of<kQueries>(tile);
     const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
-    load_items<NA_A_CHANNELS>(body.held_a, view(held_a, held, tile, site.head), items, tile.lane, NA_SCALE * NA_LOG2_E);
+    load_items<NA_A_CHANNELS>(body.held_a, view(held_a, held, tile, site.head), items, tile.lane, scale * NA_LOG2_E);
     load_items<NA_B_CHANNELS>(body.held_b, view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items,
                               tile.lane, 1.0f);
     body.a.rows = rows_a;
@@ -94,13 +93,14 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
       body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
         if (!kQueries) continue;
-        body.held_lse[r] = NA_LOG2_E * number_at(body.lse, items.position[r]);
-        body.held_delta[r] = number_at(body.delta, items.position[r]);
+        const float lse_of_query = number_at(body.lse, items.position[r]);
+        body.held_lse[r] = backward_lse(lse_of_query);
+        body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
       }
       sweep(body, tile, items);
     }
   }
-  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, body.sum_a, tile, NA_SCALE);
+  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, body.sum_a, tile, scale);
   if (!kQueries) store_items<kQueries, false, NA_B_CHANNELS>(to_b, body.sum_b, tile, 1.0f);
 }
 

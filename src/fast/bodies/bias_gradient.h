@@ -1,20 +1,22 @@
 // The gradient of the relative position bias. Without NA_BIAS_GRADIENT there is none, and all of this is nothing.
 namespace natten {
 
-/// Gradient of the bias table, summed over a tile: its logit gradients are laid out by query and column of the chunk,
-/// row by row, and each table entry is then summed by one thread in a fixed order.
+/// Gradient of the bias table, summed over the tiles of a threadgroup, one after the other: a tile's logit gradients
+/// are laid out by query and column of the chunk, row by row, and each table entry is then summed by one thread in a
+/// fixed order.
 struct BiasGradient {
   NA_THREADGROUP float* staged;  ///< [queries of the tile][NA_STAGE_COLUMNS]
-  NA_DEVICE float* partial;      ///< this tile's table
+  NA_DEVICE float* partial;      ///< this threadgroup's table
   int row;                       ///< of `staged`: the thread's first query; the next is `next` rows on
   int next;
 
   NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     staged = scratch;
-    partial = partials + (Offset(tile.at.group) * tile.at.heads + tile.at.head) * NA_RPB_SIZE;
+    partial = partials + (Offset(tile.at.group % tile.at.parts) * tile.at.heads + tile.at.head) * NA_RPB_SIZE;
     row = (tile.coordinate[0] * NA_EXTENT_1 + tile.coordinate[1]) * NA_EXTENT_2 + tile.coordinate[2];
     next = NA_RUN_AXIS == 1 ? NA_EXTENT_2 : 1;
+    if (tile.at.group >= tile.at.parts) return;  // not its first tile
     for (int i = tile.at.thread_index; i < NA_RPB_SIZE; i += NA_THREADS) partial[i] = 0.0f;
     barrier_with_device_memory();
   }

@@ -55,7 +55,7 @@ struct Forward {
 template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
                                  NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
-                                 Site site) {
+                                 Site site, float scale) {
   const Tile tile = tile_of<true>(site);
   Forward<KeyP, ValueP, BiasP> body;
   clear(body.out);
@@ -66,7 +66,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
     load_items<NA_A_CHANNELS>(body.query, view(query, Indexed::query_tokens, tile, site.head), items, tile.lane,
-                              NA_SCALE * NA_LOG2_E);
+                              scale * NA_LOG2_E);
     body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.values.from = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
@@ -75,10 +75,11 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     sweep(body, tile, items);
   }
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    const bool is_empty = body.sum[r] == 0.0f;  // every logit is -inf
     const float factor = 1.0f / body.sum[r];
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) body.out[r][i] *= factor;
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) body.out[r][i] = is_empty ? 0.0f : body.out[r][i] * factor;
     if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
-    const float in_powers_of_two = body.maximum[r] + log2_of(body.sum[r]);
+    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.maximum[r] + log2_of(body.sum[r]);
     lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
   }
   store_items<true, false, NA_B_CHANNELS>(out, body.out, tile, 1.0f);

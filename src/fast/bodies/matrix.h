@@ -83,10 +83,9 @@ NATTEN_FN bool meets(const NA_THREAD Meeting& m, int r, unsigned word) {
   return (~((word - m.start[r]) & (m.last[r] - word)) & NA_GUARDS) == 0;
 }
 
-/// To powers of two.
-NATTEN_FN void scale_logits(NA_THREAD float (&logits)[NA_BLOCK / 8][4]) {
+NATTEN_FN void scale_logits(NA_THREAD float (&logits)[NA_BLOCK / 8][4], float factor) {
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-    NA_UNROLL for (int e = 0; e < 4; ++e) logits[i][e] *= NA_SCALE * NA_LOG2_E;
+    NA_UNROLL for (int e = 0; e < 4; ++e) logits[i][e] *= factor;
   }
 }
 

@@ -13,6 +13,7 @@ struct MatrixBackward {
   NA_THREADGROUP NA_B_TYPE* rows_b;
   NA_THREADGROUP unsigned* words;
   BiasP rpb;
+  float factor;  ///< of logits, to powers of two
   int bias_entry[2];
   NA_THREADGROUP float* lses;  ///< of streamed queries, in powers of two; their deltas follow
   Held<NA_A_TYPE, NA_A_CHANNELS> held_a;
@@ -24,8 +25,9 @@ struct MatrixBackward {
 
   NATTEN_FN void load_scalars(int i, const NA_THREAD int* position) NA_THREAD {
     if (kQueries) return;
-    lses[i] = NA_LOG2_E * number_at(lse, position);
-    lses[NA_CHUNK + i] = number_at(delta, position);
+    const float lse_of_query = number_at(lse, position);
+    lses[i] = backward_lse(lse_of_query);
+    lses[NA_CHUNK + i] = backward_delta(number_at(delta, position), lse_of_query);
   }
 
   template <bool kCareful>
@@ -34,7 +36,7 @@ struct MatrixBackward {
     clear_blocks(weights);
     clear_blocks(gradients);
     multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH, lane);
-    scale_logits(weights);
+    scale_logits(weights, factor);
     multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH, lane);
     if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, words + row, lane);
     unsigned met = ~0u;
@@ -58,7 +60,8 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
                                   NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float*,
                                   NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
-                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words, Site site) {
+                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words, Site site,
+                                  float scale) {
   MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
@@ -72,6 +75,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
     const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
     body.held_a.load(view(held_a, held, tile, site.head), items, body.lane);
     body.held_b.load(view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, body.lane);
+    body.factor = scale * NA_LOG2_E;
     body.rows_a = rows_a;
     body.rows_b = rows_b;
     body.lses = scratch;
@@ -88,8 +92,9 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
         body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
         NA_UNROLL for (int r = 0; r < 2; ++r) {
           if (!kQueries) continue;
-          body.held_lse[r] = NA_LOG2_E * number_at(body.lse, items.position[r]);
-          body.held_delta[r] = number_at(body.delta, items.position[r]);
+          const float lse_of_query = number_at(body.lse, items.position[r]);
+          body.held_lse[r] = backward_lse(lse_of_query);
+          body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
         }
         if (careful) {
           sweep_region<true>(body, tile, region, meeting);
@@ -106,7 +111,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
   }
   float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
   to_vectors(vectors_a, body.sum_a, body.lane.pair);
-  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, NA_SCALE);
+  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);
   if (kQueries) return;
   to_vectors(vectors_b, body.sum_b, body.lane.pair);
   store_items<kQueries, false, NA_B_CHANNELS>(to_b, vectors_b, tile, 1.0f);

@@ -10,6 +10,7 @@ struct MatrixForward {
   NA_THREADGROUP NA_B_TYPE* rows_b;
   NA_THREADGROUP unsigned* words;
   BiasP rpb;
+  float factor;       ///< of logits, to powers of two
   int bias_entry[2];  ///< of the region's first key
   Held<NA_A_TYPE, NA_A_CHANNELS> query;
   float out[NA_B_WIDTH / 8][4];
@@ -30,7 +31,7 @@ struct MatrixForward {
     float weights[NA_BLOCK / 8][4];
     clear_blocks(weights);
     multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH, lane);
-    scale_logits(weights);
+    scale_logits(weights, factor);
     if (NA_HAS_RPB) add_bias<true>(weights, rpb, bias_entry, meeting, words + row, lane);
     unsigned met = ~0u;
     if (!all) met = mask_logits(weights, meeting, words + row, lane);
@@ -63,7 +64,7 @@ struct MatrixForward {
 template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
                                  NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
-                                 NA_THREADGROUP unsigned* words, Site site) {
+                                 NA_THREADGROUP unsigned* words, Site site, float scale) {
   MatrixForward<KeyP, ValueP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
@@ -76,6 +77,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.query.load(view(query, Indexed::query_tokens, tile, site.head), items, body.lane);
     body.from_a = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.from_b = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
+    body.factor = scale * NA_LOG2_E;
     body.rows_a = keys;
     body.rows_b = values;
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
@@ -90,9 +92,11 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   to_vectors(vectors, body.out, body.lane.pair);
   NA_UNROLL for (int r = 0; r < 2; ++r) {
     const float sum = sum_row(body.sum[r]);
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] *= 1.0f / sum;
+    const bool is_empty = sum == 0.0f;  // every logit is -inf
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] = is_empty ? 0.0f : vectors[r][i] * (1.0f / sum);
     if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
-    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? (body.maximum[r] + log2_of(sum)) * NA_LN_2 : 0.0f;
+    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.maximum[r] + log2_of(sum);
+    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
   }
   store_items<true, false, NA_B_CHANNELS>(out, vectors, tile, 1.0f);
 }

@@ -33,7 +33,7 @@ struct Scores {
 /// `empty` is what slots without a key get; outputs past the end of a sample get 0.
 template <class Query, class KeyP, class BiasP, class T>
 NATTEN_FN void attention_scores(Query query, Indexed query_indexed, Tensor<KeyP> key, BiasP rpb, NA_DEVICE T* scores,
-                                NA_THREADGROUP NA_A_TYPE* keys, Site site, float empty) {
+                                NA_THREADGROUP NA_A_TYPE* keys, Site site, float scale, float empty) {
   const Tile tile = tile_of<true>(site);
   Scores<KeyP, BiasP, T> body;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
@@ -48,7 +48,7 @@ NATTEN_FN void attention_scores(Query query, Indexed query_indexed, Tensor<KeyP>
   if (tile.empty) return;
   barrier_with_device_memory();  // other lanes overwrite what these filled
   const Items items = items_of<true>(tile);
-  load_items<NA_A_CHANNELS>(body.query, view(query, query_indexed, tile, site.head), items, tile.lane, NA_SCALE);
+  load_items<NA_A_CHANNELS>(body.query, view(query, query_indexed, tile, site.head), items, tile.lane, scale);
   body.keys.from = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
   body.keys.rows = keys;
   body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;

@@ -208,13 +208,25 @@ using StreamA = Stream<P, NA_A_TYPE, NA_A_CHANNELS, NA_A_HELD, NA_A_PITCH>;
 template <class P>
 using StreamB = Stream<P, NA_B_TYPE, NA_B_CHANNELS, NA_B_HELD, NA_B_PITCH>;
 
-/// One number per position, for the streamed queries of the backward.
-template <class P>
-NATTEN_FN void load_chunk_scalars(NA_THREADGROUP float* to, View<P> from, const NA_THREAD Tile& tile, Chunk chunk,
-                                  float factor) {
+/// A query's lse and delta as the backward takes them, in powers of two. That of a query all of whose logits are -inf
+/// is -inf, and becomes what makes its weights and gradients 0.
+NATTEN_FN float backward_lse(float lse) {
+  return lse == -NA_INFINITY ? NA_INFINITY : NA_LOG2_E * lse;
+}
+NATTEN_FN float backward_delta(float delta, float lse) {
+  return lse == -NA_INFINITY ? 0.0f : delta;
+}
+
+/// Both of each streamed query: lses, and NA_CHUNK further on deltas.
+template <class LseP, class DeltaP>
+NATTEN_FN void load_chunk_scalars(NA_THREADGROUP float* to, View<LseP> lse, View<DeltaP> delta,
+                                  const NA_THREAD Tile& tile, Chunk chunk) {
   for (int i = tile.at.thread_index; i < chunk.rows * chunk.columns; i += NA_THREADS) {
     const Row row = row_of(tile, chunk.row + i / chunk.columns);
-    to[i] = factor * from.data[offset_of(from, row.p0, row.p1, chunk.x + i % chunk.columns)];
+    const int x = chunk.x + i % chunk.columns;
+    const float lse_of_query = lse.data[offset_of(lse, row.p0, row.p1, x)];
+    to[i] = backward_lse(lse_of_query);
+    to[NA_CHUNK + i] = backward_delta(delta.data[offset_of(delta, row.p0, row.p1, x)], lse_of_query);
   }
 }
 

@@ -51,6 +51,7 @@ struct Site {
   Extent full;     ///< lengths of the axes
   Extent lengths;  ///< of the sample
   int group, tile, batch, head, heads, thread_index;
+  int parts;  ///< where tiles are summed up: the threadgroup takes `group`, `group + parts`, ...
 };
 
 /// `group` counts tiles, then batches.
@@ -60,7 +61,7 @@ NATTEN_FN Site locate(Extent full, int group, int head, int heads, int thread_in
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     tiles *= tiles_on_axis(array_length<kQueries>(full, a), groups_on_axis<kQueries>(a), tile_extent(a));
   }
-  return Site{full, full, group, group % tiles, group / tiles, head, heads, thread_index};
+  return Site{full, full, group, group % tiles, group / tiles, head, heads, thread_index, 1};
 }
 
 struct Tile {

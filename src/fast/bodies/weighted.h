@@ -38,7 +38,7 @@ struct Weighted {
 template <bool kQueries, bool kSpread, class StreamedP, class WeightP, class T>
 NATTEN_FN void attention_weighted(Tensor<StreamedP> streamed, Indexed indexed, Tensor<WeightP> weight,
                                   NA_DEVICE T* sums, NA_DEVICE float* drpb, NA_THREADGROUP NA_A_TYPE* rows,
-                                  NA_THREADGROUP float* scratch, Site site) {
+                                  NA_THREADGROUP float* scratch, Site site, float scale) {
   const Tile tile = tile_of<kQueries>(site);
   Weighted<kQueries, StreamedP, WeightP> body;
   clear(body.sum);
@@ -53,7 +53,7 @@ NATTEN_FN void attention_weighted(Tensor<StreamedP> streamed, Indexed indexed, T
       sweep(body, tile, items);
     }
   }
-  store_items<kQueries, kSpread, NA_A_CHANNELS>(sums, body.sum, tile, NA_SCALE);
+  store_items<kQueries, kSpread, NA_A_CHANNELS>(sums, body.sum, tile, scale);
 }
 
 }  // namespace natten
