@@ -1,6 +1,7 @@
 // Which tier (backend) runs a call: choice, capabilities, explanation.
 #pragma once
 
+#include <cstddef>
 #include <map>
 #include <optional>
 #include <string>
@@ -83,5 +84,16 @@ Explanation explain(const CallDescription& call, const Neighborhood& neighborhoo
 /// What the call would cost on a GPU, from the model of the tier of kernels compiled at run time, whether or not this
 /// machine has a GPU: the platform, then a line for each kernel, forward and backward. Validates likewise.
 std::string gpu_cost(const CallDescription& call, const Neighborhood& neighborhood);
+
+/// Kernels of the tier that compiles at run time which are kept for later calls: their text and its plans.
+struct KernelCacheUsage {
+  std::size_t kernels = 0;
+  std::size_t bytes = 0;  ///< about
+  std::size_t limit = 0;  ///< bytes; what was used last is kept
+};
+KernelCacheUsage kernel_cache_usage();
+
+/// Forgets them. What MLX has compiled it keeps itself, under the name of the text.
+void clear_cache();
 
 }  // namespace natten

@@ -212,6 +212,18 @@ NB_MODULE(_ext, m) {
   m.def("leave_backend", &leave_backend, "outer"_a);
   m.def("get_backend", &get_backend);
   m.def("support_matrix", &support_dict);
+  m.def(
+      "kernel_cache_info",
+      [] {
+        const KernelCacheUsage usage = kernel_cache_usage();
+        nb::dict d;
+        d["kernels"] = usage.kernels;
+        d["bytes"] = usage.bytes;
+        d["limit"] = usage.limit;
+        return d;
+      },
+      "Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes.");
+  m.def("clear_cache", &clear_cache, "Forgets the kernels compiled at run time.");
   m.def("explain", bind_explain, "op"_a.none(), "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),

@@ -31,7 +31,7 @@ def _check_mlx() -> None:
 try:
     _check_mlx()
     from natten_mlx import _backend, utils  # noqa: F401
-    from natten_mlx._backend import backend, get_backend, has_metal, has_nanobind, set_backend
+    from natten_mlx._backend import backend, clear_cache, get_backend, has_metal, has_nanobind, set_backend
     from natten_mlx._ext import __version__
     from natten_mlx.functional import (
         na1d,
@@ -72,6 +72,7 @@ __all__ = [
     "NeighborhoodAttention3D",
     "__version__",
     "backend",
+    "clear_cache",
     "compute_pb_start",
     "compute_window_start_end",
     "explain",

@@ -49,6 +49,15 @@ def get_backend() -> str:
     return _ext.get_backend()
 
 
+def clear_cache() -> None:
+    """Forget the text and plans of the kernels that are compiled at run time.
+
+    They are bounded anyway (`natten-mlx doctor --verbose` shows them); the next call makes its own again. What MLX has
+    compiled from them it keeps itself.
+    """
+    _ext.clear_cache()
+
+
 def has_metal() -> bool:
     """Whether this machine has a Metal GPU that MLX can use."""
     return bool(mx.metal.is_available())

@@ -144,6 +144,12 @@ def enter_backend(name: object | None) -> str:
 def leave_backend(outer: str) -> None: ...
 def get_backend() -> str: ...
 def support_matrix() -> dict[str, Any]: ...
+def kernel_cache_info() -> dict[str, int]:
+    """Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes."""
+
+def clear_cache() -> None:
+    """Forgets the kernels compiled at run time."""
+
 def explain(
     op: object | None,
     query: object | None,
