@@ -96,7 +96,7 @@ BROKEN_INSTALLATIONS = {
     ),
     "no MLX": ('sys.modules["mlx"] = None', r"mlx +WRONG: .*mlx"),
     "no extension": ('sys.modules["natten_mlx._ext"] = None', r"extension +WRONG: .*natten_mlx\._ext"),
-    "no numpy": ('sys.modules["numpy"] = None', r"package +WRONG: .*numpy"),
+    "half of MLX": ('sys.modules["mlx.nn"] = None', r"package +WRONG: .*mlx\.nn"),
 }
 
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for name, check in ENVIRONMENT.items():
         if name in os.environ:
             _environment(report, name, check if works else None)
-    if works and not hasattr(natten_mlx, "na2d"):  # a dependency of the Python part
+    if works and not all(hasattr(natten_mlx, name) for name in natten_mlx.__all__):  # its import ended in the middle
         report.fail("package", str(natten_mlx._broken))
     elif works:
         _tiers(report, args.verbose)
