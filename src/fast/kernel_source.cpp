@@ -269,7 +269,6 @@ std::string Writer::constants() const {
   }
   if (plan_.matrix) {
     define("BLOCK", plan_.block);
-    define_text("MATRIX_TYPE", p_.query_type == FloatType::float16 ? "\"f16\"" : "\"bf16\"");
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
     // Packed coordinates: see bodies/matrix.h.
@@ -406,7 +405,11 @@ std::string Writer::call() const {
 
 KernelText Writer::text() const {
   KernelText k;
-  k.header = constants() + (platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda) + text::window;
+  k.platform = platform_;
+  k.header = constants();
+  if (platform_ == Platform::cuda) k.header += text::instructions_cuda;
+  k.header += platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda;
+  k.header += text::window;
   for (const char* body : bodies(kernel_, plan_.matrix, platform_)) k.header += body;
   k.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text, and with the

@@ -54,6 +54,7 @@ struct ArraySpec {
 /// at the top of `header`, and `name` is unique for header, source, input types and architecture.
 struct KernelText {
   std::string name;
+  Platform platform = Platform::metal;
   std::string header;  ///< constants, prelude, window.h, bodies: namespace-scope code
   std::string source;  ///< the kernel function's body
 };

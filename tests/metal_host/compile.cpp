@@ -72,7 +72,7 @@ const std::string& toolchain() {
     bool ok = false;
     std::string text = shell(compiler() + " --version", ok) + kKernelFlags + kRuntimeFlags;
     for (const char* name : {"launch.h", "runtime.h", "fiber.h", "memory.h", "runtime.cpp", "scalars.h", "vectors.h",
-                             "metal_stdlib.h", "simdgroup_matrix.h"}) {
+                             "metal_stdlib.h", "cuda.h", "simdgroup_matrix.h"}) {
       text += contents(fs::path(shim_directory()) / name);
     }
     return text;
@@ -134,7 +134,7 @@ std::string cached_file(const std::string& text, const std::string& suffix) {
 std::string rewrite_shared_arrays(const std::string& text,
                                   const std::function<std::string(const SharedArray&)>& replacement) {
   static const std::regex declaration(
-      R"((?:alignas\(([^()]*)\)\s*)?\bthreadgroup\s+([A-Za-z_][\w:]*(?:\s*<[^;{}()]*>)?)\s+([A-Za-z_]\w*)\s*((?:\[[^\]]*\])+))");
+      R"((?:alignas\(([^()]*)\)\s*)?\b(?:threadgroup|__shared__)\s+([A-Za-z_][\w:]*(?:\s*<[^;{}()]*>)?)\s+([A-Za-z_]\w*)\s*((?:\[[^\]]*\])+))");
   std::string result;
   auto from = text.cbegin();
   for (std::sregex_iterator match(text.cbegin(), text.cend(), declaration), end; match != end; ++match) {
@@ -163,8 +163,8 @@ LaunchFunction compiled(const GeneratedText& kernel) {
   if (!fs::exists(library)) {
     const std::string file = cached_file(source, ".cpp");
     const std::string object = library.string() + "." + std::to_string(getpid()) + ".o";
-    build(library, compiler() + kKernelFlags + " -include " + shim_directory() + "/metal_stdlib.h -c " + file + " -o " +
-                       object + " && " + compiler() + " -shared " + object + " " + runtime_object().string() +
+    build(library, compiler() + kKernelFlags + " -include " + shim_directory() + "/" + kernel.library + " -c " + file +
+                       " -o " + object + " && " + compiler() + " -shared " + object + " " + runtime_object().string() +
                        " -lm -o %OUT% && rm " + object);
   }
   return function = load(library);

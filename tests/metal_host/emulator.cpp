@@ -144,7 +144,7 @@ Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, c
   if (inputs.size() != kernel.inputs.size() || outputs.size() != kernel.outputs.size()) {
     throw std::invalid_argument(kernel.name + ": as many arrays as the kernel declares");
   }
-  const LaunchFunction launch_kernel = compiled(metal_text(kernel));
+  const LaunchFunction launch_kernel = compiled(host_text(kernel));
 
   Arguments arguments;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -171,6 +171,7 @@ Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, c
   launch.buffer_count = static_cast<std::int32_t>(arguments.buffers().size());
   launch.grid = size3(kernel.grid);
   launch.threadgroup = size3(kernel.threadgroup);
+  launch.threadgroup_limit = (kernel.platform == fast::Platform::metal ? 32 : 48) * 1024;
   launch.order = order;
   launch_kernel(&launch);
 

@@ -61,6 +61,15 @@ std::string joined(const std::vector<std::string>& parts) {
   return all;
 }
 
+/// The emulator's buffer number `index` as a pointer.
+std::string argument(const std::string& type, size_t index) {
+  return "static_cast<" + type + "*>(metal_host_argument(" + std::to_string(index) + "))";
+}
+
+std::string call_of(const std::string& kernel, const std::vector<std::string>& arguments) {
+  return "\nMETAL_HOST_PLAIN void metal_host_run_thread() {\n" + kernel + "(\n" + joined(arguments) + ");\n}\n";
+}
+
 void check(const KernelSource& kernel) {
   if (kernel.outputs.empty()) throw std::invalid_argument("a kernel needs an output");
   for (const ArraySpec& input : kernel.inputs) {
@@ -91,8 +100,7 @@ GeneratedText metal_text(const KernelSource& kernel, InputSpace inputs) {
   const auto add = [&](const std::string& qualifiers, const std::string& type, char kind, const std::string& name) {
     const std::string index = std::to_string(parameters.size());
     parameters.push_back("  " + qualifiers + " " + type + kind + " " + name + " [[buffer(" + index + ")]]");
-    const std::string pointer = "static_cast<" + type + "*>(metal_host_argument(" + index + "))";
-    arguments.push_back("    " + std::string(kind == '&' ? "*" : "") + pointer);
+    arguments.push_back(std::string(kind == '&' ? "*" : "") + argument(type, arguments.size()));
   };
   result.kernel_name = "custom_kernel_" + kernel.name;
   for (const ArraySpec& input : kernel.inputs) {
@@ -111,13 +119,13 @@ GeneratedText metal_text(const KernelSource& kernel, InputSpace inputs) {
   for (const auto& [name, type] : kAttributes) {
     if (kernel.source.find(name) == std::string::npos) continue;
     parameters.push_back(std::string("  ") + type + " " + name + " [[" + name + "]]");
-    arguments.push_back(std::string("    metal_host::vector(metal_host_thread(), &metal_host_thread_attributes::") +
-                        name + ")");
+    arguments.push_back(std::string("metal_host::vector(metal_host_thread(), &metal_host_thread_attributes::") + name +
+                        ")");
   }
   result.text = kernel.header + "[[kernel]] void " + result.kernel_name + "(\n" + joined(parameters) + ") {\n" +
                 kernel.source + "\n}\n";
-  result.call = "\nMETAL_HOST_PLAIN void metal_host_run_thread() {\n  " + result.kernel_name + "(\n" +
-                joined(arguments) + ");\n}\n";
+  result.call = call_of(result.kernel_name, arguments);
+  result.library = "metal_stdlib.h";
   return result;
 }
 
@@ -140,6 +148,30 @@ GeneratedText cuda_text(const KernelSource& kernel) {
                 kernel.header + "namespace mlx::core::cu {\n\nnamespace cg = cooperative_groups;\n\n__global__ void " +
                 result.kernel_name + "(\n" + joined(parameters) + ") {\n" + kernel.source +
                 "\n}\n\n} // namespace mlx::core::cu\n";
+  return result;
+}
+
+GeneratedText host_text(const KernelSource& kernel) {
+  if (kernel.platform == fast::Platform::metal) return metal_text(kernel);
+  check(kernel);
+  GeneratedText result;
+  result.kernel_name = "custom_kernel_" + kernel.name;
+  std::vector<std::string> parameters, arguments;
+  const auto add = [&](const std::string& type, const std::string& name, bool is_value = false) {
+    parameters.push_back((is_value ? type : type + "*") + " " + name);
+    arguments.push_back((is_value ? "*" : "") + argument(type, arguments.size()));
+  };
+  for (const ArraySpec& input : kernel.inputs) {
+    add(std::string("const ") + names(input.type).cuda, input.name);
+    if (asks_for(kernel, input, "_shape")) add("const int32_t", input.name + "_shape");
+    if (asks_for(kernel, input, "_strides")) add("const int64_t", input.name + "_strides");
+    if (asks_for(kernel, input, "_ndim")) add("const int", input.name + "_ndim", true);
+  }
+  for (const ArraySpec& output : kernel.outputs) add(names(output.type).cuda, output.name);
+  result.text = kernel.header + "__global__ void " + result.kernel_name + "(\n" + joined(parameters) + ") {\n" +
+                kernel.source + "\n}\n";
+  result.call = call_of(result.kernel_name, arguments);
+  result.library = "cuda.h";
   return result;
 }
 

@@ -12,7 +12,8 @@ namespace natten::metal_host {
 struct GeneratedText {
   std::string kernel_name;
   std::string text;
-  std::string call;  ///< Metal: C++ that runs one thread of the kernel on the emulator
+  std::string call;     ///< C++ that runs one thread of the kernel on the emulator
+  std::string library;  ///< of the emulator, which comes before the text
 };
 
 /// Address space of the inputs: MLX chooses by their size.
@@ -20,6 +21,9 @@ enum class InputSpace { by_size, constant, device };
 
 GeneratedText metal_text(const fast::KernelSource& kernel, InputSpace inputs = InputSpace::by_size);
 GeneratedText cuda_text(const fast::KernelSource& kernel);
+
+/// What the emulator compiles: Metal's text as it is; CUDA's with Metal's kind of signature.
+GeneratedText host_text(const fast::KernelSource& kernel);
 
 /// MLX passes `<input>_shape`, `<input>_strides` and `<input>_ndim` when the body contains that name anywhere.
 bool asks_for(const fast::KernelSource& kernel, const fast::ArraySpec& input, const char* suffix);

@@ -297,8 +297,14 @@ double tolerance(KernelId id, ElementType type) {
 struct Param {
   Case test;
   KernelOf kernel;
+  fast::Platform platform;
   bool matrix;  ///< on matrix units, where the plan takes them
 };
+
+/// CUDA's text differs in prelude and fragments, and in its tiles: kernels on matrix units, and some of the others.
+bool is_sampled_on_cuda(const Param& param, size_t index) {
+  return param.matrix || index % 5 == 0;
+}
 
 /// For its life, plans without matrix units.
 class WithoutMatrixUnits {
@@ -316,10 +322,16 @@ class WithoutMatrixUnits {
 
 std::vector<Param> parameters() {
   std::vector<Param> all;
+  size_t index = 0;
   for (const Case& test : cases()) {
     for (const KernelOf& kernel : kernels_of(test.problem)) {
-      all.push_back({test, kernel, false});
-      if (fast::plan(kernel.problem, kernel.id, fast::Platform::metal).matrix) all.push_back({test, kernel, true});
+      for (const fast::Platform platform : {fast::Platform::metal, fast::Platform::cuda}) {
+        for (const bool matrix : {false, true}) {
+          const Param param{test, kernel, platform, matrix};
+          if (matrix && !fast::plan(kernel.problem, kernel.id, platform).matrix) continue;
+          if (platform == fast::Platform::metal || is_sampled_on_cuda(param, ++index)) all.push_back(param);
+        }
+      }
     }
   }
   return all;
@@ -335,7 +347,7 @@ bool is_streamed(KernelId id, const std::string& name) {
 /// The bytes that the kernel moved are those of the cost model.
 void expect_cost(const Case& test, const Problem& problem, KernelId id, const KernelSource& source,
                  const Report& report) {
-  const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
+  const fast::Cost cost = fast::cost(problem, id, source.platform);
   double loaded = 0;
   for (const Traffic& traffic : report.traffic) {
     for (const ArraySpec& input : source.inputs) {
@@ -361,16 +373,16 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
     EXPECT_EQ(static_cast<double>(report.stored()), cost.stored);
   }
   for (const Traffic& traffic : report.traffic) {
-    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, fast::Platform::metal).matrix) continue;
+    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, source.platform).matrix) continue;
     EXPECT_EQ(traffic.loaded, traffic.loaded_once) << traffic.name << " is loaded more than once by a tile";
   }
 }
 
 /// The pairs that threads computed, known from the rows that they read of threadgroup memory, are those of the model.
-void expect_flops(const Problem& problem, KernelId id, const Report& report) {
+void expect_flops(const Problem& problem, KernelId id, fast::Platform platform, const Report& report) {
   if (!fast::has_tiles(id)) return;
-  const fast::Cost cost = fast::cost(problem, id, fast::Platform::metal);
-  const fast::Plan plan = fast::plan(problem, id, fast::Platform::metal);
+  const fast::Cost cost = fast::cost(problem, id, platform);
+  const fast::Plan plan = fast::plan(problem, id, platform);
   if (plan.matrix) return;
   const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
   const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
@@ -382,10 +394,10 @@ void expect_flops(const Problem& problem, KernelId id, const Report& report) {
 }
 
 TEST_P(Kernels, MatchTheDefinition) {
-  const auto& [test, kernel, matrix] = GetParam();
+  const auto& [test, kernel, platform, matrix] = GetParam();
   const WithoutMatrixUnits guard(!matrix);
-  ASSERT_EQ(fast::objection(kernel.problem, fast::Platform::metal), std::nullopt);
-  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
+  ASSERT_EQ(fast::objection(kernel.problem, platform), std::nullopt);
+  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, platform);
   Data data(test);
   const Reference reference(test.problem, data.arrays());
   Arrays given = data.with_poison();
@@ -406,12 +418,12 @@ TEST_P(Kernels, MatchTheDefinition) {
                 tolerance(kernel.id, source.outputs[i].type), name);
   }
   expect_cost(test, kernel.problem, kernel.id, source, report);
-  expect_flops(kernel.problem, kernel.id, report);
+  expect_flops(kernel.problem, kernel.id, platform, report);
 }
 
 /// Threadgroups that sum the gradient of rpb over several tiles, and over samples.
 TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
-  const auto& [test, kernel, matrix] = GetParam();
+  const auto& [test, kernel, platform, matrix] = GetParam();
   if (!test.problem.has_rpb || (kernel.id != KernelId::backward_query && kernel.id != KernelId::qk_backward_query))
     return;
   Data data(test);
@@ -419,7 +431,7 @@ TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
   const Arrays given = data.with_poison();
   for (const int parts : {1, 3}) {
     setenv("NATTEN_FAST_TILE", ("parts=" + std::to_string(parts)).c_str(), 1);
-    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::metal);
+    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, platform);
     unsetenv("NATTEN_FAST_TILE");
     EXPECT_LE(source.outputs[1].shape[0], parts);
     std::vector<Values> results;
@@ -497,7 +509,8 @@ TEST(CostModel, OfLongWindowsAndManyGroupsIsThatOfTheirParts) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
-  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + (info.param.matrix ? "_matrix" : "");
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + (info.param.matrix ? "_matrix" : "") +
+         (info.param.platform == fast::Platform::cuda ? "_cuda" : "");
 });
 
 }  // namespace

@@ -26,34 +26,6 @@ NATTEN_FN float exchange_pairs(float x, int distance) {
   return exchange(x, distance);
 }
 
-NATTEN_FN void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." NA_MATRIX_TYPE "." NA_MATRIX_TYPE
-      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-NATTEN_FN unsigned rounded_pair(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn." NA_MATRIX_TYPE "x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-/// Four 8x8 blocks; lane l gives the address of row l % 8 of block l / 8.
-template <bool kTransposed, class T>
-NATTEN_FN void load_blocks(unsigned (&to)[4], const T* from) {
-  const unsigned address = unsigned(__cvta_generic_to_shared(from));
-  if (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
 template <class T, int kChannels>
 struct Held {
   static constexpr int kSteps = (kChannels + 15) / 16;
@@ -69,8 +41,8 @@ struct Held {
           v[i / 2][i % 2 * 2 + r] = 8 * i < kChannels ? *reinterpret_cast<const unsigned*>(data + channel) : 0u;
         } else {
           v[i / 2][i % 2 * 2 + r] =
-              rounded_pair(channel < kChannels ? float(data[channel * from.channel]) : 0.0f,
-                           channel + 1 < kChannels ? float(data[(channel + 1) * from.channel]) : 0.0f);
+              rounded_pair<T>(channel < kChannels ? float(data[channel * from.channel]) : 0.0f,
+                              channel + 1 < kChannels ? float(data[(channel + 1) * from.channel]) : 0.0f);
         }
       }
     }
@@ -84,9 +56,9 @@ NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannel
   NA_UNROLL for (int s = 0; s < Held<T, kChannels>::kSteps; ++s) {
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
       unsigned b[4];
-      load_blocks<false>(b, from + i * 16 * kPitch + s * 16);
-      multiply(c[2 * i], held.v[s], b[0], b[1]);
-      multiply(c[2 * i + 1], held.v[s], b[2], b[3]);
+      load_fragments<false>(b, from + i * 16 * kPitch + s * 16);
+      multiply_fragments<T>(c[2 * i], held.v[s], b[0], b[1]);
+      multiply_fragments<T>(c[2 * i + 1], held.v[s], b[2], b[3]);
     }
   }
 }
@@ -99,13 +71,13 @@ NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK 
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
     unsigned a[4];
     NA_UNROLL for (int h = 0; h < 4; ++h) {
-      a[h] = rounded_pair(weights[2 * i + h / 2][h % 2 * 2], weights[2 * i + h / 2][h % 2 * 2 + 1]);
+      a[h] = rounded_pair<T>(weights[2 * i + h / 2][h % 2 * 2], weights[2 * i + h / 2][h % 2 * 2 + 1]);
     }
     NA_UNROLL for (int j = 0; j < kBlocks / 2; ++j) {
       unsigned b[4];
-      load_blocks<true>(b, from + i * 16 * kPitch + j * 16);
-      multiply(c[2 * j], a, b[0], b[1]);
-      multiply(c[2 * j + 1], a, b[2], b[3]);
+      load_fragments<true>(b, from + i * 16 * kPitch + j * 16);
+      multiply_fragments<T>(c[2 * j], a, b[0], b[1]);
+      multiply_fragments<T>(c[2 * j + 1], a, b[2], b[3]);
     }
   }
 }

@@ -1,5 +1,4 @@
 // What the bodies need of CUDA C++, compiled by NVRTC.
-#define NATTEN_FN __device__ __forceinline__
 #define NA_DEVICE
 #define NA_THREADGROUP
 #define NA_THREAD
@@ -39,9 +38,7 @@ NATTEN_FN bool any_of_threadgroup(bool value, const unsigned*, int) {
   return __syncthreads_or(value) != 0;
 }
 NATTEN_FN float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // 2 units in the last place; exp2f adds subnormal handling
-  return y;
+  return exp2_approximate(x);
 }
 NATTEN_FN float log2_of(float x) {
   return log2f(x);
@@ -88,12 +85,8 @@ template <int N, class T>
 NATTEN_FN void copy_to_tile(T* to, const T* from) {
   constexpr int kBytes = N * sizeof(T) > 16 ? 16 : N * sizeof(T);
   NA_UNROLL for (int i = 0; i < N; i += kBytes / sizeof(T)) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to + i))),
-                 "l"(from + i), "n"(kBytes));
+    copy_async<kBytes>(to + i, from + i);
   }
-}
-NATTEN_FN void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 }  // namespace natten

@@ -31,9 +31,10 @@ struct Launch {
   char* stacks;     ///< one for each thread of a full group
   Buffer* buffers;  ///< in the order of the kernel's parameters
   int32_t buffer_count;
-  Size3 grid;         ///< threads, not groups: Metal cuts the last group short
-  Size3 threadgroup;  ///< of a full group
-  uint64_t order;     ///< 0: threads and groups run in ascending order; otherwise the seed of a shuffled order
+  Size3 grid;                 ///< threads, not groups: Metal cuts the last group short
+  Size3 threadgroup;          ///< of a full group
+  int64_t threadgroup_limit;  ///< bytes of threadgroup memory that a group may declare
+  uint64_t order;             ///< 0: threads and groups run in ascending order; otherwise the seed of a shuffled order
 
   int64_t barriers;            ///< threadgroup barriers passed, over all groups
   int64_t threadgroup_loaded;  ///< bytes of all loads from the threadgroup array that is declared first

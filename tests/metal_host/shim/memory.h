@@ -79,12 +79,13 @@ class ByteHistory {
 /// Statically declared threadgroup memory. Arrays lie apart, so that running over the end of one is seen.
 class ThreadgroupMemory {
  public:
-  static constexpr int kLimit = 32 * 1024;  // Metal's, on every Apple GPU
+  static constexpr int kMost = 48 * 1024;  // on any platform
   static constexpr int kMaxArrays = 64;
   static constexpr int64_t kGap = 256;
-  static constexpr int64_t kArenaBytes = 2 * kLimit + kMaxArrays * kGap;
+  static constexpr int64_t kArenaBytes = 2 * kMost + kMaxArrays * kGap;
 
-  void reset() {
+  void reset(int64_t limit) {
+    limit_ = limit < kMost ? limit : kMost;
     memset(arrays_, 0, sizeof(arrays_));
     loaded_from_first_ = 0;
     memset(static_cast<void*>(history_), 0, sizeof(ByteHistory) * used_);
@@ -94,13 +95,13 @@ class ThreadgroupMemory {
 
   void poison() { memset(arena_, 0xff, used_); }  // a NaN in every float type
 
-  /// Null when the declarations exceed what Metal allows.
+  /// Null when the declarations exceed what the platform allows.
   void* array(int id, int64_t bytes, int64_t alignment) {
     Array& array = arrays_[id % kMaxArrays];
     if (array.bytes == 0) {
       const int64_t offset = (used_ + alignment - 1) / alignment * alignment;
       declared_ += bytes;
-      if (declared_ > kLimit) return nullptr;
+      if (declared_ > limit_) return nullptr;
       if (used_ == kGap) first_end_ = offset + bytes;
       array = {offset, bytes};
       used_ = offset + bytes + kGap;
@@ -142,6 +143,7 @@ class ThreadgroupMemory {
   alignas(256) unsigned char arena_[kArenaBytes];
   ByteHistory history_[kArenaBytes];
   Array arrays_[kMaxArrays];
+  int64_t limit_ = 0;
   int64_t used_ = 0;  // a launch touches no more than this of the arena and its history
   int64_t declared_ = 0;
   int64_t first_end_ = 0;  // of the array declared first

@@ -17,7 +17,7 @@ namespace {
 
 constexpr uint32_t kLanes = 32;
 constexpr int kMaxBuffers = 64;
-constexpr int kLaneBytes = 16;
+constexpr int kLaneBytes = 32;
 
 enum class State : uint8_t { ready, at_barrier, at_simd, done };
 
@@ -28,6 +28,7 @@ struct Thread {
   int line;          // of the source; a helper function may hide the caller's
   bool orders_threadgroup, orders_device;
   uint32_t simd_operations;  // passed so far: its parity chooses the lane slots
+  uint32_t votes;            // passed so far
   metal_host_thread_attributes attributes;
 };
 
@@ -44,6 +45,7 @@ DeviceMemory buffers[kMaxBuffers];
 uint64_t epoch, device_epoch;  // barriers passed that order threadgroup and device memory
 uint32_t group_serial;
 uint32_t live;  // threads in the running group
+bool votes[3];  // of the last vote, this one and the next: who runs ahead to that is stopped there
 Thread* self;
 Launch* launch;
 uint64_t random_state;
@@ -238,7 +240,7 @@ void set_attributes(Size3 group, Size3 groups, Size3 size) {
     const Size3 place{i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     Thread& thread = threads[i];
     thread.state = State::ready;
-    thread.simd_operations = 0;
+    thread.simd_operations = thread.votes = 0;
     thread.attributes = {
         {full.x, full.y, full.z},
         {launch->grid.x, launch->grid.y, launch->grid.z},
@@ -278,6 +280,7 @@ void run_groups() {
     ++epoch;
     ++device_epoch;
     shared_memory.poison();
+    votes[0] = votes[1] = votes[2] = false;
     if (!run_group()) break;
   }
   free(order);
@@ -309,7 +312,7 @@ __attribute__((visibility("default"))) void metal_host_launch(Launch* arguments)
   group_serial = 0;
   if (!valid()) return;
   memset(static_cast<void*>(simdgroups), 0, sizeof(simdgroups));
-  shared_memory.reset();
+  shared_memory.reset(launch->threadgroup_limit);
   for (int i = 0; i < launch->buffer_count; ++i) {
     if (!buffers[i].allocate(&launch->buffers[i])) report("the emulator ran out of memory");
   }
@@ -338,6 +341,14 @@ void metal_host_barrier(int line, bool orders_threadgroup, bool orders_device) {
   wait(State::at_barrier, __builtin_return_address(0), line, orders_threadgroup, orders_device);
 }
 
+bool metal_host_any(int line, bool value) {
+  const uint32_t turn = self->votes++ % 3;
+  votes[turn] = votes[turn] || value;
+  wait(State::at_barrier, __builtin_return_address(0), line, true, true);
+  votes[(turn + 2) % 3] = false;
+  return votes[turn];
+}
+
 void metal_host_simd_barrier(int line, bool orders_threadgroup, bool orders_device) {
   wait(State::at_simd, __builtin_return_address(0), line, orders_threadgroup, orders_device);
 }
@@ -364,7 +375,7 @@ void metal_host_simd_read(uint32_t lane, void* value, int size) {
 
 void* metal_host_shared(int id, int64_t bytes, int64_t alignment) {
   void* array = shared_memory.array(id, bytes, alignment);
-  if (array == nullptr) stop("more than 32768 bytes of threadgroup memory");
+  if (array == nullptr) stop("more threadgroup memory than the platform has");
   return array;
 }
 

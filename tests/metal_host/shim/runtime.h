@@ -39,7 +39,10 @@ void* metal_host_argument(int index);
 void metal_host_barrier(int line, bool orders_threadgroup, bool orders_device);
 void metal_host_simd_barrier(int line, bool orders_threadgroup, bool orders_device);
 
-/// Every lane of the simd-group gives a value (at most 16 bytes); afterwards each may read those of the others.
+/// A barrier that orders all memory, and whether any thread of the group brought `true`.
+bool metal_host_any(int line, bool value);
+
+/// Every lane of the simd-group gives a value (at most 32 bytes); afterwards each may read those of the others.
 void metal_host_simd_publish(int line, const void* value, int size);
 void metal_host_simd_read(uint32_t lane, void* value, int size);
 
