@@ -149,17 +149,22 @@ class Launch : public mx::Primitive {
 
 }  // namespace
 
-bool is_emulated() {
+/// The platform whose kernels run on the emulator, if any do.
+static std::optional<Platform> emulated_platform() {
 #ifdef NATTEN_BUILD_EMULATOR
   const char* value = std::getenv("NATTEN_TEST_FAST_EMULATOR");
-  return value && std::string(value) == "1";
-#else
-  return false;
+  if (value && (std::string(value) == "metal" || std::string(value) == "1")) return Platform::metal;
+  if (value && std::string(value) == "cuda") return Platform::cuda;
 #endif
+  return std::nullopt;
+}
+
+bool is_emulated() {
+  return emulated_platform().has_value();
 }
 
 Target target(mx::Device device) {
-  if (is_emulated()) return Platform::metal;
+  if (const auto emulated = emulated_platform()) return {*emulated, Target::kOldestCapability, mx::env::enable_tf32()};
   if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return kPlatform;
   // Asked once for each device: MLX measures its free memory every time.
   static std::mutex mutex;
@@ -177,7 +182,7 @@ Target target(mx::Device device) {
     const int capability = 10 * number("compute_capability_major") + number("compute_capability_minor");
     if (capability > 0) found->second = capability;
   }
-  return {kPlatform, found->second};
+  return {kPlatform, found->second, mx::env::enable_tf32()};
 }
 
 CacheUsage kernel_cache_usage() {

@@ -444,6 +444,31 @@ TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
   }
 }
 
+/// The bodies' idea of where a lane's elements lie is checked against the emulator's: with another one, numbers are
+/// wrong.
+TEST(Fragments, OfAWrongLayoutGiveWrongNumbers) {
+  const std::vector<Case> all = cases();
+  const auto test = std::find_if(all.begin(), all.end(), [](const Case& c) { return c.name == "1d_f16"; });
+  ASSERT_NE(test, all.end());
+  const Data data(*test);
+  const Reference reference(test->problem, data.arrays());
+  const std::string layouts[] = {"lane / 16 * 4 + lane / 2 % 4, lane / 8 % 2 * 2 + lane % 2", "lane / 4, lane % 4"};
+  for (const fast::Platform platform : {fast::Platform::metal, fast::Platform::cuda}) {
+    KernelSource source = fast::kernel_source(test->problem, KernelId::forward, platform);
+    const bool metal = platform == fast::Platform::metal;
+    const std::string& own = layouts[metal ? 0 : 1];
+    const size_t at = source.header.find(own);
+    ASSERT_NE(at, std::string::npos) << "the layout has been rewritten: this test must follow";
+    source.header.replace(at, own.size(), layouts[metal ? 1 : 0]);
+    std::vector<Values> results;
+    emulate(source, data.arrays(), *test, results);
+    const Values right = reference.out();
+    double worst = 0;
+    for (size_t i = 0; i < right.size(); ++i) worst = std::max(worst, std::abs(results[0][i] - right[i]));
+    EXPECT_GT(worst, 0.1);
+  }
+}
+
 /// 2-D, half types, windows up to 7x7, head dims up to 64: tiles share what they load.
 TEST(CostModel, ForwardMovesAtMostTwiceTheCompulsoryBytes) {
   for (const std::int64_t kernel_size : {3, 5, 7}) {

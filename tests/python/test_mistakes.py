@@ -205,7 +205,7 @@ def test_09_lse_is_float32_for_half_inputs(tier: str, dtype: str) -> None:
 
 
 needs_five_gib = pytest.mark.skipif(
-    available_gib() < 7 or os.environ.get("NATTEN_TEST_FAST_EMULATOR") == "1",  # which keeps a record of every byte
+    available_gib() < 7 or bool(os.environ.get("NATTEN_TEST_FAST_EMULATOR")),  # which keeps a record of every byte
     reason=f"needs 5 GiB of memory and 2 GiB to spare, {available_gib():.1f} GiB are available, and no emulator",
 )
 

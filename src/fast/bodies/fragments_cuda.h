@@ -15,7 +15,8 @@ struct Lane {
 };
 
 NATTEN_FN Lane lane_of(int index) {
-  return Lane{index, index % 32 / 4, index % 4};
+  const int lane = index % 32;
+  return Lane{index, lane / 4, lane % 4};
 }
 /// The lane of the simdgroup that holds pair `pair` of this lane's row.
 NATTEN_FN int lane_of_pair(Lane lane, int pair) {
