@@ -1,4 +1,5 @@
-// Fragments of a warp's tile of sums on NVIDIA's matrix units, mma.m16n8k16 of half types with float32 sums.
+// Fragments of a warp's tile of sums on NVIDIA's matrix units: mma.m16n8k16 of half types, mma.m16n8k8 of float32 rounded
+// to tf32, with float32 sums.
 // What matrix.h needs of an engine, here and in fragments_metal.h:
 //   where a lane's elements lie: of each block of 16 rows and 8 columns it holds (row, column), (row, column + 1) and
 //     the same eight rows further down;
@@ -50,6 +51,24 @@ struct Held {
   }
 };
 
+/// Of 8 channels: of both rows channel `pair`, then channel `pair` + 4.
+template <int kChannels>
+struct Held<float, kChannels> {
+  static constexpr int kSteps = (kChannels + 7) / 8;
+  unsigned v[kSteps][4];
+
+  template <class P>
+  NATTEN_FN void load(View<P> from, const Items& items, Lane lane) {
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      const P data = from.data + offset_of(from, items.position[r]);
+      NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
+        const int channel = 4 * i + lane.pair;
+        v[i / 2][i % 2 * 2 + r] = channel < kChannels ? rounded_tf32(float(data[channel * from.channel])) : 0u;
+      }
+    }
+  }
+};
+
 template <int kPitch, class T, int kChannels>
 NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannels>& held, const T* rows, Lane lane) {
   const int l = lane.index % 32;
@@ -79,6 +98,37 @@ NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK 
       load_fragments<true>(b, from + i * 16 * kPitch + j * 16);
       multiply_fragments<T>(c[2 * j], a, b[0], b[1]);
       multiply_fragments<T>(c[2 * j + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// The same of float32. A block of 8 rows and 4 channels is one of 8x8 16-bit numbers to load_fragments.
+
+template <int kPitch, int kChannels>
+NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<float, kChannels>& held, const float* rows,
+                             Lane lane) {
+  const int l = lane.index % 32;
+  const float* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 4;
+  NA_UNROLL for (int s = 0; s < Held<float, kChannels>::kSteps; ++s) {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
+      unsigned b[4];
+      load_fragments<false>(b, from + i * 16 * kPitch + s * 8);
+      NA_UNROLL for (int j = 0; j < 4; ++j) b[j] = rounded_tf32(__uint_as_float(b[j]));
+      multiply_tf32(c[2 * i], held.v[s], b[0], b[1]);
+      multiply_tf32(c[2 * i + 1], held.v[s], b[2], b[3]);
+    }
+  }
+}
+
+/// The order of the inner dimension is free: places `pair` and `pair` + 4 of it are the weights that the lane has.
+template <int kPitch, int kBlocks>
+NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK / 8][4], const float* rows, Lane lane) {
+  NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+    const float* const from = rows + (8 * i + 2 * lane.pair) * kPitch + lane.row;
+    unsigned a[4];
+    NA_UNROLL for (int h = 0; h < 4; ++h) a[h] = rounded_tf32(weights[i][h % 2 * 2 + h / 2]);
+    NA_UNROLL for (int j = 0; j < kBlocks; ++j) {
+      multiply_tf32(c[j], a, rounded_tf32(from[8 * j]), rounded_tf32(from[kPitch + 8 * j]));
     }
   }
 }

@@ -21,7 +21,7 @@ NATTEN_FN void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// Matrix units multiply __half or __nv_bfloat16, called T.
+// Matrix units multiply __half or __nv_bfloat16, called T, and tf32.
 template <class T>
 constexpr bool is_half = false;
 template <>
@@ -52,6 +52,19 @@ NATTEN_FN void multiply_fragments(float (&c)[4], const unsigned (&a)[4], unsigne
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+/// A float with the 10 bits of mantissa that tf32 has.
+NATTEN_FN unsigned rounded_tf32(float x) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+/// c += a * b of 16x8 and 8x8 tf32 numbers, in the layout of mma.m16n8k8.
+NATTEN_FN void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 /// Four 8x8 blocks of 16-bit numbers; lane l gives the address of row l % 8 of block l / 8, which is 16 bytes.
 template <bool kTransposed>

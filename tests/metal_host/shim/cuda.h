@@ -39,6 +39,9 @@ typedef const int64_t* Strides;
 inline float __int_as_float(int x) {
   return __builtin_bit_cast(float, x);
 }
+inline float __uint_as_float(unsigned x) {
+  return __builtin_bit_cast(float, x);
+}
 inline float log2f(float x) {
   return metal::log2(x);
 }
@@ -108,6 +111,35 @@ METAL_HOST_INLINE void multiply_fragments(float (&c)[4], const unsigned (&a)[4],
   const PublishedFragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   metal_host_simd_publish(line, &mine, sizeof(mine));
   add_products<T>(c);
+}
+
+/// To nearest, ties away from zero.
+inline unsigned rounded_tf32(float x) {
+  const unsigned bits = __builtin_bit_cast(unsigned, x);
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
+/// What the hardware sees of an operand.
+METAL_HOST_PLAIN inline float as_tf32(unsigned bits) {
+  return __builtin_bit_cast(float, bits & 0xffffe000u);
+}
+/// Of the left operand lane 4 * row + k has (row, k), (row + 8, k), (row, k + 4), (row + 8, k + 4), k < 4; of the right
+/// one lane 4 * column + k has (k, column), (k + 4, column).
+METAL_HOST_PLAIN inline void add_tf32_products(float* c) {
+  const unsigned lane = metal::simd_lane();
+  for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned k = 0; k < 8; ++k) {
+      PublishedFragments left, right;
+      metal_host_simd_read(lane / 4 * 4 + k % 4, &left, sizeof(left));
+      metal_host_simd_read((lane % 4 * 2 + i % 2) * 4 + k % 4, &right, sizeof(right));
+      c[i] += as_tf32(left.a[k / 4 * 2 + i / 2]) * as_tf32(right.b[k / 4]);
+    }
+  }
+}
+METAL_HOST_INLINE void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                                     int line = __builtin_LINE()) {
+  const PublishedFragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  metal_host_simd_publish(line, &mine, sizeof(mine));
+  add_tf32_products(c);
 }
 
 METAL_HOST_PLAIN inline const uint16_t* published_row(unsigned lane) {
