@@ -20,8 +20,10 @@ struct Target {
 
   Platform platform;
   int capability;  ///< of an NVIDIA GPU, 10 * major + minor
+  bool tf32;       ///< NVIDIA: products of float32 round to 10 bits of mantissa, for matrix units
 
-  Target(Platform p, int c = kOldestCapability) : platform(p), capability(p == Platform::cuda ? c : 0) {}
+  Target(Platform p, int c = kOldestCapability, bool rounds = false)
+      : platform(p), capability(p == Platform::cuda ? c : 0), tf32(p == Platform::cuda && rounds) {}
   bool operator==(const Target&) const = default;
 };
 

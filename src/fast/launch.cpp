@@ -149,6 +149,13 @@ class Launch : public mx::Primitive {
 
 }  // namespace
 
+/// MLX's own switch for its products of float32, which it reads once too (and does not export).
+static bool rounds_to_tf32() {
+  static const char* const value = std::getenv("MLX_ENABLE_TF32");
+  static const bool rounds = !value || std::atoi(value) != 0;
+  return rounds;
+}
+
 /// The platform whose kernels run on the emulator, if any do.
 static std::optional<Platform> emulated_platform() {
 #ifdef NATTEN_BUILD_EMULATOR
@@ -164,7 +171,7 @@ bool is_emulated() {
 }
 
 Target target(mx::Device device) {
-  if (const auto emulated = emulated_platform()) return {*emulated, Target::kOldestCapability, mx::env::enable_tf32()};
+  if (const auto emulated = emulated_platform()) return {*emulated, Target::kOldestCapability, rounds_to_tf32()};
   if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return kPlatform;
   // Asked once for each device: MLX measures its free memory every time.
   static std::mutex mutex;
@@ -182,7 +189,7 @@ Target target(mx::Device device) {
     const int capability = 10 * number("compute_capability_major") + number("compute_capability_minor");
     if (capability > 0) found->second = capability;
   }
-  return {kPlatform, found->second, mx::env::enable_tf32()};
+  return {kPlatform, found->second, rounds_to_tf32()};
 }
 
 CacheUsage kernel_cache_usage() {

@@ -139,6 +139,8 @@ void finish_stream(Stream& stream, const Plan& plan) {
   int row_vectors = stream.slices * plan.lanes;
   while (row_vectors % (2 * lanes) != lanes) ++row_vectors;
   stream.pitch = row_vectors * plan.vector;
+  // Fragments of float32 are read by 4 channels of 8 rows, and by 8 channels of 4 pairs of rows: each in all banks.
+  if (plan.matrix && element_size(stream.type) == 4) stream.pitch = ceil_div(stream.width, 32) * 32 + 4;
 }
 
 /// Positions that a tile of `extent` on this axis meets, at most.
@@ -195,7 +197,7 @@ int bytes_per_position(const Plan& plan, KernelId kernel) {
 /// Whether the kernel runs on matrix units (bodies/matrix.h). All others are bodies of multiply-adds.
 bool suits_matrix_units(const Problem& p, KernelId kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
-  const bool has_type = target.platform == Platform::metal || element_size(p.query_type) == 2;
+  const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
   return is_fused(kernel) && has_type && p.key_type == p.query_type && p.value_type == p.query_type &&
          fits(p.head_dim) && fits(p.value_dim) && !(p.has_rpb && kernel == KernelId::backward_query);
 }
@@ -371,13 +373,15 @@ bool plan_matrix(const Problem& p, KernelId kernel, Platform platform, Plan& pla
     // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
     // anyway, and there larger tiles load less.
     constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+    // float32 takes twice the registers for what is held, and twice the threadgroup memory.
+    constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {1, 1, 1}};
     plan.threads = width == 2 ? 256 : 128;
-    plan.groups = kGroups[width][role];
+    plan.groups = (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
     plan.block = width == 2 && role == 2 ? 16 : 32;
     most_bytes = 36 * kKilobyte;
   }
   for (Stream* s : {&plan.a, &plan.b}) {
-    const int step = metal ? 8 : 16;
+    const int step = metal || element_size(s->type) == 4 ? 8 : 16;
     s->width = ceil_div(s->channels, step) * step;
   }
   override_from_environment(plan);
@@ -446,7 +450,7 @@ Problem family_of(Problem p) {
 std::string family_key(const Problem& p, KernelId kernel, Target target) {
   std::string key;
   const auto add = [&](auto value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  add(kernel), add(target.platform), add(target.capability), add(p.op);
+  add(kernel), add(target.platform), add(target.capability), add(target.tf32), add(p.op);
   add(p.heads), add(p.kv_heads), add(p.head_dim), add(p.value_dim);
   for (const Axis& axis : p.axes) {
     add(axis.length), add(axis.kernel_size), add(axis.stride), add(axis.dilation), add(axis.gna_stride);

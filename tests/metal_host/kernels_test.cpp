@@ -288,7 +288,9 @@ bool is_forward(KernelId id) {
 
 /// Float32 results have the tolerances. A half result may be off by one unit in the last place of the largest:
 /// sums are in float32, so rounding it once, by half a unit, is nearly all of its error.
-double tolerance(KernelId id, ElementType type) {
+/// So may what is made of operands with the 10 bits of tf32.
+double tolerance(KernelId id, ElementType type, bool is_tf32 = false) {
+  if (is_tf32) return 0x1p-9;
   if (type == ElementType::float16) return 0x1p-10;
   if (type == ElementType::bfloat16) return 0x1p-7;
   return is_forward(id) ? 1e-5 : 1e-4;
@@ -297,7 +299,7 @@ double tolerance(KernelId id, ElementType type) {
 struct Param {
   Case test;
   KernelOf kernel;
-  fast::Platform platform;
+  fast::Target target;
   bool matrix;  ///< on matrix units, where the plan takes them
 };
 
@@ -325,11 +327,11 @@ std::vector<Param> parameters() {
   size_t index = 0;
   for (const Case& test : cases()) {
     for (const KernelOf& kernel : kernels_of(test.problem)) {
-      for (const fast::Platform platform : {fast::Platform::metal, fast::Platform::cuda}) {
+      for (const fast::Target target : {fast::Target(fast::Platform::metal), {fast::Platform::cuda, 80, true}}) {
         for (const bool matrix : {false, true}) {
-          const Param param{test, kernel, platform, matrix};
-          if (matrix && !fast::plan(kernel.problem, kernel.id, platform).matrix) continue;
-          if (platform == fast::Platform::metal || is_sampled_on_cuda(param, ++index)) all.push_back(param);
+          const Param param{test, kernel, target, matrix};
+          if (matrix && !fast::plan(kernel.problem, kernel.id, target).matrix) continue;
+          if (target.platform == fast::Platform::metal || is_sampled_on_cuda(param, ++index)) all.push_back(param);
         }
       }
     }
@@ -345,9 +347,9 @@ bool is_streamed(KernelId id, const std::string& name) {
 }
 
 /// The bytes that the kernel moved are those of the cost model.
-void expect_cost(const Case& test, const Problem& problem, KernelId id, const KernelSource& source,
+void expect_cost(const Case& test, const Problem& problem, KernelId id, fast::Target target, const KernelSource& source,
                  const Report& report) {
-  const fast::Cost cost = fast::cost(problem, id, source.platform);
+  const fast::Cost cost = fast::cost(problem, id, target);
   double loaded = 0;
   for (const Traffic& traffic : report.traffic) {
     for (const ArraySpec& input : source.inputs) {
@@ -373,16 +375,16 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, const Ke
     EXPECT_EQ(static_cast<double>(report.stored()), cost.stored);
   }
   for (const Traffic& traffic : report.traffic) {
-    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, source.platform).matrix) continue;
+    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, target).matrix) continue;
     EXPECT_EQ(traffic.loaded, traffic.loaded_once) << traffic.name << " is loaded more than once by a tile";
   }
 }
 
 /// The pairs that threads computed, known from the rows that they read of threadgroup memory, are those of the model.
-void expect_flops(const Problem& problem, KernelId id, fast::Platform platform, const Report& report) {
+void expect_flops(const Problem& problem, KernelId id, fast::Target target, const Report& report) {
   if (!fast::has_tiles(id)) return;
-  const fast::Cost cost = fast::cost(problem, id, platform);
-  const fast::Plan plan = fast::plan(problem, id, platform);
+  const fast::Cost cost = fast::cost(problem, id, target);
+  const fast::Plan plan = fast::plan(problem, id, target);
   if (plan.matrix) return;
   const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
   const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
@@ -394,10 +396,11 @@ void expect_flops(const Problem& problem, KernelId id, fast::Platform platform, 
 }
 
 TEST_P(Kernels, MatchTheDefinition) {
-  const auto& [test, kernel, platform, matrix] = GetParam();
+  const auto& [test, kernel, target, matrix] = GetParam();
   const WithoutMatrixUnits guard(!matrix);
-  ASSERT_EQ(fast::objection(kernel.problem, platform), std::nullopt);
-  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, platform);
+  ASSERT_EQ(fast::objection(kernel.problem, target), std::nullopt);
+  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, target);
+  const bool is_tf32 = target.tf32 && matrix && test.problem.query_type == FloatType::float32;
   Data data(test);
   const Reference reference(test.problem, data.arrays());
   Arrays given = data.with_poison();
@@ -415,15 +418,15 @@ TEST_P(Kernels, MatchTheDefinition) {
       }
     }
     expect_near(name == "na_partials" ? summed(results[i], right.size()) : results[i], right,
-                tolerance(kernel.id, source.outputs[i].type), name);
+                tolerance(kernel.id, source.outputs[i].type, is_tf32), name);
   }
-  expect_cost(test, kernel.problem, kernel.id, source, report);
-  expect_flops(kernel.problem, kernel.id, platform, report);
+  expect_cost(test, kernel.problem, kernel.id, target, source, report);
+  expect_flops(kernel.problem, kernel.id, target, report);
 }
 
 /// Threadgroups that sum the gradient of rpb over several tiles, and over samples.
 TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
-  const auto& [test, kernel, platform, matrix] = GetParam();
+  const auto& [test, kernel, target, matrix] = GetParam();
   if (!test.problem.has_rpb || (kernel.id != KernelId::backward_query && kernel.id != KernelId::qk_backward_query))
     return;
   Data data(test);
@@ -431,7 +434,7 @@ TEST_P(Kernels, SumFewPartsOfTheBiasGradient) {
   const Arrays given = data.with_poison();
   for (const int parts : {1, 3}) {
     setenv("NATTEN_FAST_TILE", ("parts=" + std::to_string(parts)).c_str(), 1);
-    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, platform);
+    const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, target);
     unsetenv("NATTEN_FAST_TILE");
     EXPECT_LE(source.outputs[1].shape[0], parts);
     std::vector<Values> results;
@@ -535,7 +538,7 @@ TEST(CostModel, OfLongWindowsAndManyGroupsIsThatOfTheirParts) {
 
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(parameters()), [](const auto& info) {
   return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + (info.param.matrix ? "_matrix" : "") +
-         (info.param.platform == fast::Platform::cuda ? "_cuda" : "");
+         (info.param.target.platform == fast::Platform::cuda ? "_cuda" : "");
 });
 
 }  // namespace

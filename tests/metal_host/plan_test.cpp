@@ -30,9 +30,9 @@ Problem attention(FloatType type, std::int64_t head_dim, std::int64_t value_dim)
 }
 
 /// How many of the three fused kernels run on matrix units.
-int on_matrix_units(const Problem& p, Platform platform = Platform::cuda) {
+int on_matrix_units(const Problem& p, Target target = Platform::cuda) {
   int count = 0;
-  for (const KernelId kernel : kFused) count += plan(p, kernel, platform).matrix;
+  for (const KernelId kernel : kFused) count += plan(p, kernel, target).matrix;
   return count;
 }
 
@@ -55,6 +55,13 @@ TEST(MatrixUnits, OfAppleTakeFloat32) {
   EXPECT_EQ(on_matrix_units(attention(f32, 64, 64), Platform::metal), 3);
   EXPECT_EQ(on_matrix_units(attention(f32, 128, 128), Platform::metal), 3);
   EXPECT_EQ(on_matrix_units(attention(f32, 64, 64), Platform::cuda), 0);
+}
+
+TEST(MatrixUnits, OfNvidiaTakeFloat32WhereMlxRoundsItToo) {
+  for (const std::int64_t dim : {8, 12, 64, 128}) {
+    EXPECT_EQ(on_matrix_units(attention(f32, dim, dim), {Platform::cuda, 90, true}), 3) << dim;
+    EXPECT_EQ(on_matrix_units(attention(f32, dim, dim), {Platform::cuda, 90, false}), 0) << dim;
+  }
 }
 
 TEST(MatrixUnits, TakeNoMixtureOfTypes) {

@@ -1,6 +1,5 @@
-// Fragments of a warp's tile of sums on NVIDIA's matrix units: mma.m16n8k16 of half types, mma.m16n8k8 of float32 rounded
-// to tf32, with float32 sums.
-// What matrix.h needs of an engine, here and in fragments_metal.h:
+// Fragments of a warp's tile of sums on NVIDIA's matrix units: mma.m16n8k16 of half types, mma.m16n8k8 of float32
+// rounded to tf32, with float32 sums. What matrix.h needs of an engine, here and in fragments_metal.h:
 //   where a lane's elements lie: of each block of 16 rows and 8 columns it holds (row, column), (row, column + 1) and
 //     the same eight rows further down;
 //   Held: the warp's 16 stationary positions as a left operand, from device memory;
