@@ -70,8 +70,9 @@ endif
 test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the emulator, some CUDA text compiled by NVRTC
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
-	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 $(BIN)/python -m pytest -q tests/python
-	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=1 NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal $(BIN)/python -m pytest -q tests/python
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=12 $(BIN)/python -m pytest -q tests/python/test_attention.py
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
 # Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it.

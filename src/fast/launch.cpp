@@ -160,7 +160,7 @@ static bool rounds_to_tf32() {
 static std::optional<Platform> emulated_platform() {
 #ifdef NATTEN_BUILD_EMULATOR
   const char* value = std::getenv("NATTEN_TEST_FAST_EMULATOR");
-  if (value && (std::string(value) == "metal" || std::string(value) == "1")) return Platform::metal;
+  if (value && std::string(value) == "metal") return Platform::metal;
   if (value && std::string(value) == "cuda") return Platform::cuda;
 #endif
   return std::nullopt;

@@ -14,7 +14,7 @@ namespace {
 class Launches : public testing::Test {
  protected:
   void SetUp() override {
-    setenv("NATTEN_TEST_FAST_EMULATOR", "1", 1);
+    setenv("NATTEN_TEST_FAST_EMULATOR", "metal", 1);
     setenv("NATTEN_STRICT", "1", 1);
     set_backend("fast_metal");
     clear_cache();

@@ -1,8 +1,8 @@
 """Every test that takes `tier` runs once on each tier that this machine has, with no fallback allowed.
 
 Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
-detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every kernel: only
-tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test).
+detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every
+kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") in ("1", "metal", "cuda")
+EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") in ("metal", "cuda")
 
 settings.register_profile(
     "natten",
