@@ -176,6 +176,10 @@ TEST(Api, CostsNeedNoGpu) {
   const mx::Shape shape{1, 8, 2, 4};
   const std::string cost = gpu_cost({.query = {shape}, .key = {shape}, .value = {shape}}, {3});
   EXPECT_NE(cost.find("backward_key_value: "), std::string::npos) << cost;
+  const ArrayDescription wide{shape, mx::float64};
+  const std::string none = gpu_cost({.query = wide, .key = wide, .value = wide}, {3});
+  EXPECT_EQ(none.find("none: tier 'fast_"), 0u) << none;
+  EXPECT_NE(none.find("float64"), std::string::npos) << none;
 }
 
 }  // namespace

@@ -131,6 +131,14 @@ def test_other_programs_are_told_when_they_import(tmp_path):
         assert result.stdout == ""
 
 
+def test_doctor_shows_where_things_are_and_what_is_cached(capsys):
+    assert main(["doctor"]) == 0
+    assert "kernel cache" not in capsys.readouterr().out
+    assert main(["doctor", "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"kernel cache +\d+ kernels, \d+\.\d of at most \d+ MiB", out) and "_ext" in out
+
+
 def test_doctor_names_a_wrong_result(capsys, monkeypatch):
     monkeypatch.setattr(natten_mlx, "na2d", lambda query, *_, **__: 2 * query)
     assert main(["doctor"]) == 1

@@ -81,6 +81,17 @@ def _tiers(report: Report, verbose: bool) -> None:
         report.line(f"tier {row['name']}", "can run here" if row["available"] else f"can't run here: {row['reason']}")
     report.check("selected tier", natten_mlx.get_backend)
     report.check("a 2-D call", _call)
+    if verbose:  # after the call, which may have compiled one
+        report.check("kernel cache", _cache)
+
+
+def _cache() -> str:
+    """Of kernels compiled at run time, in this process."""
+    from natten_mlx import _ext
+
+    info = _ext.kernel_cache_info()
+    kept, limit = info["bytes"] / 2**20, info["limit"] / 2**20
+    return f"{info['kernels']} kernels, {kept:.1f} of at most {limit:.0f} MiB"
 
 
 def _mlx() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from natten_mlx.support_matrix import get_support_matrix
+from natten_mlx._backend import backend
+from natten_mlx.support_matrix import explain, get_support_matrix
 
 
 def has_mlx() -> bool:
@@ -37,20 +38,33 @@ def has_fna(device_index: int | None = None) -> bool:
     return any(row["available"] and all(row["fusion"].values()) for row in get_support_matrix().values())
 
 
+def _on_matrix_units(dtype: mx.Dtype) -> bool:
+    if not get_support_matrix()["fast_metal"]["available"]:
+        return False
+    shape = (1, 64, 1, 32)
+    stream = mx.gpu if mx.is_available(mx.gpu) else None  # without one, the tests' emulator
+    with backend("fast_metal"):
+        return "matrix units" in explain(shape, shape, shape, 7, dtype=dtype, stream=stream).tile
+
+
 def has_gemm(device_index: int | None = None) -> bool:
-    """Whether attention can run on a GPU's matrix units here: half types do on CUDA."""
-    return has_cuda()
+    """Whether float16 attention runs on a GPU's matrix units here."""
+    return _on_matrix_units(mx.float16)
+
+
+def has_fp32_gemm(device_index: int | None = None) -> bool:
+    """Whether float32 attention runs on a GPU's matrix units here, in float32: on Apple's it does."""
+    return _on_matrix_units(mx.float32)
 
 
 def has_tf32_gemm(device_index: int | None = None) -> bool:
-    """Whether float32 attention runs on matrix units: no tier rounds float32 to TF32."""
+    """Whether float32 attention is rounded to TF32 for matrix units: never."""
     return False
 
 
 def has_fp64_gemm(device_index: int | None = None) -> bool:
-    """Whether float64 attention runs on matrix units: no."""
+    """Whether float64 attention runs on matrix units: it runs on the CPU."""
     return False
 
 
 has_fused_na = has_fna
-has_fp32_gemm = has_tf32_gemm

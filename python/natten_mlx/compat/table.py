@@ -60,14 +60,14 @@ def _common(*own_tests: str) -> Iterator[Entry]:
         "has_half": "always true",
         "has_bfloat": "always true",
         "has_fna": "`get_support_matrix()[tier]['fusion']`",
-        "has_gemm": "matrix units, used for half types on CUDA",
+        "has_gemm": '`explain(...).tile` says "matrix units"',
     }
     for name, native in natives.items():
         yield Entry(name, _FEATURE if name in own_tests else _OURS, native)
 
 
 _TESTS_015 = ("has_cuda", "has_half", "has_bfloat", "has_gemm")
-_NO_GEMM = "false: no tier rounds float32 to TF32, or has float64 on matrix units"
+_NO_GEMM = "false: no tier rounds float32 to TF32, or has float64 on a GPU"
 _KERNELS = "kernels are chosen by `natten_mlx.set_backend`"
 _UNFUSED = tuple(f"{verb}_{kind}" for kind in ("gemm_na", "tf32", "tiled_na") for verb in ("enable", "disable"))
 
@@ -207,7 +207,8 @@ RELEASES: dict[str, Release] = {
             *_ranked("natten#dqk", "`na#d_qk`", "`na#d_qk(..., scale=1.0)` on heads-last arrays", 1, 2, 3),
             *_ranked("natten#dav", "`na#d_av`", _NATIVE_AV, 1, 2, 3),
             *_common(*_TESTS_015),
-            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, '`explain(...).tile` says "matrix units"', "has_fp32_gemm"),
             *_entries(_SWITCH + ", and returned", _KERNELS, *_UNFUSED),
             *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
             *_AUTOGRAD,
@@ -257,7 +258,8 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_ranked("natten#dav", "`na#d_av` (dropped by 0.17.5)", _NATIVE_AV, 1, 2, 3),
             *_common(*_TESTS_015, "has_fna"),
             Entry("has_fused_na", "`has_fna`", "`get_support_matrix()[tier]['fusion']`"),
-            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, '`explain(...).tile` says "matrix units"', "has_fp32_gemm"),
             *_entries(_SWITCH, "modules are fused", "use_fused_na", "use_fna"),
             *_entries(_SWITCH + " (0.17.5)", _KERNELS, "use_flex_attention", "force_flex_attention"),
             *_entries(_SWITCH, "there is nothing to tune", "use_autotuner", "disable_autotuner"),
