@@ -85,6 +85,7 @@ class BackwardSweep : public TileSweep {
       to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[flat]);
     }
     if (has_empty(to)) {
+      met_empty_ = true;
       clear_empty_rows(to + lse_, tile.count, query, pitch_);
       clear_empty_rows(to + lse_, tile.count, dout, value_pitch_);
     }
@@ -97,7 +98,7 @@ class BackwardSweep : public TileSweep {
   }
 
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
-    if (has_empty(from)) {
+    if (met_empty_ && has_empty(from)) {
       const TileTag d;
       const auto is_empty = are_lowest(hn::Load(d, from + lse_));
       for (std::int64_t c = dquery_t_; c < dquery_t_ + kLanes * dim_; c += kLanes) {
@@ -120,7 +121,7 @@ class BackwardSweep : public TileSweep {
     call_tiles(kMultiply, tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots,
                dlogits);
     for (int r = 0; r < count; ++r) {
-      const bool is_masked = tile.is_masked || has_empty(rows[r].tiles + tile_start);
+      const bool is_masked = tile.is_masked || (met_empty_ && has_empty(rows[r].tiles + tile_start));
       const auto finish =
           inputs_.rpb == nullptr
               ? (is_masked ? &BackwardSweep::finish_scores<false, true> : &BackwardSweep::finish_scores<false, false>)
@@ -175,6 +176,7 @@ class BackwardSweep : public TileSweep {
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
   // Places in a packed tile: transposed [channel][lane]; [lane][pitch]; [lane].
   std::int64_t query_t_, dout_t_, dquery_t_, query_, dout_, lse_, delta_;
+  bool met_empty_ = false;  ///< some tile has_empty()
 };
 
 /// Long windows along one axis: blocks of keys and of queries are dense, those that are not of a window become zeros.
@@ -184,7 +186,7 @@ class DenseSweep final : public BackwardSweep {
              const Task& task)
       : BackwardSweep(inputs, saved, gradients, task) {
     is_dense_ = true;
-    packs_late_ = axes_[2].kernel_size <= tuning::kDenseChunk;
+    packs_late_ = true;
     const auto& queries = group_[2]->queries;
     for (const Tile& tile : tiles_) {
       DenseTile dense{};
@@ -199,6 +201,15 @@ class DenseSweep final : public BackwardSweep {
       dense.is_owned = size_of(owned_of(tile)) > 0;
       dense_tiles_.push_back(dense);
     }
+    if (axes_[2].kernel_size > tuning::kDenseChunk) {
+      chunk_ = tuning::kDenseChunk;
+      const Span all = all_keys();
+      for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
+        const TileSpan tiles = tiles_of({begin, std::min(begin + chunk_, all.end)});
+        ring_tiles_ = std::max(ring_tiles_, tiles.end - tiles.begin);
+      }
+      if (gradients.query != nullptr) extra_ = heads_ * ring_tiles_ * dquery_size();
+    }
   }
 
   /// Whether no zero weight met an infinity or a NaN, which would have spread to queries that do not attend it.
@@ -212,6 +223,21 @@ class DenseSweep final : public BackwardSweep {
     Span keys, common;                   ///< of any and of all lanes
     bool is_owned;
   };
+  struct TileSpan {
+    std::size_t begin, end;  ///< multiples of kDenseTiles; the last tiles may not exist
+  };
+
+  /// Pairs of tiles that attend any of the keys.
+  TileSpan tiles_of(const Span& keys) const {
+    const auto is_before = [](const DenseTile& tile, std::int64_t key) { return tile.keys.end <= key; };
+    const auto starts_before = [](const DenseTile& tile, std::int64_t key) { return tile.keys.start < key; };
+    const auto begin = dense_tiles_.begin(), end = dense_tiles_.end();
+    const std::size_t first = std::lower_bound(begin, end, keys.start, is_before) - begin;
+    const std::size_t last = std::lower_bound(begin, end, keys.end, starts_before) - begin;
+    return {first / kDenseTiles * kDenseTiles, (last + kDenseTiles - 1) / kDenseTiles * kDenseTiles};
+  }
+  Span all_keys() const { return {part_[2].keys.start - first_place_, part_[2].keys.end - first_place_}; }
+  std::int64_t dquery_size() const { return kLanes * round_up(dim_, 4); }
 
   static bool all_finite(const float* from, std::int64_t count) {
     const TileTag d;
@@ -220,10 +246,9 @@ class DenseSweep final : public BackwardSweep {
     return hn::GetLane(hn::SumOfLanes(d, sum)) == 0.0f;
   }
 
-  void check_keys(std::int64_t block_row) {
-    const Span& keys = part_[2].keys;
+  void check_keys(std::int64_t block_row, const Span& places) {
     const float* row = key_memory_ + block_row * key_row_size_ + keys_[0].offset;
-    is_finite_ &= all_finite(row + (keys.start - first_place_) * pitch_, size_of(keys) * pitch_);
+    is_finite_ &= all_finite(row + places.start * pitch_, size_of(places) * pitch_);
   }
   void check_queries(const float* tile) {
     is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
@@ -232,12 +257,23 @@ class DenseSweep final : public BackwardSweep {
   void multiply_block(std::int64_t k0, const Span& k1s) override {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       const std::int64_t block_row = k1 - k1s.start;
-      check_keys(block_row);
       const Span owned = is_owned_key(k0, k1)
                              ? Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_}
                              : Span{0, 0};
-      for (const QueryRow& row : rows_[block_row])
-        packs_late_ ? sweep_tiles(block_row, row, owned) : sweep_chunks(block_row, row, owned);
+      if (chunk_ > 0) {
+        sweep_chunks(k0, k1, owned);
+        continue;
+      }
+      check_keys(block_row, all_keys());
+      for (const QueryRow& row : rows_[block_row]) sweep_tiles(block_row, row, owned);
+    }
+  }
+
+  void pack_pair(const QueryRow& row, std::size_t tile) {
+    for (std::size_t i = tile; i < std::min(tile + kDenseTiles, tiles_.size()); ++i) {
+      float* to = row.tiles + (i - tile) * tile_size_;
+      pack_tile(row.q0, row.q1, row.head, tiles_[i], to);
+      check_queries(to);
     }
   }
 
@@ -245,26 +281,67 @@ class DenseSweep final : public BackwardSweep {
   void sweep_tiles(std::int64_t block_row, QueryRow row, const Span& owned) {
     float* const packed = row.tiles;
     for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
-      const std::size_t end = std::min(t + kDenseTiles, tiles_.size());
-      for (std::size_t i = t; i < end; ++i) {
-        float* to = packed + (i - t) * tile_size_;
-        pack_tile(row.q0, row.q1, row.head, tiles_[i], to);
-        check_queries(to);
-      }
+      row.tiles = packed;
+      pack_pair(row, t);
       row.tiles = packed - t * tile_size_;
       multiply_tiles(block_row, row, t, {0, places_}, owned);
-      for (std::size_t i = t; i < end && row.owned && gradients_.query != nullptr; ++i) {
-        store_tile(row.q0, row.q1, row.head, tiles_[i], packed + (i - t) * tile_size_);
+      for (std::size_t i = t; i < std::min(t + kDenseTiles, tiles_.size()); ++i) {
+        if (row.owned && gradients_.query != nullptr) {
+          store_tile(row.q0, row.q1, row.head, tiles_[i], packed + (i - t) * tile_size_);
+        }
       }
     }
   }
 
-  /// Longer ones: all tiles pass by some keys that stay in the cache.
-  void sweep_chunks(std::int64_t block_row, const QueryRow& row, const Span& owned) {
-    for (std::size_t t = 0; t < tiles_.size(); ++t) check_queries(row.tiles + t * tile_size_);
-    for (std::int64_t begin = 0; begin < places_; begin += tuning::kDenseChunk) {
-      const Span keys{begin, std::min<std::int64_t>(begin + tuning::kDenseChunk, places_)};
-      for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) multiply_tiles(block_row, row, t, keys, owned);
+  /// Longer ones: the tiles that attend some keys pass by them, packed again for the next. In between, the gradients of
+  /// their queries wait in a ring.
+  void sweep_chunks(std::int64_t k0, std::int64_t k1, const Span& owned) {
+    const Span all = all_keys();
+    std::size_t started = 0;
+    for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
+      const Span keys{begin, std::min(begin + chunk_, all.end)};
+      chunk_start_ = begin;
+      for (const KeyTensor& key : keys_) {
+        load_rows(token_rows(*key.tensor, k0, k1, first_place_ + begin), size_of(keys), key.dim,
+                  key_memory_ + key.offset, key.pitch());
+      }
+      check_keys(0, {0, size_of(keys)});
+      std::fill_n(dkey_memory_, dkey_row_size_, 0.0f);
+      const TileSpan tiles = tiles_of(keys);
+      for (const QueryRow& row : rows_[0]) {
+        for (std::size_t t = tiles.begin; t < tiles.end; t += kDenseTiles)
+          sweep_pair(row, t, keys, owned, t >= started);
+      }
+      started = std::max(started, tiles.end);
+      const Span ours{std::max(owned.start, keys.start), std::min(owned.end, keys.end)};
+      for (const KeyTensor& key : dkeys_) {
+        if (key.tensor == nullptr || size_of(ours) <= 0) continue;
+        store_rows(dkey_memory_ + key.offset + (ours.start - begin) * key.pitch(), key.pitch(), size_of(ours), key.dim,
+                   token_rows(*key.tensor, k0, k1, first_place_ + ours.start), is_streamed_);
+      }
+    }
+    chunk_start_ = 0;
+  }
+
+  void sweep_pair(QueryRow row, std::size_t tile, const Span& keys, const Span& owned, bool is_first) {
+    float* const packed = row.tiles;
+    pack_pair(row, tile);
+    const std::size_t end = std::min(tile + kDenseTiles, tiles_.size());
+    const auto waiting = [&](std::size_t t) {
+      return extra_memory_ + (row.head * ring_tiles_ + t % ring_tiles_) * dquery_size();
+    };
+    const bool is_kept = row.owned && gradients_.query != nullptr;
+    for (std::size_t t = tile; t < end && is_kept && !is_first; ++t) {
+      std::copy_n(waiting(t), dquery_size(), packed + (t - tile) * tile_size_ + dquery_t_);
+    }
+    row.tiles = packed - tile * tile_size_;
+    multiply_tiles(0, row, tile, keys, owned);
+    if (!is_kept) return;
+    const bool is_last = dense_tiles_[end - 1].keys.end <= keys.end;
+    for (std::size_t t = tile; t < end; ++t) {
+      float* from = packed + (t - tile) * tile_size_;
+      is_last ? store_tile(row.q0, row.q1, row.head, tiles_[t], from)
+              : void(std::copy_n(from + dquery_t_, dquery_size(), waiting(t)));
     }
   }
 
@@ -295,7 +372,8 @@ class DenseSweep final : public BackwardSweep {
     float *probabilities = scores_[0], *dlogits = scores_[1];
     float* packed = row.tiles + tile * tile_size_;
     const float* key_row = key_memory_ + block_row * key_row_size_;
-    const float* keys = key_row + keys_[0].offset + key * pitch_;
+    const std::int64_t place = key - chunk_start_;  // in the packed rows
+    const float* keys = key_row + keys_[0].offset + place * pitch_;
     const auto call = [&](const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t b_next,
                           std::int64_t b_step, std::int64_t k, float* sums, std::int64_t sums_next,
                           std::int64_t sums_row) {
@@ -304,7 +382,7 @@ class DenseSweep final : public BackwardSweep {
     multiply_dense<false>(
         call(keys, pitch_, 1, packed + query_t_, tile_size_, kLanes, dim_, probabilities, score_size_, kLanes), count,
         tiles);
-    multiply_dense<false>(call(key_row + keys_[1].offset + key * value_pitch_, value_pitch_, 1, packed + dout_t_,
+    multiply_dense<false>(call(key_row + keys_[1].offset + place * value_pitch_, value_pitch_, 1, packed + dout_t_,
                                tile_size_, kLanes, value_dim_, dlogits, score_size_, kLanes),
                           count, tiles);
     for (int t = 0; t < tiles; ++t) {
@@ -321,9 +399,9 @@ class DenseSweep final : public BackwardSweep {
     float* sums = dkey_memory_ + block_row * dkey_row_size_;
     const std::int64_t scores = (begin - key) * kLanes;
     add_queries(tile, tiles, probabilities + scores, packed + dout_, value_pitch_, begin, end,
-                sums + dkeys_[1].offset + begin * value_pitch_);
+                sums + dkeys_[1].offset + (begin - chunk_start_) * value_pitch_);
     add_queries(tile, tiles, dlogits + scores, packed + query_, pitch_, begin, end,
-                sums + dkeys_[0].offset + begin * pitch_);
+                sums + dkeys_[0].offset + (begin - chunk_start_) * pitch_);
   }
 
   /// sums[key] += scores[key][query] * query, over the queries of the tiles
@@ -415,6 +493,8 @@ class DenseSweep final : public BackwardSweep {
   }
 
   std::vector<DenseTile> dense_tiles_;
+  std::size_t ring_tiles_ = 0;    ///< whose gradients wait at a time, of one head
+  std::int64_t chunk_start_ = 0;  ///< place of the first packed key
   bool is_finite_ = true;
 };
 

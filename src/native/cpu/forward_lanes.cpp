@@ -2,7 +2,9 @@
 // them as one broadcast, unpacked. The windows of a tile together are a little longer than one: the waste of this
 // design.
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "native/cpu/forward_plan.h"
@@ -51,12 +53,16 @@ void multiply_lanes(const LanesCall& call) {
     NATTEN_UNROLL
     for (int k = 0; k < kKeys; ++k) sums[t][k] = hn::Zero(d);
   }
+  // A pointer per four keys, whose addresses then are pointer + {0, 1, 2, 3} * pitch. One per key, which GCC would
+  // make, does not fit the registers.
   const std::int64_t pitch = call.pitch;
-  const float* keys = call.keys;
+  const float* keys[kKeys / 4];
+  NATTEN_UNROLL
+  for (int k = 0; k < kKeys / 4; ++k) keys[k] = call.keys + 4 * k * pitch;
   const float* queries[kTiles];
   NATTEN_UNROLL
   for (int t = 0; t < kTiles; ++t) queries[t] = call.queries[t];
-  for (std::int64_t c = 0; c < call.channels; ++c, ++keys) {
+  for (std::int64_t c = 0; c < call.channels; ++c) {
     TileVec query[kTiles];
     NATTEN_UNROLL
     for (int t = 0; t < kTiles; ++t) {
@@ -65,10 +71,12 @@ void multiply_lanes(const LanesCall& call) {
     }
     NATTEN_UNROLL
     for (int k = 0; k < kKeys; ++k) {
-      TileVec key = hn::Set(d, keys[k * pitch]);
+      if (k % 4 == 0) keep_pointer(keys[k / 4]);
+      TileVec key = hn::Set(d, keys[k / 4][k % 4 * pitch]);
       if constexpr (kTiles > 1) keep_in_register(key);
       NATTEN_UNROLL
       for (int t = 0; t < kTiles; ++t) sums[t][k] = hn::MulAdd(query[t], key, sums[t][k]);
+      if (k % 4 == 3) ++keys[k / 4];
     }
   }
   NATTEN_UNROLL
@@ -79,20 +87,15 @@ void multiply_lanes(const LanesCall& call) {
   }
 }
 
-/// `count` keys, rounded up to a multiple of 4.
-template <int kTiles, int kKeys = most_keys(kTiles)>
-void multiply_all(LanesCall call, std::int64_t count) {
-  const auto advance = [&] {
-    call.keys += kKeys * call.pitch;
-    for (int t = 0; t < kTiles; ++t) call.scores[t] += kKeys * kLanes;
-  };
-  if constexpr (kKeys > 4) {
-    for (; count >= kKeys; count -= kKeys, advance()) multiply_lanes<kTiles, kKeys>(call);
-    if (count > 0) multiply_all<kTiles, kKeys - 4>(call, count);
-  } else {
-    for (; count > 0; count -= kKeys, advance()) multiply_lanes<kTiles, 4>(call);
-  }
+// multiply_lanes by its keys / 4 - 1.
+using LanesFunction = void (*)(const LanesCall&);
+template <int kTiles, int... kFours>
+constexpr std::array<LanesFunction, sizeof...(kFours)> lanes_functions(std::integer_sequence<int, kFours...>) {
+  return {{multiply_lanes<kTiles, 4 * (kFours + 1)>...}};
 }
+template <int kTiles>
+inline constexpr auto kMultiplyLanes =
+    lanes_functions<kTiles>(std::make_integer_sequence<int, most_keys(kTiles) / 4>());
 
 class LanesSweep {
  public:
@@ -122,26 +125,37 @@ class LanesSweep {
       const std::int64_t last = std::min(q + together, owned.end) - 1;
       most_keys = std::max(most_keys, queries[last].keys.end - queries[q].keys.start);
     }
-    score_size_ = (most_keys + 3) * kLanes;
-    const std::int64_t keys = size_of(part_[2].keys), channels = (p_.head_dim + 3) / 4 * 4;
-    Scratch scratch(Scratch::bytes<float>((keys + 3) * pitch_) + Scratch::bytes<float>(keys * value_pitch_) +
-                    Scratch::bytes<float>(tiles_ * channels * kLanes) + Scratch::bytes<float>(tiles_ * score_size_) +
-                    Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes));
-    keys_ = scratch.take<float>((keys + 3) * pitch_);
-    values_ = scratch.take<float>(keys * value_pitch_);
-    queries_ = scratch.take<float>(tiles_ * channels * kLanes);
+    const std::int64_t keys = size_of(part_[2].keys);
+    is_chunked_ = 4 * keys * (pitch_ + value_pitch_) > tuning::kLanesPackedBytes;
+    packed_keys_ = is_chunked_ ? std::min<std::int64_t>(keys, tuning::kLanesChunk) : keys;
+    block_ = is_chunked_ ? tuning::kLanesBlock : together;
+    score_size_ = ((is_chunked_ ? packed_keys_ : most_keys) + 3) * kLanes;
+    query_size_ = round_up(p_.head_dim, 4) * kLanes;
+    const std::int64_t block_tiles = block_ / kLanes;
+    const std::int64_t sums = is_chunked_ ? block_tiles * RunningSums::size(value_pitch_) : 0;
+    Scratch scratch(Scratch::bytes<float>((packed_keys_ + 3) * pitch_) +
+                    Scratch::bytes<float>(packed_keys_ * value_pitch_) +
+                    Scratch::bytes<float>(block_tiles * query_size_) + Scratch::bytes<float>(tiles_ * score_size_) +
+                    Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(sums) +
+                    2 * Scratch::bytes<float>(kLanes));
+    keys_ = scratch.take<float>((packed_keys_ + 3) * pitch_);
+    values_ = scratch.take<float>(packed_keys_ * value_pitch_);
+    queries_ = scratch.take<float>(block_tiles * query_size_);
     scores_ = scratch.take<float>(tiles_ * score_size_);
     buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
+    sums_ = scratch.take<float>(sums);
     factors_ = scratch.take<float>(kLanes);
     lse_ = scratch.take<float>(kLanes);
 
     for (std::int64_t q0 = part_[0].queries.start; q0 < part_[0].queries.end; ++q0) {
       for (std::int64_t q1 = part_[1].queries.start; q1 < part_[1].queries.end; ++q1) {
         for (std::int64_t kv_head = task_.kv_heads.start; kv_head < task_.kv_heads.end; ++kv_head) {
-          pack_keys_and_values(kv_head, q0, q1);
+          if (!is_chunked_) pack_keys_and_values(kv_head, q0, q1, part_[2].keys);
           for (std::int64_t head = kv_head * heads_; head < (kv_head + 1) * heads_; ++head) {
-            for (std::int64_t q = owned.start; q < owned.end; q += together) {
-              run_tiles(head, q0, q1, {q, std::min(q + together, owned.end)});
+            for (std::int64_t q = owned.start; q < owned.end; q += block_) {
+              const Span block{q, std::min(q + block_, owned.end)};
+              pack_queries(head, q0, q1, block);
+              is_chunked_ ? run_in_chunks(kv_head, head, q0, q1, block) : run_tiles(head, q0, q1, block);
             }
           }
         }
@@ -150,8 +164,8 @@ class LanesSweep {
   }
 
  private:
-  void pack_keys_and_values(std::int64_t kv_head, std::int64_t q0, std::int64_t q1) {
-    const Span& k2s = part_[2].keys;
+  void pack_keys_and_values(std::int64_t kv_head, std::int64_t q0, std::int64_t q1, const Span& k2s) {
+    packed_ = k2s;
     const Place at{group_[0]->token(group_[0]->queries[q0].keys.start),
                    group_[1]->token(group_[1]->queries[q1].keys.start), group_[2]->token(k2s.start)};
     const auto rows = [&](const Tensor& tensor) {
@@ -170,61 +184,133 @@ class LanesSweep {
     return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
   }
 
-  /// All queries of the span, at most kLanes per tile.
-  void run_tiles(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span) {
-    const auto& queries = group_[2]->queries;
-    const std::int64_t channels = (p_.head_dim + 3) / 4 * 4;
-    const std::int64_t first_key = queries[span.start].keys.start;
-    LanesCall call{keys_ + (first_key - part_[2].keys.start) * pitch_, pitch_, p_.head_dim, {}, {}};
-    int tiles = 0;
-    for (std::int64_t q = span.start; q < span.end; q += kLanes, ++tiles) {
+  void pack_queries(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
+    const Tensor& query = pass_.inputs.query;
+    float* packed = queries_;
+    for (std::int64_t q = block.start; q < block.end; q += kLanes, packed += query_size_) {
       const Place output = place_of(q0, q1, q);
       const Place token{output[0] * axes_[0].stride, output[1] * axes_[1].stride, output[2] * axes_[2].stride};
-      const Tensor& query = pass_.inputs.query;
       load_rows({row_of(query, task_.plan->batch, token, head), query.strides[3] * axes_[2].stride * query_step(),
                  query.type},
-                std::min<std::int64_t>(kLanes, span.end - q), p_.head_dim, buffer_, pitch_);
-      float* packed = queries_ + tiles * channels * kLanes;
-      transpose_in(buffer_, pitch_, channels, static_cast<float>(p_.scale) * kLog2E, packed, kLanes);
-      call.queries[tiles] = packed;
-      call.scores[tiles] = scores_ + tiles * score_size_;
-    }
-    const std::int64_t keys = queries[span.end - 1].keys.end - first_key;
-    tiles == 2 ? multiply_all<2>(call, keys) : multiply_all<1>(call, keys);
-    for (int t = 0; t < tiles; ++t) {
-      const std::int64_t q = span.start + t * kLanes;
-      finish_tile(head, q0, q1, {q, std::min(q + kLanes, span.end)}, first_key, call.scores[t]);
+                std::min<std::int64_t>(kLanes, block.end - q), p_.head_dim, buffer_, pitch_);
+      transpose_in(buffer_, pitch_, round_up(p_.head_dim, 4), static_cast<float>(p_.scale) * kLog2E, packed, kLanes);
     }
   }
 
-  /// Softmax and values of one tile, whose scores start at `first_key`.
-  void finish_tile(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, std::int64_t first_key,
-                   float* scores) {
-    const TileTag d;
+  Span keys_of(const Span& block) const {
     const auto& queries = group_[2]->queries;
-    const int count = static_cast<int>(size_of(span));
-    std::int64_t begin[kLanes] = {}, end[kLanes] = {};
-    for (int lane = 0; lane < count; ++lane) {
-      begin[lane] = queries[span.start + lane].keys.start - first_key;
-      end[lane] = queries[span.start + lane].keys.end - first_key;
+    return {queries[block.start].keys.start, queries[block.end - 1].keys.end};
+  }
+
+  /// Queries of the block from `tile` on, tiles_ of them, at most kLanes per tile.
+  static Span together(const Span& block, std::int64_t tile, std::int64_t tiles) {
+    return {block.start + tile * kLanes, std::min(block.start + (tile + tiles) * kLanes, block.end)};
+  }
+
+  /// Products of some tiles of the block with keys that are packed.
+  HWY_INLINE void multiply(const Span& span, std::int64_t tile, const Span& keys) {
+    const float* from = keys_ + (keys.start - packed_.start) * pitch_;
+    const int tiles = static_cast<int>((size_of(span) + kLanes - 1) / kLanes);
+    LanesCall call{from, pitch_, p_.head_dim, {}, {}};
+    for (int t = 0; t < tiles; ++t) call.queries[t] = queries_ + (tile + t) * query_size_;
+    // Four keys at least: `keys` may end before.
+    for_each_piece(static_cast<int>((size_of(keys) + 3) / 4), most_keys(tiles) / 4, [&](int piece, int fours) {
+      call.keys = from + 4 * piece * pitch_;
+      for (int t = 0; t < tiles; ++t) call.scores[t] = scores_ + t * score_size_ + 4 * piece * kLanes;
+      (tiles == 2 ? kMultiplyLanes<2>[fours - 1] : kMultiplyLanes<1>[fours - 1])(call);
+    });
+  }
+
+  void run_tiles(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
+    const TileTag d;
+    const Span keys = keys_of(block);
+    multiply(block, 0, keys);
+    for (std::int64_t q = block.start, t = 0; q < block.end; q += kLanes, ++t) {
+      const Span span{q, std::min(q + kLanes, block.end)};
+      float* scores = scores_ + t * score_size_;
+      const Windows windows = windows_of(span, keys);
+      const ScoreRow row = mask_and_bias(head, q0, q1, span, keys, windows, scores);
+      const TileVec max = max_of(row);
+      const Normalizer normalizer(max, exp2_row(row, max));
+      hn::Store(normalizer.factor, d, factors_);
+      weigh_values(windows, keys, scores);
+      store(head, q0, q1, span, normalizer, buffer_);
     }
-    if (pass_.inputs.rpb != nullptr) add_bias(head, q0, q1, span, first_key, scores);
-    mask(begin, end, count, scores);
+  }
 
-    const ScoreRow row{scores + begin[0] * kLanes, 1, 0, end[count - 1] - begin[0]};
-    const TileVec max = max_of(row);
-    const TileVec sum = exp2_row(row, max);
-    const Normalizer normalizer(max, sum);
-    hn::Store(normalizer.factor, d, factors_);
-    hn::Store(normalizer.lse, d, lse_);
+  /// Windows so long that their keys do not fit a cache: all tiles of a block pass by some keys after the other.
+  HWY_NOINLINE void run_in_chunks(std::int64_t kv_head, std::int64_t head, std::int64_t q0, std::int64_t q1,
+                                  const Span& block) {
+    const TileTag d;
+    const std::int64_t block_tiles = (size_of(block) + kLanes - 1) / kLanes;
+    const auto sums_of = [&](std::int64_t tile) {
+      return RunningSums{sums_ + tile * RunningSums::size(value_pitch_), value_pitch_};
+    };
+    for (std::int64_t tile = 0; tile < block_tiles; ++tile) sums_of(tile).clear();
+    const Span all = keys_of(block);
+    for (std::int64_t key = all.start; key < all.end; key += packed_keys_) {
+      pack_keys_and_values(kv_head, q0, q1, {key, std::min(key + packed_keys_, all.end)});
+      for (std::int64_t tile = 0; tile < block_tiles; tile += tiles_) {
+        const Span pair = together(block, tile, tiles_), windows_keys = keys_of(pair);
+        const Span keys{std::max(windows_keys.start, packed_.start), std::min(windows_keys.end, packed_.end)};
+        if (size_of(keys) <= 0) continue;
+        multiply(pair, tile, keys);
+        for (std::int64_t t = 0; pair.start + t * kLanes < pair.end; ++t) {
+          const Span span = together(block, tile + t, 1);
+          float* scores = scores_ + t * score_size_;
+          const Windows windows = windows_of(span, keys);
+          const ScoreRow row = mask_and_bias(head, q0, q1, span, keys, windows, scores);
+          const TileVec max = max_of(row);
+          alignas(64) float old_factors[kLanes];
+          sums_of(tile + t).add(max, exp2_row(row, max), factors_, old_factors);
+          weigh_values(windows, keys, scores);
+          sums_of(tile + t).add_values(windows.count, old_factors, buffer_);
+        }
+      }
+    }
+    for (std::int64_t tile = 0; tile < block_tiles; ++tile) {
+      const RunningSums sums = sums_of(tile);
+      const Span span = together(block, tile, 1);
+      const Normalizer normalizer = sums.normalizer();
+      hn::Store(normalizer.factor, d, factors_);
+      sums.scale(static_cast<int>(size_of(span)), factors_);
+      store(head, q0, q1, span, normalizer, sums.sums);
+    }
+  }
 
+  /// Of the queries of a tile, among some keys.
+  struct Windows {
+    int count;
+    std::int64_t begin[kLanes], end[kLanes];
+  };
+  Windows windows_of(const Span& span, const Span& keys) const {
+    Windows windows;
+    windows.count = static_cast<int>(size_of(span));
+    for (int lane = 0; lane < windows.count; ++lane) {
+      const Span& window = group_[2]->queries[span.start + lane].keys;
+      windows.begin[lane] = std::min(std::max(window.start, keys.start), keys.end) - keys.start;
+      windows.end[lane] = std::min(std::max(window.end, keys.start), keys.end) - keys.start;
+    }
+    return windows;
+  }
+
+  /// Makes logits of products.
+  ScoreRow mask_and_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, const Span& keys,
+                         const Windows& windows, float* scores) const {
+    if (pass_.inputs.rpb != nullptr) add_bias(head, q0, q1, span, keys, scores);
+    mask(windows.begin, windows.end, windows.count, scores);
+    return {scores + windows.begin[0] * kLanes, 1, 0, windows.end[windows.count - 1] - windows.begin[0]};
+  }
+
+  /// buffer_ = factors_ * sum of values weighted by exponentials
+  void weigh_values(const Windows& windows, const Span& keys, const float* scores) const {
     ValueRows call{};
     call.place_values = value_pitch_;
     call.pitch = value_pitch_;
     const float* values = values_;
     call.row_values = &values;
-    call.value = (first_key - part_[2].keys.start) * value_pitch_;
-    for (int q = 0; q < count; q += kQueries) {
+    call.value = (keys.start - packed_.start) * value_pitch_;
+    for (int q = 0; q < windows.count; q += kQueries) {
       call.probabilities = scores + q;
       call.factor = factors_ + q;
       call.sums = buffer_ + q * value_pitch_;
@@ -232,13 +318,19 @@ class LanesSweep {
         ValueRows part = call;
         part.value += channel;
         part.sums += channel;
-        add_values_of_row<kVectors>(part, std::min(kQueries, count - q), begin + q, end + q);
+        add_values_of_row<kVectors>(part, std::min(kQueries, windows.count - q), windows.begin + q, windows.end + q);
       });
     }
-    if (normalizer.has_empty) clear_empty_rows(lse_, count, buffer_, value_pitch_);
+  }
+
+  void store(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, const Normalizer& normalizer,
+             float* rows) const {
+    const int count = static_cast<int>(size_of(span));
+    hn::Store(normalizer.lse, TileTag(), lse_);
+    if (normalizer.has_empty) clear_empty_rows(lse_, count, rows, value_pitch_);
     const Place output = place_of(q0, q1, span.start);
     store_rows(
-        buffer_, value_pitch_, count, p_.value_dim,
+        rows, value_pitch_, count, p_.value_dim,
         {row_of(pass_.out, task_.plan->batch, output, head), pass_.out.strides[3] * query_step(), pass_.out.type});
     float* lse = pass_.lse + output_grid(p_).index(task_.plan->batch, output) * p_.heads + head;
     for (int lane = 0; lane < count; ++lane) lse[lane * query_step() * p_.heads] = lse_[lane];
@@ -268,7 +360,7 @@ class LanesSweep {
     mask_keys(std::min(common_end, end[count - 1]), end[count - 1]);
   }
 
-  void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, std::int64_t first_key,
+  void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, const Span& keys,
                 float* scores) const {
     const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
     const auto &outer = group_[0]->queries[q0], &inner = group_[1]->queries[q1];
@@ -277,9 +369,10 @@ class LanesSweep {
     const float* bias = pass_.inputs.rpb + (rows * bias1 + rpb_index(axes_[1], inner.place, inner.keys.start)) * bias2;
     for (std::int64_t q = span.start; q < span.end; ++q) {
       const AxisGroup::Query& query = group_[2]->queries[q];
-      float* score = scores + (query.keys.start - first_key) * kLanes + (q - span.start);
-      const float* entry = bias + rpb_index(axes_[2], query.place, query.keys.start);
-      for (std::int64_t k = 0; k < size_of(query.keys); ++k) score[k * kLanes] += kLog2E * entry[k];
+      const Span window{std::max(query.keys.start, keys.start), std::min(query.keys.end, keys.end)};
+      float* score = scores + (window.start - keys.start) * kLanes + (q - span.start);
+      const float* entry = bias + rpb_index(axes_[2], query.place, window.start);
+      for (std::int64_t k = 0; k < size_of(window); ++k) score[k * kLanes] += kLog2E * entry[k];
     }
   }
 
@@ -293,8 +386,12 @@ class LanesSweep {
   const int tiles_;  ///< at a time
 
   AxisPart part_[kAxes];
-  std::int64_t score_size_;  ///< floats of the scores of a tile
-  float *keys_, *values_, *queries_, *scores_, *buffer_, *factors_, *lse_;
+  bool is_chunked_;  ///< not all keys of the part are packed at a time, but packed_keys_
+  std::int64_t packed_keys_;
+  std::int64_t block_;                    ///< queries that are packed at a time
+  std::int64_t score_size_, query_size_;  ///< floats of the scores and of the packed queries of a tile
+  Span packed_{0, 0};                     ///< places of the packed keys
+  float *keys_, *values_, *queries_, *scores_, *buffer_, *sums_, *factors_, *lse_;
 };
 
 void run_lanes_task_of_target(const Pass& pass, const Task& task) {

@@ -22,6 +22,14 @@ Design choose_design(const Problem& p) {
   return Design::shift;
 }
 
+bool is_segmented(const Problem& p) {
+  const std::int64_t scores = 4 * Tile::kMaxLanes * p.kernel_volume();
+  const std::int64_t keys = 4 * (p.head_dim + p.value_dim) * (tuning::kForwardRow + p.axes[2].kernel_size) *
+                            p.axes[0].kernel_size * (tuning::kForwardLeastRows + p.axes[1].kernel_size);
+  return choose_design(p) == Design::shift &&
+         (scores > tuning::kSegmentedScoreBytes || keys > tuning::kSegmentedPackedBytes);
+}
+
 Partition partition_of(const Problem& p) {
   std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
   std::int64_t groups = p.batch;
@@ -59,7 +67,9 @@ Partition partition_of(const Problem& p) {
   const auto drop_heads = [&](std::int64_t least_run) {
     while (heads > 1 && is_too_large() && run_of_heads() >= 2 * least_run) heads = (heads + 1) / 2;
   };
-  if (!is_lanes) {
+  const bool in_segments = is_segmented(p);
+  if (in_segments) heads = 1;
+  if (!is_lanes && !in_segments) {
     while (heads > 1 && run_of_heads() > tuning::kForwardLongestRun) heads = (heads + 1) / 2;
     const auto shorten = [&](std::int64_t least) {
       while (slide_axis == 1 && is_too_large() && row > least) cut(2, row /= 2);
@@ -103,7 +113,8 @@ Description describe(const Problem& p) {
     tile += std::to_string((places + parts[a] - 1) / parts[a]);
   }
   const std::string name = choose_design(p) == Design::shift ? "shift" : "query lanes";
-  return {name + backward, "tasks of " + tile + " queries, " + cpu_target()};
+  tile += is_segmented(p) ? " queries, windows in segments" : " queries";
+  return {name + backward, "tasks of " + tile + ", " + cpu_target()};
 }
 
 void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {

@@ -25,6 +25,10 @@ Description describe(const Problem& problem);
 
 Partition partition_of(const Problem& problem);
 
+/// Whether the windows of "shift" are so large that neither their scores nor their keys fit a cache: they are then
+/// computed segment by segment, with a running maximum and sum.
+bool is_segmented(const Problem& problem);
+
 struct Pass {
   const AttentionInputs& inputs;
   const Tensor& out;

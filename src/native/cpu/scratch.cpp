@@ -1,6 +1,7 @@
 #include "native/cpu/scratch.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 #include <utility>
@@ -18,7 +19,13 @@ struct Kept {
 };
 thread_local Kept kept;
 
+std::atomic<std::size_t> largest{0};
+
 }  // namespace
+
+std::size_t take_largest_scratch() {
+  return largest.exchange(0, std::memory_order_relaxed);
+}
 
 Scratch::Scratch(std::size_t bytes) : block_(std::exchange(kept.block, nullptr)), size_(std::exchange(kept.size, 0)) {
   if (size_ < bytes || block_ == nullptr) {
@@ -29,6 +36,9 @@ Scratch::Scratch(std::size_t bytes) : block_(std::exchange(kept.block, nullptr))
     if (block_ == nullptr) throw std::bad_alloc();
   }
   next_ = block_;
+  std::size_t so_far = largest.load(std::memory_order_relaxed);
+  while (so_far < bytes && !largest.compare_exchange_weak(so_far, bytes, std::memory_order_relaxed)) {
+  }
 }
 
 Scratch::~Scratch() {

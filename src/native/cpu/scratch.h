@@ -42,4 +42,7 @@ class Scratch {
   std::size_t size_;
 };
 
+/// Bytes of the largest block that a thread has needed since the last call of this function. For tests.
+std::size_t take_largest_scratch();
+
 }  // namespace natten::cpu

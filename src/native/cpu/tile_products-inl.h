@@ -55,6 +55,15 @@ HWY_INLINE void keep_in_register(TileVec& v) {
 #endif
 }
 
+/// GCC would derive pointers from each other and run out of registers for them.
+HWY_INLINE void keep_pointer(const float*& pointer) {
+#if HWY_COMPILER_GCC_ACTUAL
+  asm("" : "+r"(pointer));
+#else
+  (void)pointer;
+#endif
+}
+
 /// Keys of one slot for all queries of a tile. `from` is the first query's key.
 template <bool kShift>
 HWY_INLINE TileVec load_keys(const float* from, TileIndices indices) {

@@ -43,9 +43,10 @@ struct ScoreRow {
   std::int64_t chunks, pitch, slots;
 };
 
+/// The maximum of all scores, or the lowest number where all are -inf, which may be subtracted from them.
 HWY_INLINE TileVec max_of(const ScoreRow& row) {
   const TileTag d;
-  const auto lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const auto lowest = hn::Set(d, std::numeric_limits<float>::lowest());
   TileVec max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
   for (std::int64_t chunk = 0; chunk < row.chunks; ++chunk) {
     const float* s = row.scores + chunk * row.pitch;
@@ -61,7 +62,7 @@ HWY_INLINE TileVec max_of(const ScoreRow& row) {
   return hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
 }
 
-/// Lanes whose maximum, logit or lse is -inf.
+/// Lanes that are -inf.
 HWY_INLINE hn::Mask<TileTag> are_lowest(TileVec x) {
   return hn::Eq(x, hn::Set(TileTag(), -std::numeric_limits<float>::infinity()));
 }
@@ -69,7 +70,6 @@ HWY_INLINE hn::Mask<TileTag> are_lowest(TileVec x) {
 /// Replaces every score x by 2^(x - max) and returns their sum, lane by lane: 0 where all scores are -inf.
 HWY_INLINE TileVec exp2_row(const ScoreRow& row, TileVec max) {
   const TileTag d;
-  max = hn::IfThenZeroElse(are_lowest(max), max);
   TileVec sum0 = hn::Zero(d), sum1 = sum0;
   for (std::int64_t chunk = 0; chunk < row.chunks; ++chunk) {
     float* s = row.scores + chunk * row.pitch;
@@ -97,13 +97,16 @@ struct Normalizer {
   TileVec lse;     ///< natural logarithm
   bool has_empty;  ///< a lane has no score but -inf
 
-  HWY_INLINE Normalizer(TileVec max, TileVec sum) {
+  HWY_INLINE Normalizer(TileVec max, TileVec sum) : has_empty(false) {
     const TileTag d;
+    factor = hn::Div(hn::Set(d, 1.0f), sum);
+    lse = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
+    if (HWY_LIKELY(hn::AllTrue(d, hn::Gt(sum, hn::Zero(d))))) return;
+    // Log makes numbers of NaN and 0.
     const auto is_empty = hn::Eq(sum, hn::Zero(d));
     has_empty = !hn::AllFalse(d, is_empty);
-    factor = hn::IfThenZeroElse(is_empty, hn::Div(hn::Set(d, 1.0f), sum));
-    const auto log_sum = hn::MulAdd(max, hn::Set(d, kLn2), hn::Log(d, sum));
-    lse = hn::IfThenElse(hn::IsNaN(sum), sum, log_sum);  // Log makes a number of NaN, and of 0
+    factor = hn::IfThenZeroElse(is_empty, factor);
+    lse = hn::IfThenElse(hn::IsNaN(sum), sum, lse);
     lse = hn::IfThenElse(is_empty, hn::Set(d, -std::numeric_limits<float>::infinity()), lse);
   }
 };
@@ -116,6 +119,61 @@ HWY_INLINE void clear_empty_rows(const float* lse, int count, float* rows, std::
     }
   }
 }
+
+/// What is known of a tile after some of its keys: sums of values [lane][pitch], maxima and sums of exponentials.
+struct RunningSums {
+  float* sums;
+  std::int64_t pitch;
+
+  static std::int64_t size(std::int64_t pitch) { return kLanes * (pitch + 2); }
+  float* maxima() const { return sums + kLanes * pitch; }
+  float* totals() const { return maxima() + kLanes; }
+
+  void clear() const {
+    const TileTag d;
+    for (std::int64_t i = 0; i < size(pitch); i += kLanes) hn::Store(hn::Zero(d), d, sums + i);
+    hn::Store(hn::Set(d, std::numeric_limits<float>::lowest()), d, maxima());
+  }
+
+  /// Adds further keys: maximum and sum of their exponentials. Makes `factors` for the values of these keys, and
+  /// `old_factors` for the sums so far.
+  void add(TileVec max, TileVec total, float* factors, float* old_factors) const {
+    const TileTag d;
+    const TileVec old_max = hn::Load(d, maxima()), new_max = hn::Max(old_max, max);
+    const TileVec old_factor = exp2_float(hn::Sub(old_max, new_max)), factor = exp2_float(hn::Sub(max, new_max));
+    hn::Store(new_max, d, maxima());
+    hn::Store(hn::MulAdd(total, factor, hn::Mul(old_factor, hn::Load(d, totals()))), d, totals());
+    hn::Store(factor, d, factors);
+    hn::Store(old_factor, d, old_factors);
+  }
+
+  /// sums = old_factors * sums + values
+  void add_values(int count, const float* old_factors, const float* values) const {
+    const TileTag d;
+    for (int q = 0; q < count; ++q) {
+      const TileVec factor = hn::Set(d, old_factors[q]);
+      for (std::int64_t c = q * pitch; c < (q + 1) * pitch; c += kLanes) {
+        hn::Store(hn::MulAdd(factor, hn::Load(d, sums + c), hn::Load(d, values + c)), d, sums + c);
+      }
+    }
+  }
+
+  Normalizer normalizer() const {
+    const TileTag d;
+    return Normalizer(hn::Load(d, maxima()), hn::Load(d, totals()));
+  }
+
+  /// sums *= factors
+  void scale(int count, const float* factors) const {
+    const TileTag d;
+    for (int q = 0; q < count; ++q) {
+      const TileVec factor = hn::Set(d, factors[q]);
+      for (std::int64_t c = q * pitch; c < (q + 1) * pitch; c += kLanes) {
+        hn::Store(hn::Mul(factor, hn::Load(d, sums + c)), d, sums + c);
+      }
+    }
+  }
+};
 
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

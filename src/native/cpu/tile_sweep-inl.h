@@ -148,6 +148,8 @@ class TileSweep {
   std::int64_t widest_ = 1;     ///< channels of the widest tensor
   bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
   bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
+  std::int64_t chunk_ = 0;      ///< not 0: multiply_block() also packs and stores so many keys at a time
+  std::int64_t extra_ = 0;      ///< floats of memory of the subclass's own
   bool is_streamed_ = false;    ///< results are too large to stay in a cache
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
@@ -293,7 +295,7 @@ class TileSweep {
   std::int64_t first_place_, places_;  ///< of the packed rows of keys
   std::int64_t bias_table_ = 0;        ///< entries of one head
   std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
-  float *key_memory_ = nullptr, *dkey_memory_ = nullptr;
+  float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *extra_memory_ = nullptr;
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
 
  private:
@@ -334,15 +336,16 @@ class TileSweep {
     key_row_size_ = dkey_row_size_ = 0;
     for (KeyTensor& key : keys_) {
       key.offset = key_row_size_;
-      key_row_size_ += is_dense_ ? places_ * key.pitch() : row_pitch_ * key.packed_dim();
+      key_row_size_ += is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
     }
     for (KeyTensor& key : dkeys_) {
       key.offset = dkey_row_size_;
-      dkey_row_size_ += places_ * key.pitch();
+      dkey_row_size_ += packed_places() * key.pitch();
     }
     const std::int64_t key_bytes = 4 * (key_row_size_ + dkey_row_size_);
     block_rows_ = std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
     block_rows_ = std::min(block_rows_, std::max<std::int64_t>(size_of(part_[1].keys), 1));
+    if (chunk_ > 0) block_rows_ = 1;
 
     // Rows of queries in use at a time: a ring along the outermost axis that has several.
     ring_[0] = ring_[1] = 1;
@@ -376,8 +379,9 @@ class TileSweep {
     return Scratch::bytes<float>(slots * heads_ * row_size_) + Scratch::bytes<std::int64_t>(2 * slots) +
            Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
            2 * Scratch::bytes<float>(score_rows_ * score_size_) + Scratch::bytes<float>(buffer_size()) +
-           3 * Scratch::bytes<float*>(score_rows_);
+           3 * Scratch::bytes<float*>(score_rows_) + Scratch::bytes<float>(extra_);
   }
+  std::int64_t packed_places() const { return chunk_ > 0 ? std::min(places_, chunk_) : places_; }
 
   void take_memory(Scratch& scratch) {
     const std::int64_t slots = ring_[0] * ring_[1];
@@ -389,6 +393,7 @@ class TileSweep {
     for (float*& scores : scores_) scores = scratch.take<float>(score_rows_ * score_size_);
     buffer_ = scratch.take<float>(buffer_size());
     for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
+    extra_memory_ = scratch.take<float>(extra_);
     // Places outside the axis read as zero.
     std::fill_n(key_memory_, block_rows_ * key_row_size_, 0.0f);
   }
@@ -474,7 +479,7 @@ class TileSweep {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       float* row = key_memory_ + (k1 - k1s.start) * key_row_size_;
       for (const KeyTensor& key : keys_) {
-        if (key.tensor != nullptr) pack_keys(key, k0, k1, row + key.offset);
+        if (key.tensor != nullptr && chunk_ == 0) pack_keys(key, k0, k1, row + key.offset);
       }
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
@@ -482,7 +487,7 @@ class TileSweep {
         if (!packs_late_ && (with_all || is_owned_query(q0, q1))) pack_query_row(q0, q1);
       }
     }
-    if (with_all) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
+    if (with_all && chunk_ == 0) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       if (is_owned_key(k0, k1)) copy_carried(k0, k1, carried_, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_, false);
     }
@@ -494,7 +499,7 @@ class TileSweep {
   void sweep_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
     multiply_block(k0, k1s);
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end && chunk_ == 0; ++k1) {
       if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end && !packs_late_; ++q0) {

@@ -32,6 +32,13 @@ inline constexpr int kForwardLeastKernels = 2;
 inline constexpr std::int64_t kForwardPackedBytes = 1 << 20;
 /// Scores (and packed queries) of the unfinished rows of one tile, at most, unless one row alone needs more.
 inline constexpr std::int64_t kForwardScoreBytes = 512 << 10;
+/// Windows whose scores, of one row of a tile, or whose packed keys and values take more are computed in segments; rows
+/// of queries of a step then, scores of these rows and packed keys and values of a segment.
+inline constexpr std::int64_t kSegmentedScoreBytes = 96 << 10;
+inline constexpr std::int64_t kSegmentedPackedBytes = 8 << 20;
+inline constexpr int kSegmentStep = 8;
+inline constexpr std::int64_t kSegmentScoreBytes = 256 << 10;
+inline constexpr std::int64_t kSegmentPackedBytes = 512 << 10;
 /// Rows of queries of a step, whose queries and keys should not crowd each other out of the second-level cache. 32
 /// instead of 16 at most: 2 % slower.
 inline constexpr int kForwardLeastStep = 4, kForwardMostStep = 16;
@@ -51,6 +58,9 @@ inline constexpr int kQueryLanesKernel = 24;
 inline constexpr int kQueryLanesTwoTiles = 96;
 /// Places of one task of query lanes, in kernel sizes: a task packs one kernel size more.
 inline constexpr int kQueryLanesPart = 4;
+/// Packed keys and values of a task from which on blocks of queries pass by some keys at a time.
+inline constexpr std::int64_t kLanesPackedBytes = 1 << 20;
+inline constexpr int kLanesChunk = 512, kLanesBlock = 256;
 
 /// Backward pass and split form, tiled kernels. A part computes the logits of the pairs that cross its border a second
 /// time and packs their rows again: 16 parts instead of 8 cost 2-D 56x56 K 7 about 10 %. So a pass is cut into

@@ -43,6 +43,23 @@ TEST_P(Forward, LongWindowsWithDilationAndHalfTypes) {
   }
 }
 
+// So long that their keys and values are packed some at a time.
+TEST_P(Forward, LongWindowsInChunks) {
+  std::uint64_t seed = 150;
+  for (const Axis& axis : {Axis{2600, 2400, 6, 1, 1, false}, Axis{2300, 2049, 64, 1, 1, true},
+                           Axis{4700, 2048, 50, 2, 1, false}, Axis{2111, 2100, 30, 1, 1, false}}) {
+    Problem p = plain_problem(1, 1, 16);
+    p.value_dim = 1009;
+    p.axes[2] = axis;
+    p.has_rpb = seed % 2 == 0;
+    if (seed % 3 == 0) {
+      p.heads = 2;
+      p.query_type = p.key_type = p.value_type = FloatType::float16;
+    }
+    run(seed++, p);
+  }
+}
+
 // One query attends several rows of one token each: the long axis is not the last.
 TEST_P(Forward, LongWindowsAlongOuterAxes) {
   Problem p = plain_problem(2, 2, 16);
@@ -70,6 +87,30 @@ TEST_P(Forward, PartsAndTiles) {
   p.axes[1] = {17, 2, 1, 1, 1, true};
   p.axes[2] = {20, 3, 1, 1, 1, false};
   run(seed, p);
+}
+
+// Windows whose scores and keys come in segments, which end inside windows, planes and steps of rows.
+TEST_P(Forward, Segments) {
+  std::uint64_t seed = 400;
+  const auto run_case = [&](std::initializer_list<Axis> axes, std::int64_t dim) {
+    Problem p = plain_problem(static_cast<int>(axes.size()), 1 + seed % 2, dim);
+    if (seed % 3 == 0) p.heads *= 2;
+    std::copy(axes.begin(), axes.end(), p.axes.end() - axes.size());
+    p.value_dim = seed % 2 ? dim : dim + 3;
+    p.has_rpb = seed % 3 == 1;
+    p.has_lengths = seed % 4 == 1;
+    if (seed % 5 == 0) p.key_type = p.value_type = FloatType::bfloat16;
+    EXPECT_TRUE(cpu_target() == "SCALAR" || forward::is_segmented(p));
+    run(seed++, p);
+  };
+  run_case({{40, 40, 1, 1, 1, false}, {41, 41, 1, 1, 1, false}}, 4);
+  run_case({{45, 37, 1, 1, 1, false}, {60, 43, 1, 1, 1, true}}, 3);
+  run_case({{50, 41, 1, 1, 7, true}, {44, 44, 5, 1, 1, false}}, 8);
+  run_case({{3, 3, 1, 1, 1, false}, {900, 600, 30, 1, 1, false}}, 5);
+  run_case({{100, 50, 3, 2, 1, false}, {33, 32, 1, 1, 1, false}}, 17);
+  run_case({{13, 12, 1, 1, 1, false}, {14, 13, 1, 1, 2, false}, {15, 12, 1, 1, 1, false}}, 4);
+  run_case({{7, 6, 1, 1, 1, true}, {12, 12, 3, 1, 1, false}, {40, 33, 1, 1, 1, true}}, 2);
+  run_case({{14, 14, 1, 1, 1, false}, {12, 11, 11, 1, 1, false}, {25, 25, 1, 1, 1, false}}, 2);
 }
 
 TEST_P(Forward, EveryHeadDimension) {
