@@ -22,6 +22,10 @@ using fast::ArraySpec;
 using fast::ElementType;
 using fast::KernelId;
 using fast::KernelSource;
+using oracle::Arrays;
+using oracle::Gradients;
+using oracle::Reference;
+using oracle::Values;
 
 // --- Numbers in storage: independent of the emulator's own half types ---
 

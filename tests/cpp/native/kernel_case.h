@@ -37,14 +37,14 @@ class KernelCase {
     const std::int64_t B = p_.batch, L0 = x[0].length, L1 = x[1].length, L2 = x[2].length;
     for (int a = 0; a < kAxes; ++a) out_[a] = output_length(x[a].length, x[a].stride);
     const std::int64_t tables[3] = {2 * x[0].kernel_size - 1, 2 * x[1].kernel_size - 1, 2 * x[2].kernel_size - 1};
-    reference_.problem = p_;
-    if (p_.has_lengths) reference_.lengths = random_lengths(random, p_);
-    query_ = input({B, L0, L1, L2, p_.heads, p_.head_dim}, p_.query_type, reference_.query, Padding::query);
-    key_ = input({B, L0, L1, L2, p_.kv_heads, p_.head_dim}, p_.key_type, reference_.key, Padding::token);
-    value_ = input({B, L0, L1, L2, p_.kv_heads, p_.value_dim}, p_.value_type, reference_.value, Padding::token);
-    if (p_.has_rpb) rpb_ = input({1, p_.heads, tables[0], tables[1], tables[2], 1}, reference_.rpb);
-    lengths_.emplace(reference_.lengths.size() * sizeof(std::int32_t), true);
-    if (lengths_->bytes() > 0) std::memcpy(lengths_->data(), reference_.lengths.data(), lengths_->bytes());
+    if (p_.has_lengths) arrays_.lengths = random_lengths(random, p_);
+    query_ = input({B, L0, L1, L2, p_.heads, p_.head_dim}, p_.query_type, arrays_.query, Padding::query);
+    key_ = input({B, L0, L1, L2, p_.kv_heads, p_.head_dim}, p_.key_type, arrays_.key, Padding::token);
+    value_ = input({B, L0, L1, L2, p_.kv_heads, p_.value_dim}, p_.value_type, arrays_.value, Padding::token);
+    if (p_.has_rpb) rpb_ = input({1, p_.heads, tables[0], tables[1], tables[2], 1}, arrays_.rpb);
+    lengths_.emplace(arrays_.lengths.size() * sizeof(std::int32_t), true);
+    if (lengths_->bytes() > 0) std::memcpy(lengths_->data(), arrays_.lengths.data(), lengths_->bytes());
+    reference_.emplace(p_, arrays_);
   }
 
   AttentionInputs inputs() const {
@@ -64,7 +64,7 @@ class KernelCase {
 
   /// Hides many pairs by a position bias of -inf, in some heads all of them: queries without a finite logit.
   void hide_pairs() {
-    Values values = reference_.rpb;
+    Values values = arrays_.rpb;
     const std::size_t entries = values.size() / p_.heads;
     for (std::int64_t head = 0; head < p_.heads; ++head) {
       const double share = chance(random_, 0.3) ? 1 : 0.8;
@@ -73,7 +73,7 @@ class KernelCase {
       }
     }
     rpb_->set(values);
-    reference_.rpb = values;
+    arrays_.rpb = values;
   }
 
   void run_attention_with_hidden_pairs() {
@@ -85,24 +85,25 @@ class KernelCase {
     const Shape lse_shape = {p_.batch, out_[0], out_[1], out_[2], p_.heads, 1};
     auto out = output(row_shape(p_.value_dim), p_.query_type), lse = dense_output(lse_shape);
     check_forward(out, lse);
-    Values dout_values, dlse_values, dq, dk, dv, drpb;
-    auto dout = input(row_shape(p_.value_dim), p_.query_type, dout_values, Padding::output);
+    auto dout = input(row_shape(p_.value_dim), p_.query_type, arrays_.dout, Padding::output);
     const bool has_dlse = chance(random_, 0.5);
-    auto dlse = input(lse_shape, dlse_values);
+    auto dlse = input(lse_shape, arrays_.dlse);
     const SavedForward saved{out->tensor(), lse->floats(), dout->tensor(), has_dlse ? dlse->floats() : nullptr};
-    if (!has_dlse) dlse_values.clear();
+    if (!has_dlse) arrays_.dlse.clear();
     auto got_dq = output(query_shape(), p_.query_type), got_drpb = dense_output(rpb_shape());
     auto got_dk = output(key_shape(p_.head_dim), p_.key_type), got_dv = output(key_shape(p_.value_dim), p_.value_type);
     run({&got_dq, &got_drpb}, [&] {
       attention_backward_query(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr);
     });
     run({&got_dk, &got_dv}, [&] { attention_backward_key_value(inputs(), saved, got_dk->tensor(), got_dv->tensor()); });
-    reference_.attention_backward(out->get(), lse->get(), dout_values, dlse_values, dq, dk, dv, drpb);
+    arrays_.out = out->get();
+    arrays_.lse = lse->get();
+    const oracle::Gradients want = reference_->attention_gradients();
     const auto compare_gradients = [&] {
-      compare("dq", *got_dq, dq, 1e-4);
-      compare("dk", *got_dk, dk, 1e-4);
-      compare("dv", *got_dv, dv, 1e-4);
-      if (p_.has_rpb) compare("drpb", *got_drpb, drpb, 1e-4);
+      compare("dq", *got_dq, want.query, 1e-4);
+      compare("dk", *got_dk, want.key, 1e-4);
+      compare("dv", *got_dv, want.value, 1e-4);
+      if (p_.has_rpb) compare("drpb", *got_drpb, want.rpb, 1e-4);
     };
     compare_gradients();
     run({&got_dq, &got_drpb, &got_dk, &got_dv}, [&] {
@@ -116,37 +117,34 @@ class KernelCase {
     const std::int64_t volume = p_.kernel_volume();
     auto logits = output(row_shape(volume), p_.query_type);
     run({&logits}, [&] { qk(inputs(), logits->tensor()); });
-    Values want, dq, dk, drpb, dlogits_values, attn_values, dout_values, dattn, dv;
-    reference_.qk(want);
+    const Values want = reference_->logits();
     compare("logits", *logits, want, 1e-5);
 
     // NaN in the empty slots of what the kernels read: no result may hold one.
-    auto dlogits = input(row_shape(volume), p_.query_type, dlogits_values, Padding::output, &want);
+    auto dlogits = input(row_shape(volume), p_.query_type, arrays_.dlogits, Padding::output, &want);
     auto got_dq = output(query_shape(), p_.query_type), got_dk = output(key_shape(p_.head_dim), p_.key_type);
     auto got_drpb = dense_output(rpb_shape());
     run({&got_dq, &got_drpb}, [&] {
       qk_backward_query(inputs(), dlogits->tensor(), got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr);
     });
     run({&got_dk}, [&] { qk_backward_key(inputs(), dlogits->tensor(), got_dk->tensor()); });
-    reference_.qk_backward(dlogits_values, dq, dk, drpb);
-    compare("qk dq", *got_dq, dq, 1e-4);
-    compare("qk dk", *got_dk, dk, 1e-4);
-    if (p_.has_rpb) compare("qk drpb", *got_drpb, drpb, 1e-4);
+    const oracle::Gradients of_logits = reference_->logits_gradients();
+    compare("qk dq", *got_dq, of_logits.query, 1e-4);
+    compare("qk dk", *got_dk, of_logits.key, 1e-4);
+    if (p_.has_rpb) compare("qk drpb", *got_drpb, of_logits.rpb, 1e-4);
 
-    auto attn = input(row_shape(volume), p_.query_type, attn_values, Padding::output, &want);
+    auto attn = input(row_shape(volume), p_.query_type, arrays_.attn, Padding::output, &want);
     auto out = output(row_shape(p_.value_dim), p_.query_type);
     run({&out}, [&] { av(inputs(), attn->tensor(), out->tensor()); });
-    Values want_out;
-    reference_.av(attn_values, want_out);
-    compare("av", *out, want_out, 1e-5);
+    compare("av", *out, reference_->weighted(), 1e-5);
 
-    auto dout = input(row_shape(p_.value_dim), p_.query_type, dout_values, Padding::output);
+    auto dout = input(row_shape(p_.value_dim), p_.query_type, arrays_.dout, Padding::output);
     auto got_dattn = output(row_shape(volume), p_.query_type), got_dv = output(key_shape(p_.value_dim), p_.value_type);
     run({&got_dattn}, [&] { av_backward_attn(inputs(), dout->tensor(), got_dattn->tensor()); });
     run({&got_dv}, [&] { av_backward_value(inputs(), attn->tensor(), dout->tensor(), got_dv->tensor()); });
-    reference_.av_backward(attn_values, dout_values, dattn, dv);
-    compare("dattn", *got_dattn, dattn, 1e-4);
-    compare("av dv", *got_dv, dv, 1e-4);
+    const oracle::Gradients of_weighted = reference_->weighted_gradients();
+    compare("dattn", *got_dattn, of_weighted.attn, 1e-4);
+    compare("av dv", *got_dv, of_weighted.value, 1e-4);
   }
 
  private:
@@ -171,7 +169,7 @@ class KernelCase {
       const std::int64_t stride = p_.axes[a].stride;
       if (kind == Padding::query && at[a] % stride != 0) return true;
       const std::int64_t token = kind == Padding::output ? at[a] * stride : at[a];
-      if (p_.has_lengths && token >= reference_.lengths[batch * kAxes + a]) return true;
+      if (p_.has_lengths && token >= arrays_.lengths[batch * kAxes + a]) return true;
     }
     return false;
   }
@@ -218,10 +216,8 @@ class KernelCase {
 
   void check_forward(TensorPointer& out, TensorPointer& lse) {
     run({&out, &lse}, [&] { attention_forward(inputs(), out->tensor(), lse->floats()); });
-    Values want_out, want_lse;
-    reference_.attention(want_out, want_lse);
-    compare("out", *out, want_out, 1e-5);
-    compare("lse", *lse, want_lse, 1e-5);
+    compare("out", *out, reference_->out(), 1e-5);
+    compare("lse", *lse, reference_->lse(), 1e-5);
   }
 
   /// Runs a kernel with one thread and with several: every bit must be the same.
@@ -255,7 +251,8 @@ class KernelCase {
   Problem p_;
   std::optional<Layout> layout_;
   std::int64_t out_[3];
-  Reference reference_;
+  oracle::Arrays arrays_;
+  std::optional<oracle::Reference> reference_;  ///< of arrays_
   TensorPointer query_, key_, value_, rpb_;
   std::optional<Guarded> lengths_;
 };

@@ -15,6 +15,8 @@
 
 namespace natten::cpu::testing {
 
+using oracle::Values;
+
 using Shape = std::array<std::int64_t, 6>;
 using Random = std::mt19937_64;
 

@@ -1,13 +1,14 @@
-// Neighborhood attention by its definition, in double and by brute force: what the emulated kernels are compared with.
-// It shares no code with the library; windows come from the definition, not from src/kernels/window.h.
+// Neighborhood attention by its definition, in double and by brute force: what CPU kernels and emulated GPU kernels are
+// compared with. It shares no code with the library; windows come from the definition, not from src/kernels/window.h.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/problem.h"
 
-namespace natten::metal_host {
+namespace natten::oracle {
 
 using Values = std::vector<double>;  ///< dense, canonical layout (problem.h)
 
@@ -16,7 +17,7 @@ struct Arrays {
   Values query, key, value, rpb;
   Values attn;                        ///< Op::av
   Values out, lse, delta;             ///< as given to the backward
-  Values dout, dlse, dlogits;         ///< cotangents
+  Values dout, dlse, dlogits;         ///< cotangents; without dlse it is 0
   Values partials;                    ///< of the gradient of rpb, [parts, like rpb]
   std::vector<std::int32_t> lengths;  ///< [B, 3]
 };
@@ -32,7 +33,8 @@ class Reference {
   Values out() const;
   Values lse() const;
   Values delta() const;  ///< rowsum(out * dout) - dlse, of the given arrays
-  /// Of the fused form, from the given out and lse.
+  /// Of the fused form, from the given out and lse, like the kernels: the rounding of a stored half is no error of
+  /// theirs.
   Gradients attention_gradients() const;
 
   Values logits() const;
@@ -72,4 +74,4 @@ class Reference {
   std::vector<std::vector<Row>> rows_;  ///< [batch][query]
 };
 
-}  // namespace natten::metal_host
+}  // namespace natten::oracle

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <limits>
 
-namespace natten::metal_host {
+namespace natten::oracle {
 
 namespace {
 
 using Index = std::int64_t;
 using Index3 = std::array<Index, 3>;
+
+constexpr double kNever = -std::numeric_limits<double>::infinity();  ///< lse of a query without a finite logit
 
 Index3 unflatten(Index index, const Index3& size) {
   return {index / (size[1] * size[2]), index / size[2] % size[1], index % size[2]};
@@ -51,11 +53,6 @@ Index3 outputs_of(const Problem& p) {
   Index3 size{};
   for (int a = 0; a < 3; ++a) size[a] = (p.axes[a].length + p.axes[a].stride - 1) / p.axes[a].stride;
   return size;
-}
-
-/// exp(logit - lse); 0 where all logits of the query are -inf.
-double weight(double logit, double lse) {
-  return std::isinf(lse) && lse < 0 ? 0.0 : std::exp(logit - lse);
 }
 
 }  // namespace
@@ -158,9 +155,9 @@ Values Reference::lse() const {
   Values result(p_.batch * p_.queries() * p_.heads, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     if (!row.inside) return;
-    double top = -std::numeric_limits<double>::infinity(), sum = 0;
+    double top = kNever, sum = 0;
     for (const Pair& pair : row.pairs) top = std::max(top, logit(row, pair, b, h));
-    for (const Pair& pair : row.pairs) sum += weight(logit(row, pair, b, h), top);
+    for (const Pair& pair : row.pairs) sum += top == kNever ? 0 : std::exp(logit(row, pair, b, h) - top);
     result[out_row(b, q, h)] = top + std::log(sum);
   });
   return result;
@@ -170,10 +167,11 @@ Values Reference::out() const {
   const Values lses = lse();
   Values result(p_.batch * p_.queries() * p_.heads * p_.value_dim, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
+    if (lses[out_row(b, q, h)] == kNever) return;
     for (const Pair& pair : row.pairs) {
-      const double share = weight(logit(row, pair, b, h), lses[out_row(b, q, h)]);
+      const double weight = std::exp(logit(row, pair, b, h) - lses[out_row(b, q, h)]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        result[out_row(b, q, h) * p_.value_dim + c] += share * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
+        result[out_row(b, q, h) * p_.value_dim + c] += weight * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
       }
     }
   });
@@ -184,7 +182,8 @@ Values Reference::delta() const {
   Values result(p_.batch * p_.queries() * p_.heads, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     const Index at = out_row(b, q, h);
-    if (row.inside) result[at] = dot(a_.out, at, a_.dout, at, p_.value_dim) - a_.dlse[at];
+    if (!row.inside) return;
+    result[at] = dot(a_.out, at, a_.dout, at, p_.value_dim) - (a_.dlse.empty() ? 0.0 : a_.dlse[at]);
   });
   return result;
 }
@@ -194,12 +193,13 @@ Gradients Reference::attention_gradients() const {
   Gradients g{Values(a_.query.size()), Values(a_.key.size()), Values(a_.value.size()), Values(a_.rpb.size()), {}};
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     const Index at = out_row(b, q, h), query = query_row(b, row.token, h);
+    if (a_.lse[at] == kNever) return;
     for (const Pair& pair : row.pairs) {
       const Index key = key_row(b, pair.key, h);
-      const double share = weight(logit(row, pair, b, h), a_.lse[at]);
-      const double dlogit = share * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
+      const double weight = std::exp(logit(row, pair, b, h) - a_.lse[at]);
+      const double dlogit = weight * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        g.value[key * p_.value_dim + c] += share * a_.dout[at * p_.value_dim + c];
+        g.value[key * p_.value_dim + c] += weight * a_.dout[at * p_.value_dim + c];
       }
       for (Index c = 0; c < p_.head_dim; ++c) {
         g.query[query * p_.head_dim + c] += p_.scale * dlogit * a_.key[key * p_.head_dim + c];
@@ -215,7 +215,7 @@ Values Reference::logits() const {
   Values result(p_.batch * p_.queries() * p_.heads * p_.kernel_volume(), 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     double* slots = &result[out_row(b, q, h) * p_.kernel_volume()];
-    if (row.inside) std::fill(slots, slots + p_.kernel_volume(), -std::numeric_limits<double>::infinity());
+    if (row.inside) std::fill(slots, slots + p_.kernel_volume(), kNever);
     for (const Pair& pair : row.pairs) slots[pair.slot] = logit(row, pair, b, h);
   });
   return result;
@@ -267,4 +267,4 @@ Gradients Reference::weighted_gradients() const {
   return g;
 }
 
-}  // namespace natten::metal_host
+}  // namespace natten::oracle
