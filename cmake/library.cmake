@@ -15,6 +15,8 @@ target_sources(
           src/ops/validate.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp
+          src/pure/decorated.cpp
+          src/pure/exportable.cpp
           src/pure/mask.cpp
           src/pure/numerics.cpp
           src/pure/padding.cpp

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "mlx/array.h"
@@ -16,8 +17,18 @@ namespace natten {
 
 namespace mx = mlx::core;
 
+/// Factor of the logits: a number, or an array of one element or of one per query head, which is multiplied into query
+/// (in float32, then rounded to query's dtype) and is differentiable.
+struct Scale {
+  Scale(double value) : number(value) {}
+  Scale(mx::array values) : array(std::move(values)) {}
+
+  double number = 1.0;  ///< finite in float32
+  std::optional<mx::array> array;
+};
+
 struct AttentionOptions {
-  std::optional<double> scale;                 ///< of the logits; default D^-0.5
+  std::optional<Scale> scale;                  ///< of the logits; default D^-0.5
   std::optional<mx::array> additional_keys;    ///< [B, N, Hkv, D], attended by every query besides its window
   std::optional<mx::array> additional_values;  ///< [B, N, Hkv, Dv]
   std::optional<mx::array> rpb;                ///< relative position bias [Hq, 2*K-1, ...], added to the logits
@@ -35,7 +46,7 @@ AttentionResult attention(const mx::array& query, const mx::array& key, const mx
                           const Neighborhood& neighborhood, const AttentionOptions& options = {});
 
 struct QkOptions {
-  std::optional<double> scale;
+  std::optional<Scale> scale;
   std::optional<mx::array> rpb;
   std::optional<mx::array> lengths;
   mx::StreamOrDevice stream = {};

@@ -10,6 +10,7 @@
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
+#include "natten/attention.h"
 #include "natten/neighborhood.h"
 
 namespace natten {
@@ -36,6 +37,20 @@ class BackendScope {
 
 /// The chosen tier, or for "auto" the one that would run on the default device.
 std::string get_backend();
+
+/// While one lives, calls of its thread are made of MLX's own primitives (of the tier "pure", whatever is chosen), so
+/// that mx::export_function can write them to a file.
+class Exportable {
+ public:
+  Exportable() { enter(); }
+  ~Exportable() { leave(); }
+  Exportable(const Exportable&) = delete;
+  Exportable& operator=(const Exportable&) = delete;
+
+  /// The same where no scope of C++ fits.
+  static void enter();
+  static void leave();
+};
 
 /// What a tier covers on a device that has it; only `name`, `available` and `reason` depend on this machine.
 struct TierSupport {
@@ -64,7 +79,7 @@ struct ArrayDescription {
 struct CallDescription {
   std::string op = "attention";        ///< "attention", "qk" or "av" (query is attn then)
   ArrayDescription query, key, value;  ///< key unused by av, value unused by qk
-  std::optional<double> scale = {};    ///< not of av
+  std::optional<Scale> scale = {};     ///< not of av
   std::optional<ArrayDescription> additional_keys = {}, additional_values = {};  ///< of attention
   std::optional<ArrayDescription> rpb = {};                                      ///< not of av
   std::optional<ArrayDescription> lengths = {};                                  ///< int32 or int64

@@ -128,14 +128,15 @@ std::optional<double> to_number(nb::handle object) {
   return std::nullopt;
 }
 
-std::optional<double> to_scale(const Caller& caller, const char* name, nb::handle object) {
+std::optional<Scale> to_scale(const Caller& caller, nb::handle object) {
   if (object.is_none()) return std::nullopt;
+  if (nb::isinstance<mx::array>(object)) return Scale(*nb::inst_ptr<mx::array>(object));
   const std::optional<double> value = to_number(object);
   if (!value) {
     fail(caller,
-         std::string(name) + " must be a number or None, got " + text_of(object) + " (" + type_of(object) + ")");
+         "scale must be a number, an mlx.core.array or None, got " + text_of(object) + " (" + type_of(object) + ")");
   }
-  return value;
+  return Scale(*value);
 }
 
 mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object) {

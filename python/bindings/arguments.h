@@ -9,6 +9,7 @@
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
+#include "natten/attention.h"
 #include "natten/neighborhood.h"
 #include "ops/validate.h"
 
@@ -38,12 +39,23 @@ Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::h
 bool to_flag(const Caller& caller, const char* name, nb::handle object);
 /// What converts to float and is no bool; nothing for anything else.
 std::optional<double> to_number(nb::handle object);
-std::optional<double> to_scale(const Caller& caller, const char* name, nb::handle object);
+std::optional<Scale> to_scale(const Caller& caller, nb::handle object);
 /// None, mlx.core.Stream or mlx.core.Device.
 mx::StreamOrDevice to_stream_or_device(const Caller& caller, nb::handle object);
 /// None is float32.
 mx::Dtype to_dtype(const Caller& caller, nb::handle object);
 /// A sequence of non-negative integers that fit MLX's dimensions.
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object);
+
+/// Lengths are evaluated, which may take long: while this lives other threads run (and must, where one feeds them).
+class WhileEvaluating {
+ public:
+  explicit WhileEvaluating(const std::optional<mx::array>& lengths) {
+    if (lengths) released_.emplace();
+  }
+
+ private:
+  std::optional<nb::gil_scoped_release> released_;
+};
 
 }  // namespace natten::bindings

@@ -33,6 +33,12 @@ nb::object to_result(const AttentionResult& result, bool with_lse) {
   return nb::make_tuple(result.out, result.lse);
 }
 
+AttentionResult evaluated(const Caller& c, const mx::array& query, const mx::array& key, const mx::array& value,
+                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+  const WhileEvaluating released(options.lengths);
+  return attention(c, query, key, value, neighborhood, options);
+}
+
 // Arguments are converted one after the other, so that the first wrong one is named.
 nb::object bind_attention(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
                           nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
@@ -43,12 +49,13 @@ nb::object bind_attention(const std::string& name, int rank, nb::handle query, n
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
   const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
   const bool with_lse = to_flag(c, "return_lse", return_lse);
-  const AttentionResult result =
-      attention(c, q, k, v, neighborhood,
-                {to_scale(c, "scale", scale), to_optional_array(c, "additional_keys", additional_keys),
-                 to_optional_array(c, "additional_values", additional_values), to_optional_array(c, "rpb", rpb),
-                 to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
-  return to_result(result, with_lse);
+  const AttentionOptions options{to_scale(c, scale),
+                                 to_optional_array(c, "additional_keys", additional_keys),
+                                 to_optional_array(c, "additional_values", additional_values),
+                                 to_optional_array(c, "rpb", rpb),
+                                 to_optional_array(c, "lengths", lengths),
+                                 to_stream_or_device(c, stream)};
+  return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
 }
 
 nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
@@ -60,10 +67,10 @@ nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::
   AttentionOptions options;
   options.lengths = to_array(c, lengths_name.c_str(), lengths);
   const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  options.scale = to_scale(c, "scale", scale);
+  options.scale = to_scale(c, scale);
   const bool with_lse = to_flag(c, "return_lse", return_lse);
   options.stream = to_stream_or_device(c, stream);
-  return to_result(attention(c, q, k, v, neighborhood, options), with_lse);
+  return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
 }
 
 mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle kernel_size,
@@ -72,9 +79,10 @@ mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handl
   const Caller c = caller(name, rank);
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key);
   const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  return qk(c, q, k, neighborhood,
-            {to_scale(c, "scale", scale), to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
-             to_stream_or_device(c, stream)});
+  const QkOptions options{to_scale(c, scale), to_optional_array(c, "rpb", rpb),
+                          to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)};
+  const WhileEvaluating released(options.lengths);
+  return qk(c, q, k, neighborhood, options);
 }
 
 mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle value, nb::handle kernel_size,
@@ -83,7 +91,9 @@ mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle
   const Caller c = caller(name, rank);
   const mx::array &weights = to_array(c, "attn", attn), &v = to_array(c, "value", value);
   const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  return av(c, weights, v, neighborhood, {to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)});
+  const AvOptions options{to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)};
+  const WhileEvaluating released(options.lengths);
+  return av(c, weights, v, neighborhood, options);
 }
 
 mx::array bind_neighborhood_mask(nb::handle shape, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
@@ -152,7 +162,7 @@ nb::dict bind_explain(nb::handle op, nb::handle query, nb::handle key, nb::handl
   const bool has_value_as_key = call.op == "av" && value.is_none();
   if (call.op != "av") call.key = to_description(c, "key", key, type);
   if (call.op != "qk") call.value = to_description(c, "value", has_value_as_key ? key : value, type);
-  call.scale = to_scale(c, "scale", scale);
+  call.scale = to_scale(c, scale);
   call.additional_keys = to_optional_description(c, "additional_keys", additional_keys, type);
   call.additional_values = to_optional_description(c, "additional_values", additional_values, type);
   call.rpb = to_optional_description(c, "rpb", rpb, mx::float32);
@@ -211,6 +221,9 @@ NB_MODULE(_ext, m) {
       "Begins a scope of this thread; what it returns ends it.");
   m.def("leave_backend", &leave_backend, "outer"_a);
   m.def("get_backend", &get_backend);
+  m.def(
+      "set_exportable", [](bool on) { on ? Exportable::enter() : Exportable::leave(); }, "on"_a,
+      "Begins or ends a region of this thread whose calls can be exported; regions nest.");
   m.def("support_matrix", &support_dict);
   m.def(
       "kernel_cache_info",

@@ -8,7 +8,10 @@
 
 #include "arguments.h"
 #include "mlx/device.h"
+#include "mlx/ops.h"
+#include "mlx/utils.h"
 #include "ops/entry.h"
+#include "pure/numerics.h"
 
 namespace natten::bindings {
 
@@ -69,7 +72,11 @@ nb::tuple check_module(const std::string& name, int rank, nb::handle embed_dim, 
   check_divides(c, "embed_dim", dim, "num_heads", heads);
   check_divides(c, "num_heads", heads, "num_kv_heads", kv_heads);
   to_flag(c, "qkv_bias", qkv_bias);
-  if (const std::optional<double> scale = to_scale(c, "qk_scale", qk_scale)) validate_scale(c, "qk_scale", *scale);
+  if (!qk_scale.is_none()) {
+    const std::optional<double> scale = to_number(qk_scale);
+    if (!scale) fail(c, "qk_scale must be a number or None, got " + text_of(qk_scale));
+    validate_scale(c, "qk_scale", *scale);
+  }
   check_rate(c, "attn_drop", attn_drop);
   check_rate(c, "proj_drop", proj_drop);
   to_flag(c, "pad_input", pad_input);
@@ -96,10 +103,12 @@ std::pair<mx::array, mx::array> bind_padding_masks(const std::string& name, int 
                                                    nb::handle lengths, const std::string& lengths_name,
                                                    nb::handle kernel_size, nb::handle stride, nb::handle dilation) {
   const Caller c{name, rank, lengths_name};
-  return padding_masks(c, to_shape(c, "input shape", shape), to_array(c, lengths_name.c_str(), lengths),
-                       {to_integers(c, "kernel_size", kernel_size), to_integers(c, "stride", stride),
-                        to_integers(c, "dilation", dilation)},
-                       {});
+  const mx::Shape input = to_shape(c, "input shape", shape);
+  const mx::array& sizes = to_array(c, lengths_name.c_str(), lengths);
+  const Neighborhood neighborhood{to_integers(c, "kernel_size", kernel_size), to_integers(c, "stride", stride),
+                                  to_integers(c, "dilation", dilation)};
+  const WhileEvaluating released(sizes);
+  return padding_masks(c, input, sizes, neighborhood, {});
 }
 
 }  // namespace
@@ -116,6 +125,13 @@ void bind_nn(nb::module_& m) {
   m.def("padding_masks", bind_padding_masks, "name"_a, "rank"_a, "shape"_a, "lengths"_a.none(), "lengths_name"_a,
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
         "Masks of tokens and of queries that are not padding.");
+  m.def(
+      "zero_outside",
+      [](const mx::array& mask, const mx::array& x) {
+        const mx::Stream s = mx::to_stream({});
+        return select(mx::expand_dims(mask, -1, s), x, 0.0, s);
+      },
+      "mask"_a, "x"_a, "x [..., C] where mask [...], else 0: no NaN gets through it, forward or backward.");
 }
 
 }  // namespace natten::bindings

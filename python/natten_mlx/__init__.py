@@ -31,7 +31,15 @@ def _check_mlx() -> None:
 try:
     _check_mlx()
     from natten_mlx import _backend, utils  # noqa: F401
-    from natten_mlx._backend import backend, clear_cache, get_backend, has_metal, has_nanobind, set_backend
+    from natten_mlx._backend import (
+        backend,
+        clear_cache,
+        exportable,
+        get_backend,
+        has_metal,
+        has_nanobind,
+        set_backend,
+    )
     from natten_mlx._ext import __version__
     from natten_mlx.functional import (
         na1d,
@@ -76,6 +84,7 @@ __all__ = [
     "compute_pb_start",
     "compute_window_start_end",
     "explain",
+    "exportable",
     "get_backend",
     "get_pb_start",
     "get_support_matrix",

@@ -58,6 +58,26 @@ def clear_cache() -> None:
     _ext.clear_cache()
 
 
+@contextmanager
+def exportable() -> Iterator[None]:
+    """Make the calls of this thread, in a `with` statement, of primitives that mx.export_function can write to a file.
+
+    with natten_mlx.exportable():
+        mx.export_function("block.mlxfn", block, x)
+
+    They run on the tier "pure", whatever is chosen, and so does the file, on any device. Gradient functions can be
+    exported too, at the memory of a backward that keeps what it needs.
+
+    Raises:
+        ValueError: by a call in an export with shapeless=True.
+    """
+    _ext.set_exportable(True)
+    try:
+        yield
+    finally:
+        _ext.set_exportable(False)
+
+
 def has_metal() -> bool:
     """Whether this machine has a Metal GPU that MLX can use."""
     return bool(mx.metal.is_available())

@@ -125,6 +125,11 @@ def check_module_input(
 ) -> None:
     """Raises ValueError for an input that is no float array [B, spatial..., embed_dim]."""
 
+def zero_outside(mask: mlx.core.array, x: mlx.core.array) -> mlx.core.array:
+    """
+    x [..., C] where mask [...], else 0: no NaN gets through it, forward or backward.
+    """
+
 def padding_masks(
     name: str,
     rank: int,
@@ -143,6 +148,11 @@ def enter_backend(name: object | None) -> str:
 
 def leave_backend(outer: str) -> None: ...
 def get_backend() -> str: ...
+def set_exportable(on: bool) -> None:
+    """
+    Begins or ends a region of this thread whose calls can be exported; regions nest.
+    """
+
 def support_matrix() -> dict[str, Any]: ...
 def kernel_cache_info() -> dict[str, int]:
     """Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes."""

@@ -35,7 +35,8 @@ _ATTENTION = """{rank}-D neighborhood attention: softmax(scale * query.key + rpb
         stride: Query stride: only queries 0, s, 2s, ... are computed.
         dilation: Distance between the keys of a window.
         is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
+        scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
+            temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
         additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
         additional_values: [B, N, Hkv, Dv].
@@ -127,7 +128,7 @@ def _attention(rank: int) -> Callable[..., Any]:
         stride: Ints = 1,
         dilation: Ints = 1,
         is_causal: Bools = False,
-        scale: float | None = None,
+        scale: float | mx.array | None = None,
         return_lse: bool = False,
         additional_keys: mx.array | None = None,
         additional_values: mx.array | None = None,
@@ -157,7 +158,7 @@ def _qk(rank: int) -> Callable[..., Any]:
         *,
         stride: Ints = 1,
         is_causal: Bools = False,
-        scale: float | None = None,
+        scale: float | mx.array | None = None,
         gna_stride: Ints = 1,
         rpb: mx.array | None = None,
         lengths: mx.array | None = None,
@@ -199,7 +200,7 @@ def _varlen(rank: int) -> Callable[..., Any]:
         spatial_sizes: mx.array,
         kernel_size: Ints,
         dilation: Ints = 1,
-        scale: float | None = None,
+        scale: float | mx.array | None = None,
         *,
         stride: Ints = 1,
         is_causal: Bools = False,
@@ -223,7 +224,7 @@ def _varlen_1d() -> Callable[..., Any]:
         seq_lens: mx.array,
         kernel_size: Ints,
         dilation: Ints = 1,
-        scale: float | None = None,
+        scale: float | mx.array | None = None,
         *,
         stride: Ints = 1,
         is_causal: Bools = False,

@@ -12,7 +12,7 @@ StreamOrDevice = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | 
 @overload
 def na1d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: Literal[False] = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -26,7 +26,8 @@ def na1d(
         stride: Query stride: only queries 0, s, 2s, ... are computed.
         dilation: Distance between the keys of a window.
         is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
+        scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
+            temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
         additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
         additional_values: [B, N, Hkv, Dv].
@@ -44,21 +45,21 @@ def na1d(
 @overload
 def na1d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints, dilation: Ints,
-    is_causal: Bools, scale: float | None, return_lse: Literal[True], additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, *, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
+    additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, return_lse: Literal[True],
+    is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: bool = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
@@ -66,7 +67,7 @@ def na1d(
 @overload
 def na2d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: Literal[False] = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -80,7 +81,8 @@ def na2d(
         stride: Query stride: only queries 0, s, 2s, ... are computed.
         dilation: Distance between the keys of a window.
         is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
+        scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
+            temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
         additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
         additional_values: [B, N, Hkv, Dv].
@@ -98,21 +100,21 @@ def na2d(
 @overload
 def na2d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints, dilation: Ints,
-    is_causal: Bools, scale: float | None, return_lse: Literal[True], additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, *, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
+    additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, return_lse: Literal[True],
+    is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: bool = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
@@ -120,7 +122,7 @@ def na2d(
 @overload
 def na3d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: Literal[False] = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -134,7 +136,8 @@ def na3d(
         stride: Query stride: only queries 0, s, 2s, ... are computed.
         dilation: Distance between the keys of a window.
         is_causal: Per axis: keys after the query are not attended.
-        scale: Of the logits; default D ** -0.5.
+        scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
+            temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
         additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
         additional_values: [B, N, Hkv, Dv].
@@ -152,29 +155,29 @@ def na3d(
 @overload
 def na3d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints, dilation: Ints,
-    is_causal: Bools, scale: float | None, return_lse: Literal[True], additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, *, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
+    additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, return_lse: Literal[True],
+    is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, return_lse: bool = False,
+    is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 def na1d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
     """Logits of 1-D neighborhood attention, the first half of the split form.
 
@@ -194,8 +197,8 @@ def na1d_qk(
 
 def na2d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
     """Logits of 2-D neighborhood attention, the first half of the split form.
 
@@ -215,8 +218,8 @@ def na2d_qk(
 
 def na3d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, gna_stride: Ints = 1, rpb: mx.array | None = None,
-    lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
 ) -> mx.array:
     """Logits of 3-D neighborhood attention, the first half of the split form.
 
@@ -291,8 +294,8 @@ def na3d_av(
 @overload
 def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
+    return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array:
     """1-D neighborhood attention over padded samples: na1d with lengths.
 
@@ -313,21 +316,21 @@ def na1d_varlen(
 @overload
 def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
 def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
+    return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array:
     """2-D neighborhood attention over padded samples: na2d with lengths.
 
@@ -348,21 +351,21 @@ def na2d_varlen(
 @overload
 def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
 def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
+    return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array:
     """3-D neighborhood attention over padded samples: na3d with lengths.
 
@@ -383,13 +386,13 @@ def na3d_varlen(
 @overload
 def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     gna_stride: Ints = 1, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 

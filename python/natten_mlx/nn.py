@@ -5,7 +5,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,31 +15,6 @@ from natten_mlx.functional import Bools, Ints
 
 _RPB_DEVIATION = 0.02
 _P = ParamSpec("_P")
-
-
-def _zero_outside(mask: mx.array, x: mx.array) -> mx.array:
-    """x [..., C] where mask [...], else 0. The gradient of mx.where multiplies by the mask: NaN would get through."""
-    return cast(mx.array, _select(mask, x))
-
-
-@mx.custom_function
-def _select(mask: mx.array, x: mx.array) -> mx.array:
-    return mx.where(mask[..., None], x, mx.zeros_like(x))
-
-
-@_select.vjp
-def _select_vjp(primals: list[mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
-    return mx.zeros_like(primals[0]), _zero_outside(primals[0], cotangent)
-
-
-@_select.vmap
-def _select_vmap(inputs: list[mx.array], axes: list[int | None]) -> tuple[mx.array, int]:
-    count = next(x.shape[axis] for x, axis in zip(inputs, axes, strict=True) if axis is not None)
-    mapped = [
-        mx.broadcast_to(x, (count, *x.shape)) if axis is None else mx.moveaxis(x, axis, 0)
-        for x, axis in zip(inputs, axes, strict=True)
-    ]
-    return _zero_outside(mapped[0], mapped[1]), 0
 
 
 def _sizes(values: Any, rank: int) -> list[int]:
@@ -190,8 +165,8 @@ class _NeighborhoodAttention(nn.Module):
             return self.proj_drop(self.proj(self._attend_padded(x, None)))
         tokens, queries = self._padding_masks(x.shape[:-1], lengths, lengths_name)
         # The padding is replaced before the projections too: its NaN would reach their gradients through 0 * NaN.
-        x = _zero_outside(tokens, x)
-        return self.proj_drop(_zero_outside(queries, self.proj(self._attend_padded(x, lengths))))
+        x = _ext.zero_outside(tokens, x)
+        return self.proj_drop(_ext.zero_outside(queries, self.proj(self._attend_padded(x, lengths))))
 
     def _padding_masks(self, shape: tuple[int, ...], lengths: mx.array, label: str) -> tuple[mx.array, mx.array]:
         """Of tokens [B, spatial...] and of queries [B, out...]: which ones lie before the end of their sample."""

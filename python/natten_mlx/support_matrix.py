@@ -56,7 +56,7 @@ def explain(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Bools = False,
-    scale: float | None = None,
+    scale: float | mx.array | None = None,
     return_lse: bool = False,
     additional_keys: mx.array | Sequence[int] | None = None,
     additional_values: mx.array | Sequence[int] | None = None,

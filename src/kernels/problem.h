@@ -52,4 +52,9 @@ struct Problem {
   }
 };
 
+/// Sums are float64 where an operand is, else float32.
+inline bool is_float64(const Problem& p) {
+  return p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
+}
+
 }  // namespace natten

@@ -24,10 +24,6 @@ Caller caller_of(const mx::array& query, const char* suffix) {
   return {"na" + std::to_string(rank) + "d" + suffix, rank};
 }
 
-bool is_float64(const Problem& p) {
-  return p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
-}
-
 mx::Dtype sum_type(const Problem& p) {
   return is_float64(p) ? mx::float64 : mx::float32;
 }
@@ -51,6 +47,15 @@ std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
 
 std::optional<mx::array> wide_rpb(const Problem& p, const std::optional<mx::array>& rpb, mx::Stream s) {
   return rpb ? std::optional(canonical_rpb(*rpb, p.rank, sum_type(p), s)) : std::nullopt;
+}
+
+// Sums are of float32 or wider, results rounded once, to query's dtype.
+mx::array scaled(const mx::array& query, const std::optional<Scale>& scale, mx::Stream s) {
+  if (!scale || !scale->array) return query;
+  const bool wide = query.dtype() == mx::float64 || scale->array->dtype() == mx::float64;
+  const mx::Dtype type = wide ? mx::float64 : mx::float32;
+  const mx::array factors = mx::astype(mx::reshape(*scale->array, {-1, 1}, s), type, s);  // [1 or Hq, 1]
+  return mx::astype(mx::multiply(mx::astype(query, type, s), factors, s), query.dtype(), s);
 }
 
 // Softmax is joint over window and additional tokens: two attentions, merged in the type of the sums.
@@ -85,9 +90,9 @@ AttentionResult attention(const Caller& caller, const mx::array& query, const mx
     return {mx::zeros(result_shape(p, p.value_dim), query.dtype(), s),
             mx::zeros(result_shape(p, std::nullopt), sum_type(p), s)};
   }
-  const AttentionInputs inputs{with_three_axes(query, p.rank, s), with_three_axes(key, p.rank, s),
-                               with_three_axes(value, p.rank, s), wide_rpb(p, options.rpb, s),
-                               checked_lengths(caller, p, options.lengths, s)};
+  const AttentionInputs inputs{with_three_axes(scaled(query, options.scale, s), p.rank, s),
+                               with_three_axes(key, p.rank, s), with_three_axes(value, p.rank, s),
+                               wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s)};
   const auto [out, lse] =
       has_additional ? with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s)
                      : run_attention(choose_tier(caller, p), p, inputs, s);
@@ -100,9 +105,9 @@ mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key,
   const Problem p =
       validate_qk(caller, query, key, neighborhood, options.scale, spec(options.rpb), spec(options.lengths), s.device);
   if (p.batch == 0) return mx::zeros(result_shape(p, p.kernel_volume()), query.dtype(), s);
-  const mx::array logits =
-      run_qk(choose_tier(caller, p), p, with_three_axes(query, p.rank, s), with_three_axes(key, p.rank, s),
-             wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s), s);
+  const mx::array logits = run_qk(
+      choose_tier(caller, p), p, with_three_axes(scaled(query, options.scale, s), p.rank, s),
+      with_three_axes(key, p.rank, s), wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s), s);
   return with_rank_axes(logits, p.rank, s);
 }
 

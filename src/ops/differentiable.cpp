@@ -71,10 +71,11 @@ class Differentiable : public mx::Primitive {
       : Primitive(s),
         inner_(std::move(inner)),
         operation_(std::move(operation)),
+        name_(operation_.name + ":natten_mlx.exportable"),
         input_shapes_(std::move(input_shapes)),
         output_shapes_(std::move(shapes)) {}
 
-  const char* name() const override { return operation_.name.c_str(); }
+  const char* name() const override { return name_.c_str(); }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override { inner_->eval_cpu(inputs, outputs); }
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override { inner_->eval_gpu(inputs, outputs); }
@@ -111,6 +112,7 @@ class Differentiable : public mx::Primitive {
 
   std::shared_ptr<mx::Primitive> inner_;
   Operation operation_;
+  std::string name_;
   std::vector<mx::Shape> input_shapes_;
   std::vector<mx::Shape> output_shapes_;
 };

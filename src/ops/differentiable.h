@@ -33,6 +33,8 @@ struct Operation {
   /// The tier's nodes: outputs of one primitive, whose inputs are the given arrays, each perhaps behind a change of
   /// layout; or a composition of MLX operations, which know vmap.
   std::function<Arrays(const Problem&, const Arrays& inputs, mx::Stream)> run;
+  /// Whether the tier takes a problem that vmap makes of this one.
+  std::function<bool(const Problem&)> fits = [](const Problem&) { return true; };
   /// The same result from operations that MLX differentiates: serves jvp, and vjp where `vjp` is not set.
   std::function<Arrays(const Problem&, const Arrays& inputs, mx::Stream)> reference;
   /// Cotangents of the inputs `argnums`.

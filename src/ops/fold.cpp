@@ -28,21 +28,46 @@ mx::array fold(const mx::array& x, int mapped, int axis, int count, mx::Stream s
   return mx::flatten(outer, axis, axis + 1, s);
 }
 
-// Runs example by example, for what folds into neither batch nor heads: lengths and a bias mapped together.
-std::pair<Arrays, std::vector<int>> map_unrolled(const Operation& operation, const Arrays& inputs,
-                                                 const std::vector<int>& axes, int count, mx::Stream s) {
-  std::vector<Arrays> results(operation.outputs.size());
-  for (int example = 0; example < count; ++example) {
-    Arrays slices;
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      slices.push_back(axes[i] < 0 ? inputs[i] : mx::take(inputs[i], example, axes[i], s));
-    }
-    const Arrays outputs = differentiable(operation, slices, s);
-    for (std::size_t i = 0; i < outputs.size(); ++i) results[i].push_back(outputs[i]);
+// `count` examples as one call.
+Problem folded(Problem problem, bool into_heads, std::int64_t count) {
+  if (into_heads) {
+    problem.heads *= count;
+    problem.kv_heads *= count;
+  } else {
+    problem.batch *= count;
   }
-  Arrays stacked;
-  for (const Arrays& result : results) stacked.push_back(mx::stack(result, 0, s));
-  return {stacked, std::vector<int>(stacked.size(), 0)};
+  return problem;
+}
+
+// The most examples that the tier takes as one call; it takes one.
+int largest_fold(const Operation& operation, bool into_heads, int count) {
+  while (count > 1 && !operation.fits(folded(operation.problem, into_heads, count))) count = (count + 1) / 2;
+  return count;
+}
+
+// All examples as one call; axes as in map_folded, the outputs' new axes in `output_axes`.
+Arrays run_folded(Operation operation, bool into_heads, const Arrays& inputs, const std::vector<int>& axes, int count,
+                  mx::Stream s) {
+  operation.problem = folded(operation.problem, into_heads, count);
+  Arrays arrays;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const int axis = joined_axis(operation.inputs[i], into_heads);
+    arrays.push_back(axis < 0 ? inputs[i] : fold(inputs[i], axes[i], axis, count, s));
+  }
+  Arrays outputs = differentiable(operation, arrays, s);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i] = mx::unflatten(outputs[i], joined_axis(operation.outputs[i], into_heads), {count, -1}, s);
+  }
+  return outputs;
+}
+
+// Examples [first, last) of the mapped axis.
+mx::array examples(const mx::array& x, int axis, int first, int last, mx::Stream s) {
+  if (axis < 0) return x;
+  mx::Shape start(x.ndim(), 0), stop = x.shape();
+  start[axis] = first;
+  stop[axis] = last;
+  return mx::slice(x, start, stop, s);
 }
 
 }  // namespace
@@ -58,28 +83,28 @@ std::pair<Arrays, std::vector<int>> map_folded(const Operation& operation, const
     maps_bias = maps_bias || operation.inputs[i] == Role::bias;
   }
   const bool into_heads = maps_bias || std::count(operation.outputs.begin(), operation.outputs.end(), Role::bias) > 0;
-  if (into_heads && maps_lengths) return map_unrolled(operation, inputs, axes, count, s);
-
-  Operation folded = operation;
-  if (into_heads) {
-    folded.problem.heads *= count;
-    folded.problem.kv_heads *= count;
-  } else {
-    folded.problem.batch *= count;
-  }
-  Arrays arrays;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const int axis = joined_axis(operation.inputs[i], into_heads);
-    arrays.push_back(axis < 0 ? inputs[i] : fold(inputs[i], axes[i], axis, count, s));
-  }
-  Arrays outputs = differentiable(folded, arrays, s);
   std::vector<int> output_axes;
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    const int axis = joined_axis(operation.outputs[i], into_heads);
-    outputs[i] = mx::unflatten(outputs[i], axis, {count, -1}, s);
-    output_axes.push_back(axis);
+  for (const Role role : operation.outputs) output_axes.push_back(joined_axis(role, into_heads));
+  // Lengths and a bias mapped together fold into neither batch nor heads: example by example.
+  const int step = into_heads && maps_lengths ? 1 : largest_fold(operation, into_heads, count);
+  std::vector<Arrays> pieces(operation.outputs.size());
+  for (int first = 0; first < count; first += step) {
+    const int last = std::min(first + step, count);
+    Arrays inputs_of_piece;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      inputs_of_piece.push_back(step < count ? examples(inputs[i], axes[i], first, last, s) : inputs[i]);
+      if (axes[i] >= 0 && joined_axis(operation.inputs[i], into_heads) < 0) {
+        inputs_of_piece[i] = mx::squeeze(inputs_of_piece[i], axes[i], s);
+      }
+    }
+    const Arrays outputs = run_folded(operation, into_heads, inputs_of_piece, axes, last - first, s);
+    for (std::size_t i = 0; i < outputs.size(); ++i) pieces[i].push_back(outputs[i]);
   }
-  return {outputs, output_axes};
+  Arrays results;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    results.push_back(pieces[i].size() == 1 ? pieces[i][0] : mx::concatenate(pieces[i], output_axes[i], s));
+  }
+  return {results, output_axes};
 }
 
 }  // namespace natten

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "mlx/ops.h"
+#include "ops/validate.h"
 #include "pure/pure.h"
 
 namespace natten {
@@ -52,13 +53,17 @@ bool holds(const std::vector<int>& argnums, int arg) {
   return arg >= 0 && std::find(argnums.begin(), argnums.end(), arg) != argnums.end();
 }
 
+decltype(Operation::fits) fits(const TierPtr& tier) {
+  return [tier](const Problem& p) { return p.batch * p.tokens() <= kMaxTokens && !tier->supports(p); };
+}
+
 // A backward kernel as an operation of its own: inputs are the forward's inputs and what was saved, outputs are the
 // gradients of the inputs `wanted`. Its derivatives are those of the reference's gradient, which depends on the saved
 // results only through the inputs.
-Operation backward(const std::string& name, const Problem& problem, const Signature& sig, int saved,
-                   const std::vector<int>& wanted, int cotangents, decltype(Operation::reference) forward_reference,
-                   decltype(Operation::run) run) {
-  Operation op{name, problem, sig.roles(saved), {}, std::move(run), {}, {}};
+Operation backward(const TierPtr& tier, const std::string& name, const Problem& problem, const Signature& sig,
+                   int saved, const std::vector<int>& wanted, int cotangents,
+                   decltype(Operation::reference) forward_reference, decltype(Operation::run) run) {
+  Operation op{tier->name + name, problem, sig.roles(saved), {}, std::move(run), fits(tier), {}, {}};
   for (int arg : wanted) op.outputs.push_back(arg == sig.rpb() ? Role::bias : Role::tokens);
   op.reference = [sig, wanted, cotangents, forward_reference](const Problem& p, const Arrays& all, mx::Stream s) {
     const Arrays inputs(all.begin(), all.begin() + sig.size());
@@ -110,7 +115,8 @@ Operation attention_operation(const TierPtr& tier, const Problem& problem, const
     const auto [out, lse] = pure::attention(p, attention_inputs(sig, a), s);
     return {out, lse};
   };
-  Operation op{tier->name + "_attention", problem, sig.roles(), {Role::tokens, Role::tokens}, {}, reference, {}};
+  Operation op{
+      tier->name + "_attention", problem, sig.roles(), {Role::tokens, Role::tokens}, {}, fits(tier), reference, {}};
   op.run = [tier, sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
     const auto [out, lse] = tier->forward(p, attention_inputs(sig, a), s);
     return {out, lse};
@@ -122,7 +128,7 @@ Operation attention_operation(const TierPtr& tier, const Problem& problem, const
   std::vector<int> both_sides = query_side;
   both_sides.insert(both_sides.end(), key_side.begin(), key_side.end());
   const auto kernel = [&](const char* name, const std::vector<int>& wanted, auto member) {
-    return backward(tier->name + name, problem, sig, kSaved, wanted, 2, reference,
+    return backward(tier, name, problem, sig, kSaved, wanted, 2, reference,
                     [tier, sig, member](const Problem& p, const Arrays& a, mx::Stream s) {
                       const int n = sig.size();
                       return ((*tier).*member)(p, attention_inputs(sig, a), a[n], a[n + 1], a[n + 2], a[n + 3], s);
@@ -141,7 +147,7 @@ Operation qk_operation(const TierPtr& tier, const Problem& problem, const Signat
   const auto reference = [sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
     return {pure::qk(p, a[0], a[1], sig.rpb_of(a), sig.lengths_of(a), s)};
   };
-  Operation op{tier->name + "_qk", problem, sig.roles(), {Role::tokens}, {}, reference, {}};
+  Operation op{tier->name + "_qk", problem, sig.roles(), {Role::tokens}, {}, fits(tier), reference, {}};
   op.run = [tier, sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
     return {tier->qk(p, a[0], a[1], sig.rpb_of(a), sig.lengths_of(a), s)};
   };
@@ -149,12 +155,12 @@ Operation qk_operation(const TierPtr& tier, const Problem& problem, const Signat
 
   const std::vector<int> query_side = with_rpb({0}, sig), key_side = {1};
   const Operation query_backward =
-      backward(tier->name + "_qk_backward_query", problem, sig, 1, query_side, 1, reference,
+      backward(tier, "_qk_backward_query", problem, sig, 1, query_side, 1, reference,
                [tier, sig](const Problem& p, const Arrays& a, mx::Stream s) {
                  return tier->qk_backward_query(p, a[0], a[1], sig.rpb_of(a), sig.lengths_of(a), a.back(), s);
                });
   const Operation key_backward =
-      backward(tier->name + "_qk_backward_key", problem, sig, 1, key_side, 1, reference,
+      backward(tier, "_qk_backward_key", problem, sig, 1, key_side, 1, reference,
                [tier, sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
                  return {tier->qk_backward_key(p, a[0], a[1], sig.rpb_of(a), sig.lengths_of(a), a.back(), s)};
                });
@@ -166,7 +172,7 @@ Operation av_operation(const TierPtr& tier, const Problem& problem, const Signat
   const auto reference = [sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
     return {pure::av(p, a[0], a[1], sig.lengths_of(a), s)};
   };
-  Operation op{tier->name + "_av", problem, sig.roles(), {Role::tokens}, {}, reference, {}};
+  Operation op{tier->name + "_av", problem, sig.roles(), {Role::tokens}, {}, fits(tier), reference, {}};
   op.run = [tier, sig](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
     return {tier->av(p, a[0], a[1], sig.lengths_of(a), s)};
   };
@@ -174,7 +180,7 @@ Operation av_operation(const TierPtr& tier, const Problem& problem, const Signat
 
   const std::vector<int> attn_side = {0}, value_side = {1};
   const auto kernel = [&](const char* name, const std::vector<int>& wanted, auto member) {
-    return backward(tier->name + name, problem, sig, 1, wanted, 1, reference,
+    return backward(tier, name, problem, sig, 1, wanted, 1, reference,
                     [tier, sig, member](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
                       return {((*tier).*member)(p, a[0], a[1], sig.lengths_of(a), a.back(), s)};
                     });

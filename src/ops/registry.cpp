@@ -9,6 +9,7 @@
 
 #include "mlx/device.h"
 #include "natten/tiers.h"
+#include "pure/exportable.h"
 #include "pure/pure.h"
 
 namespace natten {
@@ -116,7 +117,7 @@ struct Candidates {
 };
 
 Candidates candidates() {
-  Candidates result{Registry::instance().tiers(), Registry::instance().backend()};
+  Candidates result{Registry::instance().tiers(), is_exporting() ? kPure : Registry::instance().backend()};
   while (result.is_explicit() && result.first + 1 < result.tiers.size() &&
          !is_named(*result.tiers[result.first], result.backend)) {
     ++result.first;
@@ -151,6 +152,10 @@ bool is_fallback(const Candidates& all, const Problem& problem, std::size_t chos
   return first_to_accept(all, plain_problem(problem.device), [](std::size_t, const std::string&) {}) < chosen;
 }
 
+[[noreturn]] void fail_without_tier(const Caller& caller, const std::string& reason) {
+  fail(caller, "no tier can run this call: " + reason);
+}
+
 }  // namespace
 
 std::array<TierPtr, 3> tiers() {
@@ -169,11 +174,11 @@ TierPtr choose_tier(const Caller& caller, const Problem& problem) {
   };
   const std::size_t chosen = first_to_accept(all, problem, [&](std::size_t i, const std::string& reason) {
     reasons[i] = reason;
-    if (all.is_explicit() && is_strict()) {
+    if (all.is_explicit() && is_strict() && i + 1 < all.tiers.size()) {
       throw std::runtime_error("[" + caller.name + "] NATTEN_STRICT is set and " + told(i));
     }
   });
-  if (chosen == all.tiers.size()) fail(caller, "no tier can run this call");
+  if (chosen == all.tiers.size()) fail_without_tier(caller, reasons.back());
   if (is_fallback(all, problem, chosen)) {
     std::string message;
     for (std::size_t i = all.first; i < chosen; ++i) message += told(i) + "; ";
@@ -182,7 +187,7 @@ TierPtr choose_tier(const Caller& caller, const Problem& problem) {
   return all.tiers[chosen];
 }
 
-Choice explain_choice(const Problem& problem) {
+Choice explain_choice(const Caller& caller, const Problem& problem) {
   const Candidates all = candidates();
   Choice choice;
   for (std::size_t i = 0; i < all.first; ++i) {
@@ -191,7 +196,8 @@ Choice explain_choice(const Problem& problem) {
   const std::size_t chosen = first_to_accept(all, problem, [&](std::size_t i, const std::string& reason) {
     choice.declined.emplace_back(all.tiers[i]->name, reason);
   });
-  if (chosen < all.tiers.size()) choice.tier = all.tiers[chosen];
+  if (chosen == all.tiers.size()) fail_without_tier(caller, choice.declined.back().second);
+  choice.tier = all.tiers[chosen];
   return choice;
 }
 
@@ -221,7 +227,7 @@ std::string get_backend() {
   const Candidates all = candidates();
   if (all.is_explicit()) return all.tiers[all.first]->name;
   const bool is_gpu = mx::default_device() == mx::Device::gpu;
-  return explain_choice(plain_problem(is_gpu ? DeviceType::gpu : DeviceType::cpu)).tier->name;
+  return explain_choice({"get_backend", 1}, plain_problem(is_gpu ? DeviceType::gpu : DeviceType::cpu)).tier->name;
 }
 
 }  // namespace natten

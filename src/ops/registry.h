@@ -30,7 +30,7 @@ struct Choice {
   TierPtr tier;
   std::vector<std::pair<std::string, std::string>> declined;
 };
-Choice explain_choice(const Problem& problem);
+Choice explain_choice(const Caller& caller, const Problem& problem);
 
 /// The two ends of a BackendScope: what the first returns, the second takes.
 std::string enter_backend(const std::string& name);

@@ -106,6 +106,7 @@ std::optional<Spec> spec(const std::optional<ArrayDescription>& a) {
 }
 
 struct Validated {
+  Caller caller;
   Problem problem;              ///< that a tier gets
   std::int64_t additional = 0;  ///< tokens that it does not get
 };
@@ -113,23 +114,21 @@ struct Validated {
 Validated validated(const CallDescription& call, const Neighborhood& neighborhood) {
   const mx::Device device = mx::to_stream(call.stream).device;
   const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
-  const std::string name = "na" + std::to_string(rank) + "d";
+  const Caller caller{"na" + std::to_string(rank) + "d" + (call.op == "attention" ? "" : "_" + call.op), rank};
   const auto of = [](const ArrayDescription& a) { return Spec(a.shape, a.dtype); };
   if (call.op == "attention") {
-    const Caller caller{name, rank};
     Problem p = validate_attention(caller, of(call.query), of(call.key), of(call.value), neighborhood, call.scale,
                                    spec(call.rpb), spec(call.lengths), device);
     validate_additional(caller, p, spec(call.additional_keys), spec(call.additional_values));
     const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
-    return {additional > 0 ? window_problem(p) : p, additional};
+    return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   if (call.op == "qk") {
-    return {validate_qk({name + "_qk", rank}, of(call.query), of(call.key), neighborhood, call.scale, spec(call.rpb),
-                        spec(call.lengths), device)};
+    return {caller, validate_qk(caller, of(call.query), of(call.key), neighborhood, call.scale, spec(call.rpb),
+                                spec(call.lengths), device)};
   }
   if (call.op == "av") {
-    return {
-        validate_av({name + "_av", rank}, of(call.query), of(call.value), neighborhood, spec(call.lengths), device)};
+    return {caller, validate_av(caller, of(call.query), of(call.value), neighborhood, spec(call.lengths), device)};
   }
   throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
 }
@@ -142,8 +141,8 @@ std::map<std::string, TierSupport> support_matrix() {
 }
 
 Explanation explain(const CallDescription& call, const Neighborhood& neighborhood) {
-  const auto [problem, additional] = validated(call, neighborhood);
-  const Choice choice = explain_choice(problem);
+  const auto [caller, problem, additional] = validated(call, neighborhood);
+  const Choice choice = explain_choice(caller, problem);
   KernelChoice kernel = choice.tier->choice(problem);
   if (problem.batch == 0) {
     kernel = {"none, the batch is empty", ""};

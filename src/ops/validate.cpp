@@ -22,9 +22,6 @@ std::string text(const Parts&... parts) {
   return stream.str();
 }
 
-// Axes are flattened into one MLX dimension, which is a 32-bit integer.
-constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
-
 const char* layout(int rank) {
   switch (rank) {
     case 1:
@@ -153,29 +150,46 @@ void set_rpb(const Caller& caller, const std::optional<Spec>& rpb, mx::Device de
   problem.has_rpb = true;
 }
 
-void set_scale(const Caller& caller, std::optional<double> scale, Problem& problem) {
-  if (scale) validate_scale(caller, "scale", *scale);
-  problem.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
+// An array is multiplied into query, which leaves logits of scale 1.
+void set_scale(const Caller& caller, const std::optional<Scale>& scale, mx::Device device, Problem& problem) {
+  problem.scale = 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
+  if (!scale) return;
+  problem.scale = scale->number;
+  validate_scale(caller, "scale", scale->number);
+  if (!scale->array) return;
+  const mx::Shape& shape = scale->array->shape();
+  validate_float(caller, "scale", scale->array->dtype(), device);
+  if (scale->array->size() != 1 && shape != mx::Shape{static_cast<int>(problem.heads)}) {
+    fail(caller, text("scale must be a number, an array of one element or of shape [", problem.heads, "], got shape ",
+                      to_string(shape)));
+  }
 }
 
-// MLX counts elements in 64 bits and bytes in size_t.
-void check_size(const Caller& caller, const Problem& problem, std::int64_t row) {
-  __int128 rows = problem.batch;
-  for (const Axis& axis : problem.axes) rows *= axis.length;
-  if (rows > kMaxTokens) {
+// MLX counts elements in 64 bits and bytes in size_t. Inputs may be broadcasts, whose gradients are whole, so that the
+// largest array is one of these, whichever of them the call reads, yields or answers as a gradient.
+void check_size(const Caller& caller, const Problem& problem) {
+  __int128 tokens = problem.batch;
+  for (const Axis& axis : problem.axes) tokens *= axis.length;
+  if (tokens > kMaxTokens) {
     fail(caller, text("batch * spatial sizes must be below 2^31 tokens, got more"));
   }
-  const __int128 elements = rows * problem.heads * row;
-  if (elements > std::numeric_limits<std::int64_t>::max() / 8) {
-    fail(caller, text("the result has too many elements: ", static_cast<std::int64_t>(rows), " tokens x ",
+  std::int64_t row = std::max({std::int64_t{1}, problem.head_dim, problem.value_dim});
+  if (problem.op != Op::attention) row = std::max(row, problem.kernel_volume());
+  const __int128 elements = tokens * problem.heads * row;
+  constexpr __int128 kMost = std::numeric_limits<std::int64_t>::max() / 8;
+  if (elements > kMost) {
+    fail(caller, text("the arrays of the call are too large: ", static_cast<std::int64_t>(tokens), " tokens x ",
                       problem.heads, " heads x ", row));
   }
+  __int128 entries = problem.has_rpb ? problem.heads : 0;
+  for (const Axis& axis : problem.axes) entries *= 2 * axis.kernel_size - 1;
+  if (entries > kMost) fail(caller, "rpb has too many entries for its gradient");
 }
 
 // Of query and key that are right by themselves.
 Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                       std::optional<double> scale, const std::optional<Spec>& rpb, const std::optional<Spec>& lengths,
-                       mx::Device device) {
+                       const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
+                       const std::optional<Spec>& lengths, mx::Device device) {
   check_same_grid(caller, "query", query.shape, "key", key.shape);
   if (query.shape.back() != key.shape.back()) {
     fail(caller, text("Head dim must match: query has ", query.shape.back(), ", key has ", key.shape.back()));
@@ -191,19 +205,23 @@ Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighbo
   problem.query_type = float_type(query.dtype);
   problem.key_type = problem.value_type = float_type(key.dtype);
   set_axes(caller, query.shape, neighborhood, problem);
-  set_scale(caller, scale, problem);
+  set_scale(caller, scale, device, problem);
   set_rpb(caller, rpb, device, problem);
   set_lengths(caller, lengths, problem);
-  check_size(caller, problem, 1);
   return problem;
 }
 
-// Whether evaluating `a` needs only data that exists: not so below a placeholder of compile or vmap.
-bool is_concrete(const mx::array& a, std::unordered_set<std::uintptr_t>& seen) {
-  if (a.status() != mx::array::Status::unscheduled || !seen.insert(a.id()).second) return true;
-  if (!a.has_primitive()) return false;
-  for (const mx::array& input : a.inputs()) {
-    if (!is_concrete(input, seen)) return false;
+// Whether evaluating `root` needs only data that exists: not so below a placeholder of compile or vmap. With a stack of
+// its own, because graphs are deeper than the machine's.
+bool is_concrete(const mx::array& root) {
+  std::vector<mx::array> pending{root};
+  std::unordered_set<std::uintptr_t> seen;
+  while (!pending.empty()) {
+    const mx::array a = std::move(pending.back());
+    pending.pop_back();
+    if (a.status() != mx::array::Status::unscheduled || !seen.insert(a.id()).second) continue;
+    if (!a.has_primitive()) return false;
+    pending.insert(pending.end(), a.inputs().begin(), a.inputs().end());
   }
   return true;
 }
@@ -285,7 +303,8 @@ void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx:
 }
 
 void validate_scale(const Caller& caller, const char* name, double scale) {
-  if (!std::isfinite(scale)) fail(caller, text(name, " must be finite, got ", scale));
+  const bool is_held = std::abs(scale) <= std::numeric_limits<float>::max();  // false for NaN
+  if (!is_held) fail(caller, text(name, " must be finite in float32, got ", scale));
 }
 
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood) {
@@ -310,7 +329,7 @@ void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhoo
 }
 
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
-                           std::optional<double> scale, const std::optional<Spec>& rpb,
+                           const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
                            const std::optional<Spec>& lengths, mx::Device device) {
   check_array(caller, "query", query, layout(caller.rank), device);
   check_array(caller, "key", key, layout(caller.rank), device);
@@ -324,16 +343,18 @@ Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec valu
   problem.op = Op::attention;
   problem.value_dim = value.shape.back();
   problem.value_type = float_type(value.dtype);
-  check_size(caller, problem, problem.value_dim);
+  check_size(caller, problem);
   return problem;
 }
 
 Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                    std::optional<double> scale, const std::optional<Spec>& rpb, const std::optional<Spec>& lengths,
-                    mx::Device device) {
+                    const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
+                    const std::optional<Spec>& lengths, mx::Device device) {
   check_array(caller, "query", query, layout(caller.rank), device);
   check_array(caller, "key", key, layout(caller.rank), device);
-  return logits_problem(caller, query, key, neighborhood, scale, rpb, lengths, device);
+  const Problem problem = logits_problem(caller, query, key, neighborhood, scale, rpb, lengths, device);
+  check_size(caller, problem);
+  return problem;
 }
 
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
@@ -369,7 +390,7 @@ Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborh
                       attn.shape.back()));
   }
   set_lengths(caller, lengths, problem);
-  check_size(caller, problem, problem.value_dim);
+  check_size(caller, problem);
   return problem;
 }
 
@@ -404,8 +425,7 @@ void validate_additional(const Caller& caller, const Problem& problem, const std
 }
 
 void validate_length_values(const Caller& caller, const Problem& problem, const mx::array& lengths) {
-  std::unordered_set<std::uintptr_t> seen;
-  if (lengths.size() == 0 || !is_concrete(lengths, seen)) return;
+  if (lengths.size() == 0 || !is_concrete(lengths)) return;
   mx::array values = mx::contiguous(mx::astype(lengths, mx::int64, mx::Device::cpu), false, mx::Device::cpu);
   values.eval();
   const std::int64_t* data = values.data<std::int64_t>();

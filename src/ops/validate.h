@@ -10,6 +10,7 @@
 #include "kernels/problem.h"
 #include "mlx/array.h"
 #include "mlx/device.h"
+#include "natten/attention.h"
 #include "natten/neighborhood.h"
 
 namespace natten {
@@ -31,6 +32,9 @@ struct Caller {
   std::string lengths_name = "lengths";
 };
 
+/// Of a batch: its axes are flattened into one MLX dimension, which is a 32-bit integer.
+inline constexpr std::int64_t kMaxTokens = 0x7fffffff;
+
 [[noreturn]] void fail(const Caller& caller, const std::string& message);
 
 std::string to_string(const mx::Shape& shape);
@@ -47,11 +51,11 @@ void validate_scale(const Caller& caller, const char* name, double scale);
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood);
 
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
-                           std::optional<double> scale, const std::optional<Spec>& rpb,
+                           const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
                            const std::optional<Spec>& lengths, mx::Device device);
 Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                    std::optional<double> scale, const std::optional<Spec>& rpb, const std::optional<Spec>& lengths,
-                    mx::Device device);
+                    const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
+                    const std::optional<Spec>& lengths, mx::Device device);
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
                     const std::optional<Spec>& lengths, mx::Device device);
 

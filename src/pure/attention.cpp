@@ -52,9 +52,9 @@ mx::array token_rows(const mx::array& x, mx::Dtype type, mx::Stream s) {
   return mx::astype(mx::flatten(x, 0, kAxes, s), type, s);
 }
 
-// [H, 2K0-1, 2K1-1, 2K2-1] -> [H, entries]
+// [H, 2K0-1, 2K1-1, 2K2-1] -> [entries, H]
 mx::array bias_rows(const mx::array& rpb, mx::Stream s) {
-  return mx::flatten(rpb, 1, kAxes, s);
+  return mx::transpose(mx::flatten(rpb, 1, kAxes, s), s);
 }
 
 // Lengths are the last array of a block: they may be traced, and so be different ones in each run of it.
@@ -62,8 +62,8 @@ Arrays with_lengths(Arrays shared, const Padding& padding) {
   if (padding.lengths()) shared.push_back(*padding.lengths());
   return shared;
 }
-Windows windows_of(const Problem& p, const Arrays& arrays, mx::Stream s) {
-  return make_windows(p, p.has_lengths ? std::optional(arrays.back()) : std::nullopt, s);
+std::optional<mx::array> lengths_of(const Problem& p, const Arrays& arrays) {
+  return p.has_lengths ? std::optional(arrays.back()) : std::nullopt;
 }
 
 // q [B, Q, Hq, D], keys by row -> [B, Q, Hkv, G, slots]; query heads are grouped, so that grouped K is never repeated.
@@ -72,12 +72,12 @@ mx::array window_logits(const Problem& p, const mx::array& q, const mx::array& k
                         mx::Stream s) {
   const mx::array grouped =
       mx::unflatten(mx::multiply(mx::astype(q, type, s), mx::array(p.scale, type), s), 2, {as_int(p.kv_heads), -1}, s);
-  const mx::array keys = mx::take(key_rows, windows.rows, 0, s);  // [B, Q, slots, Hkv, D]
+  const mx::array keys = take_rows(key_rows, windows.rows, s);  // [B, Q, slots, Hkv, D]
   mx::array logits = mx::matmul(grouped, mx::transpose(keys, {0, 1, 3, 4, 2}, s), s);
   if (bias) {
-    const mx::array per_slot = mx::astype(mx::take(*bias, *windows.bias, 1, s), type, s);  // [Hq, S, Q, slots]
+    const mx::array per_slot = mx::astype(take_rows(*bias, *windows.bias, s), type, s);  // [S, Q, slots, Hq]
     logits =
-        mx::add(logits, mx::unflatten(mx::transpose(per_slot, {1, 2, 0, 3}, s), 2, {as_int(p.kv_heads), -1}, s), s);
+        mx::add(logits, mx::unflatten(mx::transpose(per_slot, {0, 1, 3, 2}, s), 2, {as_int(p.kv_heads), -1}, s), s);
   }
   return logits;
 }
@@ -91,24 +91,14 @@ mx::array fill_empty(const mx::array& x, const BlockWindows& windows, double fil
 // weights [B, Q, Hkv, G, slots], values by row -> [B, Q, Hq, Dv]
 mx::array weighted_values(const mx::array& weights, const mx::array& value_rows, const BlockWindows& windows,
                           mx::Stream s) {
-  const mx::array values = mx::take(value_rows, windows.rows, 0, s);
+  const mx::array values = take_rows(value_rows, windows.rows, s);
   return mx::flatten(mx::matmul(weights, mx::transpose(values, {0, 1, 3, 2, 4}, s), s), 2, 3, s);
 }
 
-struct Softmax {
-  mx::array weights;  ///< like logits
-  mx::array lse;      ///< [..., 1]
-};
-
-Softmax softmax(const mx::array& logits, mx::Stream s) {
-  const mx::array lse = log_sum_exp(logits, s);
-  return {exponential(mx::subtract(logits, lse, s), s), lse};
-}
-
 // Gathered keys and values of the window of one query, per sample of the batch.
-std::int64_t bytes_per_query(const Problem& p, mx::Dtype type) {
+std::int64_t bytes_per_query(const Problem& p) {
   const std::int64_t row = p.kv_heads * (p.head_dim + p.value_dim) + 2 * p.heads;
-  return p.batch * p.kernel_volume() * row * mx::size_of(type);
+  return p.batch * p.kernel_volume() * row * (is_float64(p) ? 8 : 4);
 }
 
 constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
@@ -121,7 +111,7 @@ std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInput
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
+    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
@@ -129,7 +119,7 @@ std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInput
   };
   Arrays shared{token_rows(tokens(inputs.key), type, s), token_rows(tokens(inputs.value), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*inputs.rpb, s));
-  const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p, type),
+  const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p),
                                    {computed_queries(p, tokens(inputs.query), s)}, with_lengths(shared, padding), s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
@@ -143,15 +133,15 @@ mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, con
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
+    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[2]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
   Arrays shared{token_rows(tokens(key), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(*rpb, s));
-  const mx::array logits = in_blocks(block, p.queries(), bytes_per_query(p, type),
-                                     {computed_queries(p, tokens(query), s)}, with_lengths(shared, padding), s)[0];
+  const mx::array logits = in_blocks(block, p.queries(), bytes_per_query(p), {computed_queries(p, tokens(query), s)},
+                                     with_lengths(shared, padding), s)[0];
   return padding.zero_queries(
       mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s));
 }
@@ -162,13 +152,13 @@ mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, co
   const Padding padding(p, lengths, s);
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, windows_of(p, arrays, s), first, last, s);
+    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
     const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
     return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, s)};
   };
   const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
   const mx::array out =
-      in_blocks(block, p.queries(), bytes_per_query(p, type), {mx::flatten(weights, 1, kAxes, s)},
+      in_blocks(block, p.queries(), bytes_per_query(p), {mx::flatten(weights, 1, kAxes, s)},
                 with_lengths({token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, padding), s)[0];
   return padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s));
 }
@@ -210,32 +200,31 @@ std::pair<mx::array, mx::array> merge(const Arrays& outputs, const Arrays& lse_t
   Arrays all = outputs;
   all.insert(all.end(), lse_tensors.begin(), lse_tensors.end());
   const mx::Dtype type = sum_type(all);
-  const mx::array zero = mx::array(0.0, type);
 
   Arrays wide;
   for (const mx::array& lse : lse_tensors) wide.push_back(mx::astype(lse, type, s));
   const mx::array stacked = mx::stack(wide, 0, s);
-  // A partial attention without keys has lse -inf: it must weigh nothing, whatever its output holds, forward and
-  // backward. So -inf is replaced before the arithmetic, and the weight after it.
-  const mx::array empty = mx::equal(stacked, mx::array(kNegativeInfinity, type), s);
-  const mx::array all_empty = mx::all(empty, 0, false, s);
-  const mx::array finite = mx::where(empty, zero, stacked, s);
-  const mx::array top = mx::stop_gradient(
-      mx::where(all_empty, zero, mx::max(mx::where(empty, mx::array(kNegativeInfinity, type), finite, s), 0, false, s),
-                s),
-      s);
-  const mx::array weights = mx::where(empty, zero, exponential(mx::subtract(finite, top, s), s), s);
-  const mx::array total = mx::where(all_empty, mx::array(1.0, type), mx::sum(weights, 0, false, s), s);
+  // A partial attention without keys has lse -inf: it must weigh nothing, whatever its output and the cotangents hold,
+  // forward and backward. So -inf is replaced before the arithmetic, and what comes of it after.
+  const mx::array nothing(kNegativeInfinity, type);
+  const mx::array held = mx::not_equal(stacked, nothing, s);
+  const mx::array some_held = mx::any(held, 0, false, s);
+  const mx::array top =
+      mx::stop_gradient(mx::where(some_held, mx::max(stacked, 0, false, s), mx::array(0.0, type), s), s);
+  const mx::array finite = mx::where(held, stacked, top, s);
+  const mx::array weights = select(held, exponential(mx::subtract(finite, top, s), s), 0.0, s);
+  const mx::array total = select(some_held, mx::sum(weights, 0, false, s), 1.0, s);
 
   mx::array out = mx::zeros_like(mx::astype(outputs[0], type, s), s);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const auto part = [&](const mx::array& x) {
       return mx::expand_dims(mx::take(x, static_cast<int>(i), 0, s), -1, s);
     };
-    const mx::array kept = mx::where(part(empty), zero, mx::astype(outputs[i], type, s), s);
-    out = mx::add(out, mx::multiply(mx::divide(part(weights), mx::expand_dims(total, -1, s), s), kept, s), s);
+    const mx::array share = mx::divide(part(weights), mx::expand_dims(total, -1, s), s);
+    const mx::array kept = select(part(held), mx::astype(outputs[i], type, s), 0.0, s);
+    out = mx::add(out, mx::multiply(share, kept, s), s);
   }
-  const mx::array lse = mx::where(all_empty, mx::array(kNegativeInfinity, type), mx::add(top, mx::log(total, s), s), s);
+  const mx::array lse = select(some_held, mx::add(top, mx::log(total, s), s), kNegativeInfinity, s);
   return {mx::astype(out, out_dtype, s), lse};
 }
 
@@ -248,9 +237,8 @@ Tier pure_tier() {
   tier.name = "pure";
   tier.unavailable = [] { return Objection(); };
   tier.supports = [](const Problem& p) {
-    const bool wide =
-        p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
-    return wide && p.device == DeviceType::gpu ? Objection("float64 runs on the CPU device only") : Objection();
+    if (is_float64(p) && p.device == DeviceType::gpu) return Objection("float64 runs on the CPU device only");
+    return block_objection(p.queries(), pure::bytes_per_query(p));
   };
   tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
   tier.differentiated_by_mlx = true;

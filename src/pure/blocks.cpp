@@ -1,9 +1,13 @@
 #include "pure/blocks.h"
 
 #include <algorithm>
+#include <sstream>
+#include <stdexcept>
 
+#include "mlx/memory.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
+#include "pure/exportable.h"
 #include "pure/pin.h"
 
 namespace natten {
@@ -12,6 +16,10 @@ namespace {
 
 // Amortises graph nodes; a forward stays near 100 MiB over its inputs and results, forward and backward near 250 MiB.
 constexpr std::int64_t kBlockBytes = std::int64_t{8} << 20;
+// Some thousands of graph nodes: larger problems have larger blocks.
+constexpr std::int64_t kMaxBlocks = 128;
+// Memory of a forward and backward, in blocks.
+constexpr std::int64_t kBlocksAlive = 32;
 
 using Arrays = std::vector<mx::array>;
 using Function = std::function<Arrays(const Arrays&)>;
@@ -36,8 +44,14 @@ Arrays gradients(const Function& function, const Arrays& inputs, const Arrays& c
   return result;
 }
 
+std::int64_t queries_per_block(std::int64_t queries, std::int64_t bytes_per_query) {
+  const std::int64_t least = (queries + kMaxBlocks - 1) / kMaxBlocks;
+  return std::clamp(kBlockBytes / std::max<std::int64_t>(bytes_per_query, 1), least, queries);
+}
+
 // Like mx::checkpoint, but ordered by `pin`, and with a vmap that is right where only some of the inputs are mapped.
 Function recomputed_in_backward(const Function& function, mx::Stream s) {
+  if (is_exporting()) return function;
   return mx::custom_function(
       function,
       [function, s](const Arrays& primals, const Arrays& cotangents, const Arrays&) {
@@ -52,11 +66,24 @@ Function recomputed_in_backward(const Function& function, mx::Stream s) {
 
 }  // namespace
 
+std::optional<std::string> block_objection(std::int64_t queries, std::int64_t bytes_per_query) {
+  const std::int64_t block = queries_per_block(queries, bytes_per_query);
+  const double needed = static_cast<double>(block) * static_cast<double>(bytes_per_query);
+  const double limit = static_cast<double>(mx::get_memory_limit()) / kBlocksAlive;
+  if (needed <= std::max(limit, static_cast<double>(kBlockBytes))) return {};
+  std::ostringstream text;
+  text.precision(3);
+  text << "MLX operations would gather " << needed / (1 << 30) << " GiB of keys and values at once (for " << block
+       << " of " << queries << " queries), where MLX's memory limit allows " << limit / (1 << 30) << " GiB";
+  return text.str();
+}
+
 std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t queries, std::int64_t bytes_per_query,
                                  const std::vector<mx::array>& per_query, const std::vector<mx::array>& shared,
                                  mx::Stream s) {
-  const std::int64_t block =
-      std::clamp<std::int64_t>(kBlockBytes / std::max<std::int64_t>(bytes_per_query, 1), 1, queries);
+  if (const auto objection = block_objection(queries, bytes_per_query))
+    throw std::invalid_argument("[pure] " + *objection);
+  const std::int64_t block = queries_per_block(queries, bytes_per_query);
   std::vector<mx::array> arrays;
   if (block == queries) {
     arrays = per_query;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "mlx/array.h"
@@ -17,10 +19,14 @@ namespace mx = mlx::core;
 using BlockFunction =
     std::function<std::vector<mx::array>(const std::vector<mx::array>& arrays, std::int64_t first, std::int64_t last)>;
 
+/// Why blocks of a graph of bounded size do not fit MLX's memory limit; nothing when they do.
+std::optional<std::string> block_objection(std::int64_t queries, std::int64_t bytes_per_query);
+
 /// Results of all queries, joined on axis 1. `per_query` arrays have `queries` entries on axis 1; `shared` ones are
 /// seen whole by every block. `bytes_per_query` estimates the temporary memory of one query. With more than one block,
 /// a block starts when the one before is done, and backward recomputes its intermediates. What may be traced (lengths
-/// too) must come through `arrays`: transformations do not see what `function` captures.
+/// too) must come through `arrays`: transformations do not see what `function` captures. Throws std::invalid_argument
+/// where block_objection() has one.
 std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t queries, std::int64_t bytes_per_query,
                                  const std::vector<mx::array>& per_query, const std::vector<mx::array>& shared,
                                  mx::Stream s);

@@ -7,6 +7,7 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "ops/validate.h"
+#include "pure/exportable.h"
 
 namespace natten {
 
@@ -17,7 +18,7 @@ class Pin : public mx::Primitive {
  public:
   Pin(mx::Stream s, std::vector<mx::Shape> shapes) : Primitive(s), shapes_(std::move(shapes)) {}
 
-  const char* name() const override { return "NattenPin"; }
+  const char* name() const override { return "NattenPin:natten_mlx.exportable"; }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     share(inputs, outputs);
@@ -76,6 +77,10 @@ class Pin : public mx::Primitive {
 }  // namespace
 
 std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vector<mx::array>& after, mx::Stream s) {
+  if (is_exporting()) {
+    check_export_has_shapes();
+    return after.empty() ? values : mx::depends(values, after);
+  }
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
   for (const mx::array& value : values) {

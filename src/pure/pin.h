@@ -15,6 +15,7 @@ namespace mx = mlx::core;
 ///   what `mx::depends` lacks (its backward is unordered, and it has no vmap).
 /// - A trace that is replayed with other shapes (compile with shapeless=True) throws std::invalid_argument, because
 ///   index tables in the trace belong to the shapes that were traced.
+/// In a graph for export these are nodes of mx::depends, and a trace for other shapes throws at once.
 std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vector<mx::array>& after, mx::Stream s);
 
 /// For vmap rules of nodes with several outputs: `inputs` with the mapped axis first, those that are not mapped

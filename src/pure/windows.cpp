@@ -48,12 +48,17 @@ Index greater(const Index& a, const Index& b) {
   return apply([](auto& x, auto& y, auto s) { return mx::maximum(x, y, s); }, a, b);
 }
 
-AxisWindows axis_windows(const Axis& axis, const std::optional<mx::array>& lengths, mx::Stream s) {
-  const int queries = static_cast<int>(output_length(axis.length, axis.stride));
+// Per query and slot of one axis, each [S, Q, K] with S the number of samples that differ (1 or B).
+struct AxisWindows {
+  mx::array token;  ///< absolute key index; in an empty slot some key of the window
+  mx::array valid;  ///< bool: the slot is not empty
+  mx::array bias;   ///< index into this axis of rpb
+};
+
+// Of the queries at output positions `at` [Q] of the axis.
+AxisWindows axis_windows(const Axis& axis, const Index& at, const std::optional<mx::array>& lengths, mx::Stream s) {
   const int slots = static_cast<int>(axis.kernel_size);
-  Index query(mx::reshape(mx::multiply(mx::arange(0, queries, 1, s), mx::array(static_cast<int>(axis.stride)), s),
-                          {1, queries, 1}, s),
-              s);
+  Index query = Index(mx::expand_dims(at.value, {0, 2}, s), s) * Index(axis.stride);
   const Index slot(mx::reshape(mx::arange(0, slots, 1, s), {1, 1, slots}, s), s);
   Index length(axis.length);
   if (lengths) {
@@ -70,64 +75,54 @@ AxisWindows axis_windows(const Axis& axis, const std::optional<mx::array>& lengt
           rpb_index(axis, place, key_inside).value};
 }
 
-// Broadcasts per-axis entries [S, Q, K_axis] over the slots of the window and flattens those.
-mx::array over_slots(const std::array<mx::array, kAxes>& entries,
-                     mx::array (*join)(const mx::array&, const mx::array&, mx::StreamOrDevice), mx::Stream s) {
-  const auto joined = join(join(mx::expand_dims(entries[0], {3, 4}, s), mx::expand_dims(entries[1], {2, 4}, s), s),
-                           mx::expand_dims(entries[2], {2, 3}, s), s);
-  return mx::flatten(joined, 2, 4, s);
-}
-
 mx::array scaled(const mx::array& a, std::int64_t factor, mx::Stream s) {
   return mx::multiply(a, mx::array(static_cast<int>(factor)), s);
 }
 
+using Join = mx::array (*)(const mx::array&, const mx::array&, mx::StreamOrDevice);
+
 }  // namespace
 
-Windows make_windows(const Problem& problem, const std::optional<mx::array>& lengths, mx::Stream s) {
-  Windows windows;
-  for (int axis = 0; axis < kAxes; ++axis) {
+BlockWindows block_windows(const Problem& problem, const std::optional<mx::array>& lengths, std::int64_t first,
+                           std::int64_t last, mx::Stream s) {
+  const auto& axes = problem.axes;
+  const Index query(mx::arange(static_cast<int>(first), static_cast<int>(last), 1, s), s);
+  std::array<std::optional<AxisWindows>, kAxes> windows;  // axes of one token would add nothing to the last one's
+  std::int64_t inner = 1;                                 // queries per position of the axis
+  for (int axis = kAxes; axis-- > 0;) {
+    const std::int64_t outputs = output_length(axes[axis].length, axes[axis].stride);
+    if (axis + 1 < kAxes && axes[axis].length == 1) continue;
+    const Index outer = inner == 1 ? query : floor_div(query, Index(inner));
     std::optional<mx::array> column;
     if (lengths) column = mx::take(*lengths, axis, 1, s);
-    windows[axis] = axis_windows(problem.axes[axis], column, s);
+    windows[axis] = axis_windows(axes[axis], outer % Index(outputs), column, s);
+    inner *= outputs;
   }
-  return windows;
-}
-
-BlockWindows block_windows(const Problem& problem, const Windows& windows, std::int64_t first, std::int64_t last,
-                           mx::Stream s) {
-  const auto& axes = problem.axes;
-  std::array<std::int64_t, kAxes> outputs;
-  for (int axis = 0; axis < kAxes; ++axis) outputs[axis] = output_length(axes[axis].length, axes[axis].stride);
-
-  std::array<std::optional<mx::array>, kAxes> position;  // of each query of the block, per axis
-  const Index query(mx::arange(static_cast<int>(first), static_cast<int>(last), 1, s), s);
-  const Index width(outputs[2]);
-  const Index height(outputs[1]);
-  position[2] = (query % width).value;
-  position[1] = (floor_div(query, width) % height).value;
-  position[0] = floor_div(query, Index(outputs[1] * outputs[2])).value;
-
-  const auto entries = [&](auto field, std::array<std::int64_t, kAxes> factor) {
-    const auto of = [&](int axis) {
-      const mx::array entry = mx::take((*windows[axis]).*field, *position[axis], 1, s);
-      return factor[axis] == 1 ? entry : scaled(entry, factor[axis], s);
-    };
-    return std::array<mx::array, kAxes>{of(0), of(1), of(2)};
+  // Per-axis entries [S, Q, K_axis] over the slots of the window, [S, Q, slots].
+  const auto over_slots = [&](auto field, Join join, std::array<std::int64_t, kAxes> factor) {
+    std::optional<mx::array> joined;
+    for (int axis = 0; axis < kAxes; ++axis) {
+      if (!windows[axis]) continue;
+      mx::array entry = (*windows[axis]).*field;
+      if (factor[axis] != 1) entry = scaled(entry, factor[axis], s);
+      joined =
+          joined ? mx::flatten(join(mx::expand_dims(*joined, 3, s), mx::expand_dims(entry, 2, s), s), 2, 3, s) : entry;
+    }
+    return *joined;
   };
 
   const std::int64_t plane = axes[1].length * axes[2].length;
-  mx::array rows = over_slots(entries(&AxisWindows::token, {plane, axes[2].length, 1}), mx::add, s);
+  const mx::array rows = over_slots(&AxisWindows::token, mx::add, {plane, axes[2].length, 1});
   const mx::array sample = scaled(mx::arange(0, static_cast<int>(problem.batch), 1, s), axes[0].length * plane, s);
   BlockWindows block{mx::add(rows, mx::expand_dims(sample, {1, 2}, s), s), {}, {}};
 
   if (axes[0].is_causal || axes[1].is_causal || axes[2].is_causal) {
-    block.valid = over_slots(entries(&AxisWindows::valid, {1, 1, 1}), mx::logical_and, s);
+    block.valid = over_slots(&AxisWindows::valid, mx::logical_and, {1, 1, 1});
   }
   if (problem.has_rpb) {
     const std::int64_t bias_width = 2 * axes[2].kernel_size - 1;
     const std::int64_t bias_plane = (2 * axes[1].kernel_size - 1) * bias_width;
-    block.bias = over_slots(entries(&AxisWindows::bias, {bias_plane, bias_width, 1}), mx::add, s);
+    block.bias = over_slots(&AxisWindows::bias, mx::add, {bias_plane, bias_width, 1});
   }
   return block;
 }

@@ -2,7 +2,6 @@
 // be known while a graph is built.
 #pragma once
 
-#include <array>
 #include <optional>
 
 #include "kernels/problem.h"
@@ -13,18 +12,6 @@ namespace natten {
 
 namespace mx = mlx::core;
 
-/// Per output position and slot of one axis, each [S, O, K] with S the number of samples that differ (1 or B).
-struct AxisWindows {
-  mx::array token;  ///< int32 absolute key index; in an empty slot some key of the window
-  mx::array valid;  ///< bool: the slot is not empty
-  mx::array bias;   ///< int32 index into this axis of rpb
-};
-
-using Windows = std::array<std::optional<AxisWindows>, kAxes>;
-
-/// `lengths` int32 [B, 3], legal for every sample.
-Windows make_windows(const Problem& problem, const std::optional<mx::array>& lengths, mx::Stream s);
-
 /// The windows of queries [first, last) in row-major order, slots row-major.
 struct BlockWindows {
   mx::array rows;                  ///< int32 [B, Q, slots]: row of the key among batch x tokens
@@ -32,7 +19,8 @@ struct BlockWindows {
   std::optional<mx::array> bias;   ///< int32 [S, Q, slots]: row of the flattened rpb axes, only with rpb
 };
 
-BlockWindows block_windows(const Problem& problem, const Windows& windows, std::int64_t first, std::int64_t last,
-                           mx::Stream s);
+/// `lengths` int32 [B, 3], legal for every sample.
+BlockWindows block_windows(const Problem& problem, const std::optional<mx::array>& lengths, std::int64_t first,
+                           std::int64_t last, mx::Stream s);
 
 }  // namespace natten

@@ -132,6 +132,22 @@ TEST_F(Differentiable, VmapOverAnInnerAxis) {
   for (int i = 0; i < 3; ++i) expect_close(mx::take(mapped, i, 2), run(mx::take(queries, i, 2), bias()));
 }
 
+TEST_F(Differentiable, VmapOverMoreThanTheTierTakes) {
+  Operation narrow = affine(2.0f);
+  narrow.fits = [](const Problem& p) { return p.heads <= 5; };
+  narrow.problem.heads = narrow.problem.kv_heads = 2;
+  std::vector<int> heads;
+  narrow.run = [run = narrow.run, &heads](const Problem& p, const Arrays& a, mx::Stream s) {
+    heads.push_back(a[0].shape(4));
+    return run(p, a, s);
+  };
+  const mx::array biases = mx::random::normal({5, 2, 1, 1, 1}, mx::float32, mx::random::key(4));
+  const auto call = [&](const Arrays& a) { return differentiable(narrow, a, mx::default_stream(mx::Device::cpu)); };
+  const mx::array mapped = mx::vmap(call, {-1, 0})({query(), biases})[0];
+  EXPECT_EQ(heads, (std::vector<int>{2, 4, 4, 2}));  // while vmap traces, then two examples at once
+  for (int i = 0; i < 5; ++i) expect_close(mx::take(mapped, i, 0), run(query(), mx::take(biases, i, 0)));
+}
+
 TEST_F(Differentiable, VmapOfGradient) {
   const mx::array queries = mx::random::normal({3, 2, 1, 2, 3, 2, 4}, mx::float32, mx::random::key(6));
   const auto mapped =

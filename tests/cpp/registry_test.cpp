@@ -62,7 +62,8 @@ TEST_F(Registry, TheJitTierHasOneName) {
   for (const TierPtr& tier : tiers()) EXPECT_TRUE(tier->name == kCompiled || tier->name == kPure || tier->name == name);
   set_backend(kPure);
   std::string declined;
-  for (const auto& [tier, reason] : explain_choice(problem(DeviceType::cpu, FloatType::float32)).declined) {
+  for (const auto& [tier, reason] :
+       explain_choice({"na1d", 1}, problem(DeviceType::cpu, FloatType::float32)).declined) {
     declined += tier + ": " + reason + '\n';
   }
   EXPECT_EQ(declined,

@@ -191,12 +191,14 @@ class Call:
             window = bias_index.shape[2]
             logits[..., :window] += table[:, bias_index].transpose(1, 0, 2, 3)
         masked = np.where(mask[:, None], logits, -np.inf)
-        top = np.where(live[:, None], masked.max(axis=-1), 0.0)
+        largest = masked.max(axis=-1)
+        some = ~np.isneginf(largest)  # a query all of whose logits are -inf attends nothing
+        top = np.where(some, largest, 0.0)
         weights = np.exp(masked - top[..., None])
-        total = np.where(live[:, None], weights.sum(axis=-1), 1.0)
+        total = np.where(some, weights.sum(axis=-1), 1.0)
         probs = weights / total[..., None]
         out = probs @ v
-        lse = np.where(live[:, None], top + np.log(total), 0.0)
+        lse = np.where(live[:, None], np.where(some, top + np.log(total), -np.inf), 0.0)
         self._saved = {"q": q, "k": k, "v": v, "probs": probs, "out": out, "live": live, "scale": np.float64(scale)}
         return self._grid(out, self.geometry.output), self._grid(lse[..., None], self.geometry.output)[..., 0]
 

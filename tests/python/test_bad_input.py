@@ -45,6 +45,19 @@ def test_bias_of_more_entries_than_a_shape_can_hold() -> None:
         natten_mlx.na1d(x, x, x, 2**30 + 1, rpb=mx.zeros((1, 1)))
 
 
+def test_arrays_of_more_bytes_than_64_bits_count() -> None:
+    """Broadcast inputs are small; the logits, and the gradients of attn and of a whole query, would not be."""
+    x = mx.broadcast_to(mx.array(0.0), (1, 2**30, 16, 1))
+    with pytest.raises(ValueError, match=r"^\[na1d_qk\] .*too large"):
+        natten_mlx.na1d_qk(x, x, 2**28)
+    with pytest.raises(ValueError, match=r"^\[na1d_av\] .*too large"):
+        natten_mlx.na1d_av(mx.broadcast_to(mx.array(0.0), (1, 2**30, 16, 2**28)), x, 2**28)
+    wide = mx.broadcast_to(mx.array(0.0), (1, 2**30, 16, 2**28))
+    with pytest.raises(ValueError, match=r"^\[na1d\] .*too large"):
+        natten_mlx.na1d(wide, wide, x, 3)
+    natten_mlx.na1d(x, x, x, 2**28, stream=mx.cpu)  # logits are never stored: this one is only slow
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_size_zero_axes(rank: int) -> None:
     spatial = (4, 5, 6)[:rank]

@@ -329,8 +329,12 @@ WRONG_TYPES: dict[str, Callable[[], Any]] = {
     "[na1d] is_causal values must be bool or a sequence of bool, got 1 (int)": (
         lambda: natten_mlx.na1d(X, X, X, 3, is_causal=1)
     ),
-    "[na1d] scale must be a number or None, got '1' (str)": lambda: natten_mlx.na1d(X, X, X, 3, scale="1"),
-    "[na1d] scale must be a number or None, got True (bool)": lambda: natten_mlx.na1d(X, X, X, 3, scale=True),
+    "[na1d] scale must be a number, an mlx.core.array or None, got '1' (str)": lambda: natten_mlx.na1d(
+        X, X, X, 3, scale="1"
+    ),
+    "[na1d] scale must be a number, an mlx.core.array or None, got True (bool)": lambda: natten_mlx.na1d(
+        X, X, X, 3, scale=True
+    ),
     "[na1d] return_lse must be bool, got 'no' (str)": lambda: natten_mlx.na1d(X, X, X, 3, return_lse="no"),
     "[na1d] return_lse must be bool, got array([ True, False]) (ndarray)": (
         lambda: natten_mlx.na1d(X, X, X, 3, return_lse=MASK)

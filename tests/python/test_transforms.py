@@ -189,6 +189,18 @@ def test_vmap_of_a_gradient_that_depends_on_the_example(tier: str, rank: int, ma
             assert_near(found[i], to_numpy(expected), 1e-5, name)
 
 
+def test_vmap_over_more_than_a_kernel_takes(tier: str) -> None:
+    """A bias for each example makes heads of the examples: more than a GPU's grid has, so in several calls."""
+    count, heads = 3, 25_000
+    q, k, v = (mx.random.normal((1, 2, heads, 1), key=mx.random.key(i)) for i in range(3))
+    rpb = mx.random.normal((count, heads, 3), key=mx.random.key(4))
+
+    def call(rpb: mx.array) -> mx.array:
+        return natten_mlx.na1d(q, k, v, 2, rpb=rpb)
+
+    assert_near(mx.vmap(call)(rpb), np.stack([to_numpy(call(table)) for table in rpb]), 1e-5)
+
+
 def test_vmap_of_vmap(tier: str) -> None:
     case = CASES[0]
     names, call, _, _ = prepared(case)
@@ -295,6 +307,20 @@ def check_second_order(case: Case, tolerance: float) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_jvp_and_second_derivatives(tier: str, case: Case) -> None:
     check_second_order(case, 1e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_jvp_of_a_gradient(tier: str, case: Case) -> None:
+    """Forward over reverse is the same second derivative as reverse over reverse."""
+    names, call, arrays, inputs = prepared(case)
+    rng = np.random.default_rng(3)
+    directions = {name: rng.standard_normal(arrays[name].shape) for name in names}
+    loss = loss_of(call, to_mlx(arrays["dout"]), to_mlx(arrays["dlse"]))
+    gradient = mx.grad(loss, argnums=list(range(len(names))))
+    tangents = mx.jvp(lambda *a: list(gradient(*a)), inputs, [to_mlx(directions[name]) for name in names])[1]
+    expected = directional(case, arrays, directions)
+    for name, tangent in zip(names, tangents, strict=True):
+        assert_near(tangent, expected[name], 1e-3, name)
 
 
 @pytest.mark.parametrize("case", [*CASES, SEVERAL_BLOCKS], ids=str)

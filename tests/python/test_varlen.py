@@ -21,6 +21,7 @@ from harness import (
     rounded,
     split_av,
     split_qk,
+    succeeds,
     to_mlx,
     to_numpy,
     vjp,
@@ -260,3 +261,31 @@ def test_options_name_lengths_once() -> None:
         "scale",
         "lengths",
     }
+
+
+def test_lengths_behind_a_deep_graph() -> None:
+    """Whether they are known is found without recursion: 200,000 lazy additions once overflowed the stack."""
+    succeeds(
+        "import mlx.core as mx, natten_mlx\n"
+        "mx.set_default_device(mx.cpu)\n"
+        "lengths = mx.array([0])\n"
+        "for _ in range(200_000): lengths = lengths + 0\n"
+        "q = mx.zeros((1, 8, 1, 4))\n"
+        "try: natten_mlx.na1d_varlen(q, q, q, lengths, 3)\n"
+        "except ValueError as error: assert 'seq_lens[0]=0' in str(error), error\n"
+        "else: raise AssertionError\n"
+        "natten_mlx.na1d_varlen(q, q, q, lengths + 8, 3)\n"
+    )
+
+
+@pytest.mark.parametrize("call", ["na1d_varlen(q, q, q, lengths, 3)", "na1d_qk(q, q, 3, lengths=lengths)"])
+def test_lengths_that_another_thread_of_python_feeds(call: str) -> None:
+    """They are evaluated without the interpreter's lock: MLX reads this file on a thread that calls into Python."""
+    succeeds(
+        "import io, mlx.core as mx, numpy as np, natten_mlx\n"
+        "mx.set_default_device(mx.cpu)\n"
+        "data = io.BytesIO(); np.save(data, np.array([8], np.int32)); data.seek(0)\n"
+        "q = mx.zeros((1, 8, 1, 4))\n"
+        "lengths = mx.load(data, format='npy')\n"
+        f"mx.eval(natten_mlx.{call})\n"
+    )

@@ -1,0 +1,120 @@
+"""Queries all of whose logits are -inf: out 0, lse -inf, gradients 0, so that what is masked by hand can be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import natten_mlx
+from cases import Case
+from harness import assert_near, attention, rounded, to_mlx, to_numpy, vjp
+
+CASES = [
+    Case((9,), (4,), heads=2, rpb=True, dim=8),
+    Case((12,), (3,), heads=2, rpb=True, is_causal=(True,), dilation=(2,), stride=(3,), dim=5),
+    Case((7, 8), (3, 4), heads=4, kv_heads=2, rpb=True, value_dim=3, batch=2),
+    Case((6, 7), (3, 3), heads=2, rpb=True, gna_stride=(2, 1), is_causal=(False, True)),
+    Case((9,), (3,), batch=2, heads=2, lengths=((5,), (9,)), rpb=True),
+    Case((4, 5, 6), (3, 2, 3), heads=2, rpb=True),
+    Case((9,), (4,), heads=2, rpb=True, extra=2),
+    Case((64,), (31,), heads=2, rpb=True, dim=32),
+    Case((24, 25), (9, 9), heads=2, rpb=True, dim=32),  # several blocks of the pure tier
+    Case((40,), (7,), heads=2, rpb=True, dim=16, dtype="float16"),
+    Case((40,), (7,), heads=2, rpb=True, dim=64, dtype="bfloat16"),
+]
+
+
+@pytest.fixture
+def tier() -> Iterator[str]:
+    """Until the other tiers' kernels do it."""
+    with natten_mlx.backend("pure"):
+        yield "pure"
+
+
+def masked(case: Case) -> dict[str, np.ndarray]:
+    """Head 0 sees nothing, head 1 no key before its query: none at the end of the axis where windows are cut there."""
+    arrays = rounded(case.arrays(), case.dtype)
+    arrays["rpb"][0] = -np.inf
+    arrays["rpb"][1][..., : case.kernel_size[-1] - 1] = -np.inf
+    arrays["rpb"][1][..., case.kernel_size[-1] // 2 + case.kernel_size[-1] :] = -np.inf
+    return arrays
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_masked_rows(tier: str, case: Case) -> None:
+    names, call = attention(case)
+    arrays = masked(case)
+    inputs = [to_mlx(arrays[name], case.dtype) for name in names]
+    reference = case.call(arrays)
+    expected_out, expected_lse = reference.forward()
+    if case.extra is None and case.lengths is None:
+        assert np.isneginf(expected_lse[..., 0]).all() and np.isfinite(expected_lse[..., 1]).any()
+    out, lse = call(*inputs)
+    tolerance = 1e-4 if case.dtype == "float32" else 2e-2
+    assert_near(out, expected_out, tolerance, "out")
+    assert_near(lse, expected_lse, tolerance, "lse")
+    for cotangents in ((arrays["dout"], arrays["dlse"]), (arrays["dout"], np.zeros_like(arrays["dlse"]))):
+        dout, dlse = (to_mlx(x, dtype) for x, dtype in zip(cotangents, (case.dtype, "float32"), strict=True))
+        expected = reference.backward(to_numpy(dout), to_numpy(dlse))
+        for name, gradient in zip(names, vjp(call, inputs, [dout, dlse]), strict=True):
+            assert_near(gradient, expected[name], tolerance, name)
+
+
+def test_masked_rows_can_be_merged(tier: str) -> None:
+    """Two calls that see disjoint halves of a window make the call that sees all of it, forward and backward."""
+    case = Case((10,), (5,), heads=2, rpb=True)
+    names, call = attention(case)
+    arrays = rounded(case.arrays(), "float32")
+    inputs = [to_mlx(arrays[name]) for name in names]
+    past = mx.array([0.0] * 4 + [-np.inf] * 5)
+
+    def in_two(q: mx.array, k: mx.array, v: mx.array, rpb: mx.array) -> list[mx.array]:
+        parts = [call(q, k, v, rpb + half) for half in (past, past[::-1], mx.full((9,), -mx.inf))]
+        # The key at the query itself is in neither half.
+        own = (q * k).sum(axis=-1) * 4**-0.5 + rpb[:, 4]
+        parts.append([v, own])
+        return list(natten_mlx.merge_attentions([out for out, _ in parts], [lse for _, lse in parts]))
+
+    expected_out, expected_lse = case.call(arrays).forward()
+    out, lse = in_two(*inputs)
+    assert_near(out, expected_out, 1e-5)
+    assert_near(lse, expected_lse, 1e-5)
+    expected = case.call(arrays).backward(arrays["dout"], arrays["dlse"])
+    cotangents = [to_mlx(arrays["dout"]), to_mlx(arrays["dlse"])]
+    for name, gradient in zip(names, vjp(in_two, inputs, cotangents), strict=True):
+        assert_near(gradient, expected[name], 1e-4, name)
+
+
+@pytest.mark.parametrize("holds", [0.0, np.nan])
+def test_merge_of_nothing(holds: float) -> None:
+    """Where every partial attention is empty: out 0, lse -inf, gradients 0, whatever the outputs hold."""
+    outputs = [mx.full((2, 3, 4), holds), mx.full((2, 3, 4), holds)]
+    lse_tensors = [mx.full((2, 3), -mx.inf), mx.full((2, 3), -mx.inf)]
+    out, lse = natten_mlx.merge_attentions(outputs, lse_tensors)
+    assert np.array_equal(to_numpy(out), np.zeros((2, 3, 4)))
+    assert np.isneginf(to_numpy(lse)).all()
+
+    def call(a: mx.array, b: mx.array, la: mx.array, lb: mx.array) -> list[mx.array]:
+        return list(natten_mlx.merge_attentions([a, b], [la, lb]))
+
+    for poison in (1.0, np.inf, np.nan):  # what a loss makes of -inf
+        grads = vjp(call, [*outputs, *lse_tensors], [mx.full((2, 3, 4), poison), mx.full((2, 3), poison)])
+        assert all(np.array_equal(to_numpy(g), np.zeros(g.shape)) for g in grads)
+
+
+@pytest.mark.parametrize("lse", [-1000.0, 1000.0])
+def test_merge_with_nothing(lse: float) -> None:
+    """An empty part leaves the other one as it is, however far its lse is from 0."""
+    parts = [mx.ones((3, 4)), mx.zeros((3, 4)), mx.full((3,), lse), mx.full((3,), -mx.inf)]
+
+    def call(a: mx.array, b: mx.array, la: mx.array, lb: mx.array) -> list[mx.array]:
+        return list(natten_mlx.merge_attentions([a, b], [la, lb]))
+
+    out, merged = call(*parts)
+    assert mx.array_equal(out, parts[0]) and mx.array_equal(merged, parts[2])
+    grads = vjp(call, parts, [mx.full((3, 4), 2.0), mx.ones((3,))])
+    expected = [mx.full((3, 4), 2.0), mx.zeros((3, 4)), mx.ones((3,)), mx.zeros((3,))]
+    assert all(mx.array_equal(g, e) for g, e in zip(grads, expected, strict=True))
