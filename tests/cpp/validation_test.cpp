@@ -138,6 +138,10 @@ TEST(Validation, BackendsAndExplain) {
   EXPECT_FRAGMENT(set_backend("cuda"),
                   "Unknown backend 'cuda'. Expected one of ['auto', 'pure', 'fast_metal', 'nanobind']");
   EXPECT_FRAGMENT(explain({.op = "softmax", .query = {{1, 5, 2, 4}}}, {3}), "op must be 'attention', 'qk' or 'av'");
+  const ArrayDescription x{{1, 5, 2, 4}};
+  EXPECT_FRAGMENT(explain({.query = x, .key = x, .value = x, .rpb = {{{2, 4}}}}, {3}), "rpb");
+  EXPECT_FRAGMENT(explain({.query = x, .key = x, .value = x, .additional_keys = x}, {3}), "must both be provided");
+  EXPECT_FRAGMENT(gpu_cost({.query = x, .key = x, .value = x}, {9}), "must be <= input spatial size 5");
 }
 
 }  // namespace

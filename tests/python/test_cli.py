@@ -131,6 +131,14 @@ def test_other_programs_are_told_when_they_import(tmp_path):
         assert result.stdout == ""
 
 
+def test_what_strict_forbids_is_a_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("NATTEN_STRICT", "1")
+    arguments = ["profile", "na1d", "--shape", "1,16,1,8", "-k", "3", "--dtype", "float64", "--tier", "nanobind"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "natten-mlx profile: error: [na1d] NATTEN_STRICT is set and tier 'nanobind' cannot run this call" in error
+
+
 def test_doctor_shows_where_things_are_and_what_is_cached(capsys):
     assert main(["doctor"]) == 0
     assert "kernel cache" not in capsys.readouterr().out

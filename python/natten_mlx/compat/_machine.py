@@ -53,13 +53,13 @@ def has_gemm(device_index: int | None = None) -> bool:
 
 
 def has_fp32_gemm(device_index: int | None = None) -> bool:
-    """Whether float32 attention runs on a GPU's matrix units here, in float32: on Apple's it does."""
+    """Whether float32 attention runs on a GPU's matrix units here."""
     return _on_matrix_units(mx.float32)
 
 
 def has_tf32_gemm(device_index: int | None = None) -> bool:
-    """Whether float32 attention is rounded to TF32 for matrix units: never."""
-    return False
+    """Whether float32 attention is rounded to TF32 for matrix units here: on CUDA, where MLX multiplies so."""
+    return has_cuda() and has_fp32_gemm()
 
 
 def has_fp64_gemm(device_index: int | None = None) -> bool:

@@ -67,9 +67,13 @@ def _common(*own_tests: str) -> Iterator[Entry]:
 
 
 _TESTS_015 = ("has_cuda", "has_half", "has_bfloat", "has_gemm")
-_NO_GEMM = "false: no tier rounds float32 to TF32, or has float64 on a GPU"
+_TF32 = "`MLX_ENABLE_TF32` in the environment decides, as for MLX's products"
 _KERNELS = "kernels are chosen by `natten_mlx.set_backend`"
-_UNFUSED = tuple(f"{verb}_{kind}" for kind in ("gemm_na", "tf32", "tiled_na") for verb in ("enable", "disable"))
+_UNFUSED = (
+    *_entries(_SWITCH + ", and returned", _KERNELS, "enable_gemm_na", "disable_gemm_na"),
+    *_entries(_SWITCH + ", and returned", _KERNELS, "enable_tiled_na", "disable_tiled_na"),
+    *_entries(_SWITCH + ", and returned", _TF32, "enable_tf32", "disable_tf32"),
+)
 
 _MEMORY = (
     *_entries(_SWITCH, "results are always deterministic", "use_deterministic_algorithms"),
@@ -207,9 +211,10 @@ RELEASES: dict[str, Release] = {
             *_ranked("natten#dqk", "`na#d_qk`", "`na#d_qk(..., scale=1.0)` on heads-last arrays", 1, 2, 3),
             *_ranked("natten#dav", "`na#d_av`", _NATIVE_AV, 1, 2, 3),
             *_common(*_TESTS_015),
-            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, _TF32, "has_tf32_gemm"),
+            *_entries(_FEATURE, "always false: float64 runs on the CPU", "has_fp64_gemm"),
             *_entries(_FEATURE, '`explain(...).tile` says "matrix units"', "has_fp32_gemm"),
-            *_entries(_SWITCH + ", and returned", _KERNELS, *_UNFUSED),
+            *_UNFUSED,
             *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
             *_AUTOGRAD,
             *_NESTED,
@@ -258,13 +263,15 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_ranked("natten#dav", "`na#d_av` (dropped by 0.17.5)", _NATIVE_AV, 1, 2, 3),
             *_common(*_TESTS_015, "has_fna"),
             Entry("has_fused_na", "`has_fna`", "`get_support_matrix()[tier]['fusion']`"),
-            *_entries(_FEATURE, _NO_GEMM, "has_tf32_gemm", "has_fp64_gemm"),
+            *_entries(_FEATURE, _TF32, "has_tf32_gemm"),
+            *_entries(_FEATURE, "always false: float64 runs on the CPU", "has_fp64_gemm"),
             *_entries(_FEATURE, '`explain(...).tile` says "matrix units"', "has_fp32_gemm"),
             *_entries(_SWITCH, "modules are fused", "use_fused_na", "use_fna"),
             *_entries(_SWITCH + " (0.17.5)", _KERNELS, "use_flex_attention", "force_flex_attention"),
             *_entries(_SWITCH, "there is nothing to tune", "use_autotuner", "disable_autotuner"),
-            *_entries(_SWITCH, _KERNELS, "use_gemm_na", "use_tiled_na", "use_tf32_in_gemm_na"),
-            *_entries(_SWITCH + ", and returned", _KERNELS, *_UNFUSED),
+            *_entries(_SWITCH, _KERNELS, "use_gemm_na", "use_tiled_na"),
+            *_entries(_SWITCH, _TF32, "use_tf32_in_gemm_na"),
+            *_UNFUSED,
             *_entries(_STATE, "-", "is_fused_na_enabled", "is_fna_enabled", "is_gemm_na_enabled"),
             *_entries(_STATE, "-", "is_tiled_na_enabled", "is_tf32_in_gemm_na_enabled", "is_autotuner_enabled"),
             *_entries(_STATE, "-", "is_autotuner_enabled_for_forward", "is_autotuner_enabled_for_backward"),
