@@ -1,6 +1,5 @@
 """Neighborhood attention as modules: projections around the operations of natten_mlx.functional."""
 
-import difflib
 import functools
 import inspect
 import operator
@@ -36,6 +35,8 @@ def _with_hints(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concaten
     @functools.wraps(init)
     def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
         for name in options.keys() - names:
+            import difflib
+
             near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(names)}"
             raise TypeError(f"[{type(self).__name__}] unexpected argument {name!r}: {hint}")

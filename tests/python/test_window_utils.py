@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness import succeeds
 from natten_mlx.utils import window
 from oracle import Axis
 
@@ -32,6 +33,15 @@ def test_every_query(axis: Axis) -> None:
         assert window.get_window_start(int(query), length, kernel, kernel // 2, dilation) == start
         assert window.get_window_end(start, length, kernel, dilation) == end
         assert window.get_pb_start(int(query), length, kernel, kernel // 2, dilation) == biases[query]
+
+
+def test_numpy_is_imported_by_the_first_call() -> None:
+    """It is most of what importing the library would cost."""
+    succeeds("""
+    import sys, natten_mlx
+    assert "numpy" not in sys.modules
+    assert natten_mlx.get_window_start(5, 8, 3, 1, 1) == 4 and "numpy" in sys.modules
+    """)
 
 
 def test_results_are_integers_of_the_positions_shape() -> None:
