@@ -97,27 +97,8 @@ AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int ba
   return sums;
 }
 
-/// Channels of the products of one pair: twice a product's length in flops.
-double product_channels(const Problem& p, KernelId kernel) {
-  const double d = double(p.head_dim), dv = double(p.value_dim);
-  switch (kernel) {
-    case KernelId::forward:
-      return d + dv;
-    case KernelId::backward_query:
-      return 2 * d + dv;
-    case KernelId::backward_key_value:
-      return 2 * d + 2 * dv;
-    case KernelId::qk:
-    case KernelId::qk_backward_query:
-    case KernelId::qk_backward_key:
-      return d;
-    default:
-      return dv;
-  }
-}
-
 int bytes_of(ElementType type) {
-  return type == ElementType::float32 || type == ElementType::int32 ? 4 : 2;
+  return type == ElementType::float16 || type == ElementType::bfloat16 ? 2 : 4;
 }
 
 double bytes_of(const ArraySpec& array) {
@@ -126,41 +107,29 @@ double bytes_of(const ArraySpec& array) {
   return bytes;
 }
 
-/// Arrays whose positions stream past, and are loaded by every tile that meets them.
-bool is_streamed(KernelId kernel, const std::string& name) {
-  if (!holds_keys(kernel)) return name == "na_key" || name == "na_value";
-  return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
-}
-
-/// What costs nothing worth counting: an array that is there for its shape, and the scale.
-bool is_free(KernelId kernel, const std::string& name) {
-  return (kernel == KernelId::av_backward_value && name == "na_value") || name == kScaleName;
-}
-
-bool is_pairs(const std::string& name) {
-  return name == "na_attn" || name == "na_dlogits";
-}
-
 }  // namespace
 
-Cost cost(const Problem& p, KernelId kernel, Target target) {
-  const KernelLaunch source = kernel_launch(p, kernel, target);
+Cost cost(const Problem& p, KernelId id, Target target) {
+  const KernelRow& kernel = row_of(id);
+  const KernelLaunch launch = kernel_launch(p, id, target);
+  const auto is_free = [&](const std::string& name) {  // the scale, and what is there for its shape
+    return name == kScaleName || (id == KernelId::av_backward_value && name == "na_value");
+  };
   Cost result;
-  result.kernel = kernel;
-  for (const ArraySpec& input : source.inputs) {
-    if (!is_free(kernel, input.name)) result.compulsory += bytes_of(input);
+  result.kernel = id;
+  for (const ArraySpec& input : launch.inputs) {
+    if (!is_free(input.name)) result.compulsory += bytes_of(input);
   }
-  for (const ArraySpec& output : source.outputs) result.stored += bytes_of(output);
+  for (const ArraySpec& output : launch.outputs) result.stored += bytes_of(output);
   result.compulsory += result.stored;
-  if (!has_tiles(kernel)) {
-    for (const ArraySpec& input : source.inputs) result.loaded += bytes_of(input);
+  if (!kernel.has_tiles()) {
+    for (const ArraySpec& input : launch.inputs) result.loaded += bytes_of(input);
     result.pairs = result.useful_pairs = 1;  // no tile, no waste
-    result.flops = kernel == KernelId::delta ? 2 * double(p.batch * p.queries() * p.heads * p.value_dim)
-                                             : bytes_of(source.inputs[0]) / bytes_of(source.inputs[0].type);
+    result.flops = kernel.products[1] * bytes_of(launch.inputs[0]) / bytes_of(launch.inputs[0].type);
     return result;
   }
-  const Plan plan = fast::plan(p, kernel, target);
-  const bool keys = holds_keys(kernel);
+  const Plan plan = fast::plan(p, id, target);
+  const bool keys = kernel.holds_keys();
   const std::array<int, 3> simd = plan.simd_extent();
   AxisSums total{1, 1, 1};
   for (int a = 0; a < kAxes; ++a) {
@@ -174,22 +143,26 @@ Cost cost(const Problem& p, KernelId kernel, Target target) {
   const double pairs = double(p.batch) * double(p.heads);  // for each query and key
   result.useful_pairs = pairs * total.met;
   result.pairs = pairs * total.executed;
-  if (plan.matrix) {  // every position of a tile with all that the tile meets, though warps skip some of it
-    result.pairs = pairs * total.region * plan.extent[0] * plan.extent[1] * plan.extent[2];
+  if (plan.engine == Engine::matrix) {  // every position of a tile with all that it meets, though warps skip some of it
+    result.pairs = pairs * total.region * plan.positions();
   }
-  result.flops = 2 * product_channels(p, kernel) * result.pairs;
-  for (const ArraySpec& input : source.inputs) {
-    const std::int64_t channels = input.shape.size() == 6 ? input.shape[5] : 1;
-    if (is_pairs(input.name)) {
-      result.loaded += pairs * total.met * bytes_of(input.type);
-    } else if (is_streamed(kernel, input.name)) {
-      // Grouped heads: each query head streams the keys of its group, each key head the queries of all of its.
-      result.loaded += pairs * total.region * double(channels) * bytes_of(input.type);
-    } else if (is_free(kernel, input.name)) {
+  const double lengths = double(kernel.products[0] * p.head_dim + kernel.products[1] * p.value_dim);
+  result.flops = 2 * lengths * result.pairs;
+  for (const Array array : kernel.inputs) {
+    if (!has_array(p, array)) continue;
+    const ArraySpec input = spec_of(p, array, plan.parts);
+    const double bytes = double(input.shape.size() == 6 ? input.shape[5] : 1) * bytes_of(input.type);
+    if (is_free(input.name)) {
       continue;
-    } else if (input.name == "na_query" && !keys) {
-      result.loaded += double(p.batch * p.queries() * p.heads * channels) * bytes_of(input.type);
-    } else if (input.name == "na_rpb") {
+    } else if (array == Array::attn || array == Array::dlogits) {
+      result.loaded += pairs * total.met * bytes_of(input.type);
+    } else if (side_of(array) != Side::none && side_of(array) != kernel.held) {
+      // Streamed, and loaded by every tile that meets it. Grouped heads: each query head streams the keys of its group,
+      // each key head the queries of all of its.
+      result.loaded += pairs * total.region * bytes;
+    } else if (array == Array::query) {
+      result.loaded += double(p.batch * p.queries() * p.heads) * bytes;
+    } else if (array == Array::rpb) {
       result.loaded += bytes_of(input) * double(p.batch * plan.tile_count());  // at most
     } else {
       result.loaded += bytes_of(input);

@@ -1,6 +1,7 @@
 #include "fast/kernel_source.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <limits>
 
@@ -14,12 +15,6 @@ namespace {
 constexpr int kMostChannels = 512;
 constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // on one axis: places and sums of them are 32-bit
 constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a launch
-
-ElementType element(FloatType type) {
-  return type == FloatType::float16    ? ElementType::float16
-         : type == FloatType::bfloat16 ? ElementType::bfloat16
-                                       : ElementType::float32;
-}
 
 const char* short_name(ElementType type) {
   static constexpr const char* kNames[] = {"h", "b", "f", "i"};
@@ -40,189 +35,54 @@ std::string hash_of(const std::string& text) {
   return {digits, std::to_chars(digits, digits + sizeof digits, hash, 16).ptr};
 }
 
-std::vector<const char*> bodies(KernelId kernel, bool on_matrix_units, Platform platform) {
+/// What stands before the bodies of an engine's kernels.
+std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, Platform platform) {
   using namespace text;
-  if (!has_tiles(kernel)) return {groups, tile, tensor, sums};
+  if (!kernel.has_tiles()) return {groups, tile, tensor};
   std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
-  if (on_matrix_units) {
+  if (engine == Engine::matrix) {
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
     all.push_back(matrix);
-  }
-  switch (kernel) {
-    case KernelId::forward:
-      all.push_back(on_matrix_units ? matrix_forward : forward);
-      break;
-    case KernelId::backward_query:
-    case KernelId::backward_key_value:
-      all.push_back(on_matrix_units ? matrix_backward : backward);
-      break;
-    case KernelId::qk:
-    case KernelId::av_backward_attn:
-      all.push_back(scores);
-      break;
-    default:
-      all.push_back(weighted);
   }
   return all;
 }
 
-/// Whether products of query and key, or their gradients, are in it.
-bool is_scaled(KernelId kernel) {
-  return has_tiles(kernel) && kernel != KernelId::av && kernel != KernelId::av_backward_attn &&
-         kernel != KernelId::av_backward_value;
-}
-
-std::int64_t bias_entries(const Problem& p) {
-  std::int64_t entries = p.has_rpb ? 1 : 0;  // of a head
-  for (const Axis& axis : p.axes) entries *= 2 * axis.kernel_size - 1;
-  return entries;
-}
-
-/// Threadgroups and threads on the first axis of the grid.
+/// Threadgroups on the first axis of the grid.
 std::int64_t grid_groups(const Problem& p, KernelId kernel, const Plan& plan) {
-  if (has_tiles(kernel)) return plan.parts;
+  if (row_of(kernel).has_tiles()) return plan.parts;
+  // A simdgroup for each entry of rpb, some lanes for each delta.
   const std::int64_t threads =
-      kernel == KernelId::delta ? p.batch * p.queries() * p.heads * plan.lanes : p.heads * bias_entries(p) * 32;
+      kernel == KernelId::rpb_sum ? p.heads * bias_entries(p) * 32 : p.batch * p.queries() * p.heads * plan.lanes;
   return (threads + plan.threads - 1) / plan.threads;
 }
 
-/// Builds the pieces of one kernel: its text from a family of problems, its launch from the problem.
+/// Builds the pieces of one kernel's text, for a family of problems.
 class Writer {
  public:
-  Writer(const Problem& problem, KernelId kernel, Target target)
-      : p_(problem),
-        kernel_(kernel),
+  Writer(const Problem& family, KernelId kernel, Target target)
+      : p_(family),
+        kernel_(row_of(kernel)),
         target_(target),
-        platform_(target.platform),
-        plan_(plan(problem, kernel, target)) {
-    arrays();
-  }
+        is_metal_(target.platform == Platform::metal),
+        sums_bias_(kernel_.sums_bias(family)),
+        plan_(plan(family, kernel, target)) {}
 
   KernelText text() const;
-  KernelLaunch launch() const;
 
  private:
-  using Shape = std::vector<std::int64_t>;
-
-  Shape tokens(std::int64_t heads, std::int64_t channels) const {
-    return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, heads, channels};
-  }
-  Shape queries() const {
-    Shape shape{p_.batch};
-    for (const Axis& axis : p_.axes) shape.push_back(output_length(axis.length, axis.stride));
-    shape.push_back(p_.heads);
-    return shape;
-  }
-  Shape queries(std::int64_t channels) const {
-    Shape shape = queries();
-    shape.push_back(channels);
-    return shape;
-  }
-  Shape bias_table() const {
-    Shape shape{p_.heads};
-    for (const Axis& axis : p_.axes) shape.push_back(2 * axis.kernel_size - 1);
-    return shape;
-  }
-  bool bias_gradient() const { return plan_.stage_columns > 0; }
-
-  void input(const char* name, FloatType type, Shape shape) { k_.inputs.push_back({name, element(type), shape}); }
-  void output(const char* name, FloatType type, Shape shape) { k_.outputs.push_back({name, element(type), shape}); }
-  void arrays();
   std::string constants() const;
-  std::string tensor(const std::string& name, int rank = 6) const;
+  std::string tensor(const std::string& name) const;
   std::string shared(const std::string& name, const std::string& type, int count) const;
-  std::string at_site(const char* tokens_of, const char* heads, const std::string& call) const;
+  std::string at_site(const std::string& call) const;
   std::string call() const;
 
   const Problem p_;
-  KernelId kernel_;
-  Target target_;
-  Platform platform_;
-  Plan plan_;
-  KernelLaunch k_;
+  const KernelRow& kernel_;
+  const Target target_;
+  const bool is_metal_;
+  const bool sums_bias_;
+  const Plan plan_;
 };
-
-void Writer::arrays() {
-  const auto query = [&] { input("na_query", p_.query_type, tokens(p_.heads, p_.head_dim)); };
-  const auto key = [&] { input("na_key", p_.key_type, tokens(p_.kv_heads, p_.head_dim)); };
-  const auto value = [&] { input("na_value", p_.value_type, tokens(p_.kv_heads, p_.value_dim)); };
-  const auto dout = [&] { input("na_dout", p_.query_type, queries(p_.value_dim)); };
-  const auto scalars = [&](const char* name) { input(name, FloatType::float32, queries()); };
-  const auto rpb = [&] {
-    if (p_.has_rpb) input("na_rpb", FloatType::float32, bias_table());
-  };
-  const auto drpb = [&] {
-    if (!bias_gradient()) return;
-    Shape shape = bias_table();
-    shape.insert(shape.begin(), plan_.parts);
-    output("na_partials", FloatType::float32, shape);
-  };
-  const std::int64_t slots = p_.kernel_volume();
-  switch (kernel_) {
-    case KernelId::forward:
-      query(), key(), value(), rpb();
-      output("na_out", p_.query_type, queries(p_.value_dim));
-      output("na_lse", FloatType::float32, queries());
-      break;
-    case KernelId::delta:
-      input("na_out", p_.query_type, queries(p_.value_dim));
-      dout(), scalars("na_dlse");
-      output("na_delta", FloatType::float32, queries());
-      break;
-    case KernelId::backward_query:
-      query(), key(), value(), scalars("na_lse"), dout(), scalars("na_delta"), rpb();
-      output("na_dquery", p_.query_type, tokens(p_.heads, p_.head_dim));
-      drpb();
-      break;
-    case KernelId::backward_key_value:
-      query(), key(), value(), scalars("na_lse"), dout(), scalars("na_delta"), rpb();
-      output("na_dkey", p_.key_type, tokens(p_.kv_heads, p_.head_dim));
-      output("na_dvalue", p_.value_type, tokens(p_.kv_heads, p_.value_dim));
-      break;
-    case KernelId::qk:
-      query(), key(), rpb();
-      output("na_logits", p_.query_type, queries(slots));
-      break;
-    case KernelId::qk_backward_query:
-      input("na_dlogits", p_.query_type, queries(slots));
-      key();
-      output("na_dquery", p_.query_type, tokens(p_.heads, p_.head_dim));
-      drpb();
-      break;
-    case KernelId::qk_backward_key:
-      query();
-      input("na_dlogits", p_.query_type, queries(slots));
-      output("na_dkey", p_.key_type, tokens(p_.kv_heads, p_.head_dim));
-      break;
-    case KernelId::av:
-      input("na_attn", p_.query_type, queries(slots));
-      value();
-      output("na_out", p_.query_type, queries(p_.value_dim));
-      break;
-    case KernelId::av_backward_attn:
-      dout(), value();
-      output("na_dattn", p_.query_type, queries(slots));
-      break;
-    case KernelId::av_backward_value:
-      dout();
-      input("na_attn", p_.query_type, queries(slots));
-      value();  // for its shape only
-      output("na_dvalue", p_.value_type, tokens(p_.kv_heads, p_.value_dim));
-      break;
-    case KernelId::rpb_sum: {
-      const KernelId producer = p_.op == Op::attention ? KernelId::backward_query : KernelId::qk_backward_query;
-      Shape partials = bias_table();
-      partials.insert(partials.begin(), plan(p_, producer, target_).parts);
-      input("na_partials", FloatType::float32, partials);
-      output("na_drpb", FloatType::float32, bias_table());
-      break;
-    }
-  }
-  if (p_.has_lengths && has_tiles(kernel_)) {
-    k_.inputs.push_back({"na_lengths", ElementType::int32, {p_.batch, kAxes}});
-  }
-  if (is_scaled(kernel_)) input(kScaleName, FloatType::float32, {1});
-}
 
 std::string Writer::constants() const {
   std::string text;
@@ -246,9 +106,8 @@ std::string Writer::constants() const {
   define_text("LN_2", "0.693147181f");
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
   define("SLOTS", p_.kernel_volume());
-  const bool reads_bias = p_.has_rpb && (is_fused(kernel_) || kernel_ == KernelId::qk);
-  define("HAS_RPB", reads_bias ? 1 : 0);
-  define("BIAS_GRADIENT", bias_gradient() ? 1 : 0);
+  define("HAS_RPB", p_.has_rpb && kernel_.reads(Array::rpb) ? 1 : 0);
+  define("BIAS_GRADIENT", sums_bias_ ? 1 : 0);
   define("RPB_SIZE", bias_entries(p_));
   define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
   define("THREADS", plan_.threads);
@@ -262,12 +121,12 @@ std::string Writer::constants() const {
   for (const bool first : {true, false}) {
     const Stream& stream = first ? plan_.a : plan_.b;
     const std::string name = first ? "A_" : "B_";
-    define_text(name + "TYPE", type_name(stream.type, platform_));
+    define_text(name + "TYPE", type_name(stream.type, target_.platform));
     define(name + "CHANNELS", std::max(stream.channels, 1));
     define(name + "HELD", std::max(stream.slices, 1) * plan_.vector);
     define(name + "PITCH", std::max(stream.pitch, 1));
   }
-  if (plan_.matrix) {
+  if (plan_.engine == Engine::matrix) {
     define("BLOCK", plan_.block);
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
@@ -287,29 +146,39 @@ std::string Writer::constants() const {
   return text;
 }
 
-std::string Writer::tensor(const std::string& name, int rank) const {
+/// Of MLX's pointer and strides.
+std::string Writer::tensor(const std::string& name) const {
+  std::size_t rank = 0;
+  for (const Array array : kernel_.inputs) {
+    const ArraySpec spec = spec_of(p_, array);
+    if (spec.name == name) rank = spec.shape.size();
+  }
   return "natten::tensor(" + name + ", " + name + "_strides, " + std::to_string(rank) + ")";
 }
 
 std::string Writer::shared(const std::string& name, const std::string& type, int count) const {
-  return std::string("alignas(16) ") + (platform_ == Platform::metal ? "threadgroup " : "__shared__ ") + type + " " +
-         name + "[" + std::to_string(count) + "];\n";
+  return std::string("alignas(16) ") + (is_metal_ ? "threadgroup " : "__shared__ ") + type + " " + name + "[" +
+         std::to_string(count) + "];\n";
 }
 
 /// The call, for the place of the threadgroup, `na_site`. A tile for each threadgroup, or a loop over some tiles where
 /// their gradients of rpb are summed up.
-std::string Writer::at_site(const char* tokens_of, const char* heads, const std::string& call) const {
-  const bool metal = platform_ == Platform::metal;
-  const std::string tokens = tokens_of;
-  const std::string group = metal ? "int(threadgroup_position_in_grid.x)" : "int(blockIdx.x)";
-  const std::string groups = metal ? "int(threadgroups_per_grid.x)" : "int(gridDim.x)";
-  std::string text = "natten::Site na_site = natten::locate<" + std::string(holds_keys(kernel_) ? "false" : "true") +
-                     ">(natten::Extent{{" + tokens + "_shape[1], " + tokens + "_shape[2], " + tokens + "_shape[3]}}, " +
-                     (bias_gradient() ? "na_group" : group) +
-                     (metal ? ", int(threadgroup_position_in_grid.y), " : ", int(blockIdx.y), ") + heads + ", int(" +
-                     (metal ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
-  if (bias_gradient()) {
-    text += "if (na_site.batch >= " + tokens + "_shape[0]) break;\nna_site.parts = " + groups + ";\n";
+std::string Writer::at_site(const std::string& call) const {
+  const auto shape_of = [&](Array array) { return spec_of(p_, array).name + "_shape"; };
+  // Of the arrays on the side of keys, or of query, the lengths of the axes; of the held ones the heads.
+  const Array key = kernel_.first_input(Side::keys), held = kernel_.first_input(kernel_.held);
+  const std::string tokens = shape_of(key == Array::none ? Array::query : key);
+  const std::string heads =
+      held == Array::none ? shape_of(Array::query) + "[4] / NA_HEAD_GROUP" : shape_of(held) + "[4]";
+  const std::string group = is_metal_ ? "int(threadgroup_position_in_grid.x)" : "int(blockIdx.x)";
+  const std::string groups = is_metal_ ? "int(threadgroups_per_grid.x)" : "int(gridDim.x)";
+  std::string text = "natten::Site na_site = natten::locate<" + std::string(kernel_.holds_keys() ? "false" : "true") +
+                     ">(natten::Extent{{" + tokens + "[1], " + tokens + "[2], " + tokens + "[3]}}, " +
+                     (sums_bias_ ? "na_group" : group) +
+                     (is_metal_ ? ", int(threadgroup_position_in_grid.y), " : ", int(blockIdx.y), ") + heads +
+                     ", int(" + (is_metal_ ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
+  if (sums_bias_) {
+    text += "if (na_site.batch >= " + tokens + "[0]) break;\nna_site.parts = " + groups + ";\n";
   }
   if (p_.has_lengths) {
     text +=
@@ -317,108 +186,68 @@ std::string Writer::at_site(const char* tokens_of, const char* heads, const std:
         "na_lengths[3 * na_site.batch + 2]}};\n";
   }
   text += call;
-  if (!bias_gradient()) return text;
+  if (!sums_bias_) return text;
   return "for (int na_group = " + group + ";; na_group += " + groups + ") {\n" + text + "}\n";
 }
 
+/// The row's call with its words filled in, and the threadgroup memory that it works in.
 std::string Writer::call() const {
-  const auto invoke = [](const std::string& function, const std::vector<std::string>& arguments) {
-    std::string text = "natten::" + function + "(";
-    for (const std::string& argument : arguments) text += (text.back() == '(' ? "" : ", ") + argument;
-    return text + ");\n";
+  std::string memory;
+  if (kernel_.has_tiles()) {
+    memory = shared("na_rows_a", type_name(plan_.a.type, target_.platform), plan_.chunk * plan_.a.pitch);
+  }
+  if (plan_.b.channels > 0) {
+    memory += shared("na_rows_b", type_name(plan_.b.type, target_.platform), plan_.chunk * plan_.b.pitch);
+  }
+  const int scratch = kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions();
+  if (scratch > 0) memory += shared("na_scratch", "float", scratch);
+  const bool has_words = plan_.engine == Engine::matrix;
+  if (has_words) memory += shared("na_words", "unsigned", plan_.chunk);
+  const auto word = [&](const std::string& name) -> std::string {
+    if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
+    if (name == "partials") return sums_bias_ ? "na_partials" : "nullptr";
+    if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
+    if (name == "words") return has_words ? "na_words" : "";
+    if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
+    return is_metal_ ? "natten::Offset(thread_position_in_grid.x)"
+                     : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";  // thread
   };
-  const std::string thread = platform_ == Platform::metal ? "natten::Offset(thread_position_in_grid.x)"
-                                                          : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";
-  if (kernel_ == KernelId::delta) {
-    return invoke("attention_delta", {tensor("na_out"), tensor("na_dout"), tensor("na_dlse", 5), "na_delta",
-                                      "natten::Extent{{na_out_shape[1], na_out_shape[2], na_out_shape[3]}}",
-                                      "na_out_shape[0]", "na_out_shape[4]", thread});
+  std::string call = "natten::";
+  for (const char* c = kernel_.call; *c != 0;) {
+    const char kind = *c;
+    if (kind != '@' && kind != '$') {
+      call += *c++;
+      continue;
+    }
+    std::string name;
+    while (std::isalpha(static_cast<unsigned char>(*++c))) name += *c;
+    const std::string value = kind == '@' ? tensor("na_" + name) : word(name);
+    call += value;
+    if (value.empty()) c += 2;  // the comma
   }
-  if (kernel_ == KernelId::rpb_sum) {
-    return invoke("sum_bias_gradients",
-                  {"na_partials", "na_drpb", "na_partials_shape[0]", "na_partials_shape[1] * NA_RPB_SIZE", thread});
-  }
-  std::string memory = shared("na_rows_a", type_name(plan_.a.type, platform_), plan_.chunk * plan_.a.pitch);
-  if (is_fused(kernel_)) {
-    memory += shared("na_rows_b", type_name(plan_.b.type, platform_), plan_.chunk * plan_.b.pitch);
-  }
-  const int scratch_floats = kernel_ == KernelId::backward_key_value
-                                 ? 2 * plan_.chunk  // lse and delta
-                                 : plan_.stage_columns * plan_.extent[0] * plan_.extent[1] * plan_.extent[2];
-  const std::string scratch = scratch_floats > 0 ? "na_scratch" : "nullptr";
-  if (scratch_floats > 0) memory += shared(scratch, "float", scratch_floats);
-  if (plan_.matrix) memory += shared("na_words", "unsigned", plan_.chunk);
-  const std::string words = plan_.matrix ? "na_words, " : "";
-  const std::string drpb = bias_gradient() ? "na_partials" : "nullptr";
-  const std::string rpb = p_.has_rpb ? "na_rpb" : k_.inputs[0].name;  // any pointer will do where there is none
-  const std::string scale = is_scaled(kernel_) ? kScaleName + std::string("[0]") : "1.0f";
-  switch (kernel_) {
-    case KernelId::forward:
-      return memory + at_site("na_key", "na_query_shape[4]",
-                              invoke("attention_forward",
-                                     {tensor("na_query"), tensor("na_key"), tensor("na_value"), rpb, "na_out", "na_lse",
-                                      "na_rows_a", "na_rows_b", words + "na_site", scale}));
-    case KernelId::backward_query:
-      return memory + at_site("na_key", "na_query_shape[4]",
-                              invoke("attention_backward<true>",
-                                     {tensor("na_query"), tensor("na_dout"), tensor("na_key"), tensor("na_value"),
-                                      tensor("na_lse", 5), tensor("na_delta", 5), rpb, "na_dquery", "na_dquery", drpb,
-                                      "na_rows_a", "na_rows_b", scratch, words + "na_site", scale}));
-    case KernelId::backward_key_value:
-      return memory + at_site("na_key", "na_key_shape[4]",
-                              invoke("attention_backward<false>",
-                                     {tensor("na_key"), tensor("na_value"), tensor("na_query"), tensor("na_dout"),
-                                      tensor("na_lse", 5), tensor("na_delta", 5), rpb, "na_dkey", "na_dvalue", drpb,
-                                      "na_rows_a", "na_rows_b", scratch, words + "na_site", scale}));
-    case KernelId::qk:
-      return memory +
-             at_site("na_key", "na_query_shape[4]",
-                     invoke("attention_scores", {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_key"),
-                                                 rpb, "na_logits", "na_rows_a", "na_site", scale, "-NA_INFINITY"}));
-    case KernelId::av_backward_attn:
-      return memory +
-             at_site("na_value", "na_dout_shape[4]",
-                     invoke("attention_scores", {tensor("na_dout"), "natten::Indexed::queries", tensor("na_value"), rpb,
-                                                 "na_dattn", "na_rows_a", "na_site", scale, "0.0f"}));
-    case KernelId::av:
-      return memory + at_site("na_value", "na_attn_shape[4]",
-                              invoke("attention_weighted<true, false>",
-                                     {tensor("na_value"), "natten::Indexed::keys", tensor("na_attn"), "na_out", drpb,
-                                      "na_rows_a", scratch, "na_site", scale}));
-    case KernelId::qk_backward_query:
-      return memory + at_site("na_key", "na_dlogits_shape[4]",
-                              invoke("attention_weighted<true, true>",
-                                     {tensor("na_key"), "natten::Indexed::keys", tensor("na_dlogits"), "na_dquery",
-                                      drpb, "na_rows_a", scratch, "na_site", scale}));
-    case KernelId::qk_backward_key:
-      return memory + at_site("na_query", "na_query_shape[4] / NA_HEAD_GROUP",
-                              invoke("attention_weighted<false, false>",
-                                     {tensor("na_query"), "natten::Indexed::query_tokens", tensor("na_dlogits"),
-                                      "na_dkey", drpb, "na_rows_a", scratch, "na_site", scale}));
-    default:  // av_backward_value
-      return memory + at_site("na_value", "na_value_shape[4]",
-                              invoke("attention_weighted<false, false>",
-                                     {tensor("na_dout"), "natten::Indexed::queries", tensor("na_attn"), "na_dvalue",
-                                      drpb, "na_rows_a", scratch, "na_site", scale}));
-  }
+  call += ";\n";
+  return kernel_.has_tiles() ? memory + at_site(call) : call;
 }
 
 KernelText Writer::text() const {
   KernelText k;
-  k.platform = platform_;
+  k.platform = target_.platform;
   k.header = constants();
-  if (platform_ == Platform::cuda) k.header += text::instructions_cuda;
-  k.header += platform_ == Platform::metal ? text::prelude_metal : text::prelude_cuda;
+  if (!is_metal_) k.header += text::instructions_cuda;
+  k.header += is_metal_ ? text::prelude_metal : text::prelude_cuda;
   k.header += text::window;
-  for (const char* body : bodies(kernel_, plan_.matrix, platform_)) k.header += body;
+  for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform)) k.header += body;
+  k.header += kernel_.bodies[static_cast<int>(plan_.engine)];
   k.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text, and with the
   // GPU that it is compiled for.
-  k.name = std::string("natten_") + kernel_name(kernel_) + '_';
-  if (platform_ == Platform::cuda) k.name += "sm" + std::to_string(target_.capability) + '_';
-  for (const ArraySpec& array : k_.inputs) k.name += short_name(array.type);
+  k.name = std::string("natten_") + kernel_.name + '_';
+  if (!is_metal_) k.name += "sm" + std::to_string(target_.capability) + '_';
+  for (const Array array : kernel_.inputs) {
+    if (has_array(p_, array)) k.name += short_name(spec_of(p_, array).type);
+  }
   k.name += '_' + hash_of(k.header + k.source);
-  if (platform_ == Platform::cuda) {  // MLX has no place for launch bounds, but it does write the kernel's name
+  if (!is_metal_) {  // MLX has no place for launch bounds, but it does write the kernel's name
     const std::string generated = "custom_kernel_" + k.name;
     k.header += "#define " + generated + " __launch_bounds__(" + std::to_string(plan_.threads) + ", " +
                 std::to_string(plan_.groups) + ") " + generated + "\n";
@@ -427,49 +256,7 @@ KernelText Writer::text() const {
   return k;
 }
 
-KernelLaunch Writer::launch() const {
-  KernelLaunch k = k_;
-  k.threadgroup = {plan_.threads, 1, 1};
-  const std::int64_t heads = holds_keys(kernel_) ? p_.kv_heads : p_.heads;
-  k.grid = {static_cast<int>(grid_groups(p_, kernel_, plan_) * plan_.threads),
-            has_tiles(kernel_) ? static_cast<int>(heads) : 1, 1};
-  if (has_tiles(kernel_)) k.shared_bytes = plan_.shared_bytes(kernel_);
-  return k;
-}
-
 }  // namespace
-
-const char* kernel_name(KernelId kernel) {
-  static constexpr const char* kNames[] = {
-      "forward",         "delta", "backward_query",   "backward_key_value", "qk",     "qk_backward_query",
-      "qk_backward_key", "av",    "av_backward_attn", "av_backward_value",  "rpb_sum"};
-  return kNames[static_cast<int>(kernel)];
-}
-
-std::vector<KernelId> forward_kernels(const Problem& p) {
-  return {p.op == Op::attention ? KernelId::forward : p.op == Op::qk ? KernelId::qk : KernelId::av};
-}
-
-std::vector<KernelId> query_gradient_kernels(const Problem& p) {
-  std::vector<KernelId> kernels;
-  if (p.op == Op::attention) kernels.push_back(KernelId::delta);
-  kernels.push_back(p.op == Op::attention ? KernelId::backward_query
-                    : p.op == Op::qk      ? KernelId::qk_backward_query
-                                          : KernelId::av_backward_attn);
-  if (p.has_rpb) kernels.push_back(KernelId::rpb_sum);
-  return kernels;
-}
-
-std::vector<KernelId> key_gradient_kernels(const Problem& p) {
-  if (p.op == Op::attention) return {KernelId::delta, KernelId::backward_key_value};
-  return {p.op == Op::qk ? KernelId::qk_backward_key : KernelId::av_backward_value};
-}
-
-std::vector<KernelId> gradient_kernels(const Problem& p) {
-  std::vector<KernelId> kernels = query_gradient_kernels(p);
-  kernels.push_back(key_gradient_kernels(p).back());
-  return kernels;
-}
 
 std::optional<std::string> objection(Target target) {
   if (target.platform != Platform::cuda || target.capability >= Target::kOldestCapability) return std::nullopt;
@@ -502,8 +289,8 @@ std::optional<std::string> objection(const Problem& p, Target target) {
         plan.tile_count() * p.batch > kMostThreads / plan.threads) {
       return "more queries than a launch can address";
     }
-    if (plan.shared_bytes(kernel) > most_shared_bytes(target.platform)) {
-      return std::string("kernel ") + kernel_name(kernel) + " needs " + std::to_string(plan.shared_bytes(kernel)) +
+    if (plan.shared_bytes() > most_shared_bytes(target.platform)) {
+      return std::string("kernel ") + kernel_name(kernel) + " needs " + std::to_string(plan.shared_bytes()) +
              " bytes of threadgroup memory";
     }
   }
@@ -514,8 +301,25 @@ KernelText kernel_text(const Problem& problem, KernelId kernel, Target target) {
   return Writer(family_of(problem), kernel, target).text();
 }
 
-KernelLaunch kernel_launch(const Problem& problem, KernelId kernel, Target target) {
-  return Writer(problem, kernel, target).launch();
+KernelLaunch kernel_launch(const Problem& p, KernelId kernel, Target target) {
+  const KernelRow& row = row_of(kernel);
+  const Plan plan = fast::plan(p, kernel, target);
+  // Those that rpb_sum adds up are the query gradient's, the kernel before it.
+  const std::int64_t parts =
+      kernel == KernelId::rpb_sum ? fast::plan(p, *(query_gradient_kernels(p).end() - 2), target).parts : plan.parts;
+  KernelLaunch k;
+  for (const Array array : row.inputs) {
+    if (has_array(p, array)) k.inputs.push_back(spec_of(p, array, parts));
+  }
+  for (const Array array : row.outputs) {
+    if (has_array(p, array)) k.outputs.push_back(spec_of(p, array, parts));
+  }
+  k.threadgroup = {plan.threads, 1, 1};
+  const std::int64_t heads = row.holds_keys() ? p.kv_heads : p.heads;
+  k.grid = {static_cast<int>(grid_groups(p, kernel, plan) * plan.threads),
+            row.has_tiles() ? static_cast<int>(heads) : 1, 1};
+  if (row.has_tiles()) k.shared_bytes = plan.shared_bytes();
+  return k;
 }
 
 KernelSource kernel_source(const Problem& problem, KernelId kernel, Target target) {

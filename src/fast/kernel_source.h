@@ -27,21 +27,13 @@ struct Target {
   bool operator==(const Target&) const = default;
 };
 
-/// Arrays of each kernel are those of problem.h; `delta` is rowsum(out * dout) - dlse.
+/// kernels.cpp has the arrays of each, which are those of problem.h; `delta` is rowsum(out * dout) - dlse.
+// clang-format off
 enum class KernelId : std::uint8_t {
-  forward,             ///< query, key, value, [rpb], [lengths] -> out, lse
-  delta,               ///< out, dout, dlse -> delta
-  backward_query,      ///< query, key, value, lse, dout, delta, [rpb], [lengths] -> dq, [drpb partials]
-  backward_key_value,  ///< query, key, value, lse, dout, delta, [rpb], [lengths] -> dk, dv
-  qk,                  ///< query, key, [rpb], [lengths] -> logits
-  qk_backward_query,   ///< dlogits, key, [lengths] -> dq, [drpb partials]
-  qk_backward_key,     ///< query, dlogits, [lengths] -> dk
-  av,                  ///< attn, value, [lengths] -> out
-  av_backward_attn,    ///< dout, value, [lengths] -> dattn
-  av_backward_value,   ///< dout, attn, value (for its shape), [lengths] -> dv
-  rpb_sum,             ///< drpb partials -> drpb
+  forward, delta, backward_query, backward_key_value, qk, qk_backward_query, qk_backward_key, av, av_backward_attn,
+  av_backward_value, rpb_sum
 };
-inline constexpr int kKernelCount = 11;
+// clang-format on
 
 enum class ElementType : std::uint8_t { float16, bfloat16, float32, int32 };
 

@@ -5,18 +5,10 @@
 #include <cstdint>
 #include <string>
 
-#include "fast/kernel_source.h"
+#include "fast/kernels.h"
 #include "fast/lru_cache.h"
 
 namespace natten::fast {
-
-/// Kernels whose threads hold keys; the others hold queries.
-bool holds_keys(KernelId kernel);
-/// Kernels that compute one dot product and one weighted sum per pair, or more of them: both streams are in use.
-bool is_fused(KernelId kernel);
-
-/// Kernels that are one sum per output, without tiles, have only threads and lanes in their plan.
-bool has_tiles(KernelId kernel);
 
 /// One of the two arrays whose positions stream past: A enters the dot products of query with key (or is the only
 /// one), B those of dout with value.
@@ -39,8 +31,9 @@ struct Plan {
   int chunk = 1;          ///< positions in threadgroup memory
   int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
   int threads = 32;
-  int groups = 1;             ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
-  bool matrix = false;        ///< on matrix units (bodies/matrix.h): `run` 2, `lanes` 4
+  int groups = 1;          ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
+  int position_bytes = 0;  ///< of threadgroup memory for each streamed position
+  Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   Stream a, b;
@@ -49,8 +42,9 @@ struct Plan {
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
   std::int64_t parts = 0;  ///< threadgroups per head; those that sum up a gradient of rpb take several tiles
 
+  int positions() const { return extent[0] * extent[1] * extent[2]; }  ///< of a tile
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
-  int shared_bytes(KernelId kernel) const;
+  int shared_bytes() const;
   std::array<int, 3> simd_extent() const;  ///< of the tile that a simdgroup holds, as tile_of() deals positions out
   std::string describe() const;
 };

@@ -334,7 +334,7 @@ std::vector<Param> parameters() {
       for (const fast::Target target : {fast::Target(fast::Platform::metal), {fast::Platform::cuda, 80, true}}) {
         for (const bool matrix : {false, true}) {
           const Param param{test, kernel, target, matrix};
-          if (matrix && !fast::plan(kernel.problem, kernel.id, target).matrix) continue;
+          if (matrix && fast::plan(kernel.problem, kernel.id, target).engine != fast::Engine::matrix) continue;
           if (target.platform == fast::Platform::metal || is_sampled_on_cuda(param, ++index)) all.push_back(param);
         }
       }
@@ -346,8 +346,9 @@ std::vector<Param> parameters() {
 class Kernels : public testing::TestWithParam<Param> {};
 
 bool is_streamed(KernelId id, const std::string& name) {
-  if (fast::holds_keys(id)) return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
-  return fast::has_tiles(id) && (name == "na_key" || name == "na_value");
+  if (fast::row_of(id).holds_keys())
+    return name == "na_query" || name == "na_dout" || name == "na_lse" || name == "na_delta";
+  return fast::row_of(id).has_tiles() && (name == "na_key" || name == "na_value");
 }
 
 /// The bytes that the kernel moved are those of the cost model.
@@ -362,13 +363,14 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, fast::Ta
   }
   // The model takes full lengths, does not know that samples may be one in memory or that no query may attend some
   // keys, and bounds the loads of rpb.
-  bool is_exact = !problem.has_lengths && !problem.has_rpb && test.layout != Layout::same_batch && fast::has_tiles(id);
-  for (const Axis& axis : problem.axes) is_exact = is_exact && (axis.stride == 1 || !fast::holds_keys(id));
+  bool is_exact =
+      !problem.has_lengths && !problem.has_rpb && test.layout != Layout::same_batch && fast::row_of(id).has_tiles();
+  for (const Axis& axis : problem.axes) is_exact = is_exact && (axis.stride == 1 || !fast::row_of(id).holds_keys());
   if (is_exact) {
     EXPECT_EQ(loaded, cost.loaded);
   } else {
     // Without tiles, the threads past the end repeat the last row.
-    EXPECT_LE(loaded, (fast::has_tiles(id) ? 1.0 : 1.1) * cost.loaded);
+    EXPECT_LE(loaded, (fast::row_of(id).has_tiles() ? 1.0 : 1.1) * cost.loaded);
   }
   // Slots are filled before some of them get their value, and partial gradients of rpb are added up in place.
   bool writes_twice = id == KernelId::qk || id == KernelId::av_backward_attn;
@@ -379,17 +381,17 @@ void expect_cost(const Case& test, const Problem& problem, KernelId id, fast::Ta
     EXPECT_EQ(static_cast<double>(report.stored()), cost.stored);
   }
   for (const Traffic& traffic : report.traffic) {
-    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, target).matrix) continue;
+    if (!is_streamed(id, traffic.name) || fast::plan(problem, id, target).engine == fast::Engine::matrix) continue;
     EXPECT_EQ(traffic.loaded, traffic.loaded_once) << traffic.name << " is loaded more than once by a tile";
   }
 }
 
 /// The pairs that threads computed, known from the rows that they read of threadgroup memory, are those of the model.
 void expect_flops(const Problem& problem, KernelId id, fast::Target target, const Report& report) {
-  if (!fast::has_tiles(id)) return;
+  if (!fast::row_of(id).has_tiles()) return;
   const fast::Cost cost = fast::cost(problem, id, target);
   const fast::Plan plan = fast::plan(problem, id, target);
-  if (plan.matrix) return;
+  if (plan.engine == fast::Engine::matrix) return;
   const int row_bytes = plan.a.slices * plan.lanes * plan.vector * fast::element_size(plan.a.type);
   const double pairs = static_cast<double>(report.threadgroup_loaded) / row_bytes * plan.run;
   // The model takes full lengths, and lets the last batch of a window be as long as the others.

@@ -32,7 +32,7 @@ Problem attention(FloatType type, std::int64_t head_dim, std::int64_t value_dim)
 /// How many of the three fused kernels run on matrix units.
 int on_matrix_units(const Problem& p, Target target = Platform::cuda) {
   int count = 0;
-  for (const KernelId kernel : kFused) count += plan(p, kernel, target).matrix;
+  for (const KernelId kernel : kFused) count += plan(p, kernel, target).engine == Engine::matrix;
   return count;
 }
 
@@ -76,9 +76,9 @@ TEST(MatrixUnits, TakeNoMixtureOfTypes) {
 TEST(MatrixUnits, LeaveTheGradientOfABiasToMultiplyAdds) {
   Problem p = attention(f16, 64, 64);
   p.has_rpb = true;
-  EXPECT_TRUE(plan(p, KernelId::forward, Platform::cuda).matrix);
-  EXPECT_FALSE(plan(p, KernelId::backward_query, Platform::cuda).matrix);
-  EXPECT_TRUE(plan(p, KernelId::backward_key_value, Platform::cuda).matrix);
+  EXPECT_EQ(plan(p, KernelId::forward, Platform::cuda).engine, Engine::matrix);
+  EXPECT_EQ(plan(p, KernelId::backward_query, Platform::cuda).engine, Engine::simt);
+  EXPECT_EQ(plan(p, KernelId::backward_key_value, Platform::cuda).engine, Engine::matrix);
 }
 
 TEST(MatrixUnits, TakeEveryWindow) {
@@ -103,10 +103,10 @@ TEST(MatrixUnits, HaveNoKernelsOfTheSplitForm) {
   qk.op = Op::qk;
   av.op = Op::av;
   for (const KernelId kernel : {KernelId::qk, KernelId::qk_backward_query, KernelId::qk_backward_key}) {
-    EXPECT_FALSE(plan(qk, kernel, Platform::cuda).matrix);
+    EXPECT_EQ(plan(qk, kernel, Platform::cuda).engine, Engine::simt);
   }
   for (const KernelId kernel : {KernelId::av, KernelId::av_backward_attn, KernelId::av_backward_value}) {
-    EXPECT_FALSE(plan(av, kernel, Platform::cuda).matrix);
+    EXPECT_EQ(plan(av, kernel, Platform::cuda).engine, Engine::simt);
   }
 }
 
@@ -196,7 +196,7 @@ void expect_fits(const Problem& p, KernelId kernel, Target target) {
   EXPECT_EQ(launch.grid[0] % launch.threadgroup[0], 0) << what;
   EXPECT_GT(launch.grid[1], 0) << what;
   EXPECT_LE(launch.grid[1], 65535) << what;
-  if (has_tiles(kernel)) {
+  if (row_of(kernel).has_tiles()) {
     EXPECT_GE(plan.chunk, 1) << what;
     EXPECT_GE(plan.batch, 1) << what;
     EXPECT_EQ(plan.extent[0] * plan.extent[1] * plan.extent[2] * plan.lanes, plan.threads * plan.run) << what;

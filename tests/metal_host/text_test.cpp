@@ -27,7 +27,7 @@ std::vector<KernelSource> metal_sources(const Case& test) {
   };
   for (const KernelOf& kernel : kernels_of(test.problem)) {
     add(kernel);
-    if (!fast::plan(kernel.problem, kernel.id, fast::Platform::metal).matrix) continue;
+    if (fast::plan(kernel.problem, kernel.id, fast::Platform::metal).engine != fast::Engine::matrix) continue;
     setenv("NATTEN_FAST_TILE", "matrix=0", 1);
     add(kernel);
     unsetenv("NATTEN_FAST_TILE");

@@ -1,0 +1,228 @@
+#include "fast/kernels.h"
+
+#include <algorithm>
+
+#include "fast/embedded.h"
+
+namespace natten::fast {
+
+namespace {
+
+// clang-format off
+enum class Shape : std::uint8_t { tokens, queries, tables, table, samples, one };
+enum class Last : std::uint8_t { none, head_dim, value_dim, slots };
+enum class Type : std::uint8_t { query, key, value, float32, int32 };
+
+struct ArrayRow { const char* name; Type type; Shape shape; Side side; Last last; };
+
+/// In the order of Array.
+constexpr ArrayRow kArrays[] = {
+    {"",            Type::float32, Shape::one,     Side::none,    Last::none},
+    {"na_query",    Type::query,   Shape::tokens,  Side::queries, Last::head_dim},
+    {"na_key",      Type::key,     Shape::tokens,  Side::keys,    Last::head_dim},
+    {"na_value",    Type::value,   Shape::tokens,  Side::keys,    Last::value_dim},
+    {"na_rpb",      Type::float32, Shape::table,   Side::none,    Last::none},
+    {"na_lengths",  Type::int32,   Shape::samples, Side::none,    Last::none},
+    {kScaleName,    Type::float32, Shape::one,     Side::none,    Last::none},
+    {"na_out",      Type::query,   Shape::queries, Side::queries, Last::value_dim},
+    {"na_lse",      Type::float32, Shape::queries, Side::queries, Last::none},
+    {"na_dout",     Type::query,   Shape::queries, Side::queries, Last::value_dim},
+    {"na_dlse",     Type::float32, Shape::queries, Side::queries, Last::none},
+    {"na_delta",    Type::float32, Shape::queries, Side::queries, Last::none},
+    {"na_logits",   Type::query,   Shape::queries, Side::queries, Last::slots},
+    {"na_dlogits",  Type::query,   Shape::queries, Side::queries, Last::slots},
+    {"na_attn",     Type::query,   Shape::queries, Side::queries, Last::slots},
+    {"na_dattn",    Type::query,   Shape::queries, Side::queries, Last::slots},
+    {"na_dquery",   Type::query,   Shape::tokens,  Side::queries, Last::head_dim},
+    {"na_dkey",     Type::key,     Shape::tokens,  Side::keys,    Last::head_dim},
+    {"na_dvalue",   Type::value,   Shape::tokens,  Side::keys,    Last::value_dim},
+    {"na_partials", Type::float32, Shape::tables,  Side::none,    Last::none},
+    {"na_drpb",     Type::float32, Shape::table,   Side::none,    Last::none},
+};
+// clang-format on
+
+const ArrayRow& row_of(Array array) {
+  return kArrays[static_cast<int>(array)];
+}
+
+using A = Array;
+
+// clang-format off
+/// In the order of KernelId.
+const KernelRow kKernels[] = {
+    {"forward", Role::forward, Side::queries,
+     {A::query, A::key, A::value, A::rpb, A::lengths, A::scale}, {A::out, A::lse},
+     {1, 1}, {text::forward, text::matrix_forward},
+     "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, na_rows_a, na_rows_b, $words, na_site, $scale)"},
+    {"delta", Role::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
+     "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
+     "na_out_shape[3]}}, na_out_shape[0], na_out_shape[4], $thread)"},
+    {"backward_query", Role::query_gradient, Side::queries,
+     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::scale}, {A::dquery, A::partials},
+     {2, 1}, {text::backward, text::matrix_backward},
+     "attention_backward<true>(@query, @dout, @key, @value, @lse, @delta, $rpb, na_dquery, na_dquery, $partials, "
+     "na_rows_a, na_rows_b, $scratch, $words, na_site, $scale)"},
+    {"backward_key_value", Role::key_gradient, Side::keys,
+     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::scale}, {A::dkey, A::dvalue},
+     {2, 2}, {text::backward, text::matrix_backward},
+     "attention_backward<false>(@key, @value, @query, @dout, @lse, @delta, $rpb, na_dkey, na_dvalue, $partials, "
+     "na_rows_a, na_rows_b, $scratch, $words, na_site, $scale)"},
+    {"qk", Role::split, Side::queries, {A::query, A::key, A::rpb, A::lengths, A::scale}, {A::logits},
+     {1, 0}, {text::scores, nullptr},
+     "attention_scores(@query, natten::Indexed::query_tokens, @key, $rpb, na_logits, na_rows_a, na_site, $scale, "
+     "-NA_INFINITY)"},
+    {"qk_backward_query", Role::split, Side::queries,
+     {A::dlogits, A::key, A::lengths, A::scale}, {A::dquery, A::partials}, {1, 0}, {text::weighted, nullptr},
+     "attention_weighted<true, true>(@key, natten::Indexed::keys, @dlogits, na_dquery, $partials, na_rows_a, $scratch, "
+     "na_site, $scale)"},
+    {"qk_backward_key", Role::split, Side::keys, {A::query, A::dlogits, A::lengths, A::scale}, {A::dkey},
+     {1, 0}, {text::weighted, nullptr},
+     "attention_weighted<false, false>(@query, natten::Indexed::query_tokens, @dlogits, na_dkey, $partials, na_rows_a, "
+     "$scratch, na_site, $scale)"},
+    {"av", Role::split, Side::queries, {A::attn, A::value, A::lengths}, {A::out}, {0, 1}, {text::weighted, nullptr},
+     "attention_weighted<true, false>(@value, natten::Indexed::keys, @attn, na_out, $partials, na_rows_a, $scratch, "
+     "na_site, $scale)"},
+    {"av_backward_attn", Role::split, Side::queries, {A::dout, A::value, A::lengths}, {A::dattn},
+     {0, 1}, {text::scores, nullptr},
+     "attention_scores(@dout, natten::Indexed::queries, @value, $rpb, na_dattn, na_rows_a, na_site, $scale, 0.0f)"},
+    {"av_backward_value", Role::split, Side::keys,
+     {A::dout, A::attn, A::value, A::lengths}, {A::dvalue}, {0, 1}, {text::weighted, nullptr},  // of value the shape
+     "attention_weighted<false, false>(@dout, natten::Indexed::queries, @attn, na_dvalue, $partials, na_rows_a, "
+     "$scratch, na_site, $scale)"},
+    {"rpb_sum", Role::split, Side::none, {A::partials}, {A::drpb}, {0, 1}, {text::sums, nullptr},
+     "sum_bias_gradients(na_partials, na_drpb, na_partials_shape[0], na_partials_shape[1] * NA_RPB_SIZE, $thread)"},
+};
+// clang-format on
+
+/// Forward, gradient on the side of queries, on the side of keys; by Op.
+constexpr KernelId kOfOp[][3] = {
+    {KernelId::forward, KernelId::backward_query, KernelId::backward_key_value},
+    {KernelId::qk, KernelId::qk_backward_query, KernelId::qk_backward_key},
+    {KernelId::av, KernelId::av_backward_attn, KernelId::av_backward_value},
+};
+
+KernelId of_op(const Problem& p, int which) {
+  return kOfOp[static_cast<int>(p.op)][which];
+}
+
+}  // namespace
+
+const char* engine_name(Engine engine) {
+  static constexpr const char* kNames[] = {"simt", "matrix"};
+  return kNames[static_cast<int>(engine)];
+}
+
+bool KernelRow::reads(Array array) const {
+  return std::find(inputs.begin(), inputs.end(), array) != inputs.end();
+}
+
+bool KernelRow::sums_bias(const Problem& problem) const {
+  return problem.has_rpb && std::find(outputs.begin(), outputs.end(), Array::partials) != outputs.end();
+}
+
+std::array<Array, 2> KernelRow::streams() const {
+  std::array<Array, 2> found{Array::none, Array::none};
+  std::size_t count = 0;
+  for (const Array array : inputs) {
+    const Last last = row_of(array).last;
+    const bool is_rows = last == Last::head_dim || last == Last::value_dim;
+    if (is_rows && side_of(array) != held && count < (has_tiles() ? 2u : 1u)) found[count++] = array;
+  }
+  return found;
+}
+
+int KernelRow::streamed_scalars() const {
+  return static_cast<int>(std::count_if(inputs.begin(), inputs.end(), [&](Array array) {
+    return has_tiles() && side_of(array) != Side::none && side_of(array) != held && row_of(array).last == Last::none;
+  }));
+}
+
+Array KernelRow::first_input(Side side) const {
+  const auto found = std::find_if(inputs.begin(), inputs.end(), [&](Array a) { return side_of(a) == side; });
+  return found == inputs.end() ? Array::none : *found;
+}
+
+const KernelRow& row_of(KernelId kernel) {
+  return kKernels[static_cast<int>(kernel)];
+}
+
+const char* kernel_name(KernelId kernel) {
+  return row_of(kernel).name;
+}
+
+bool has_array(const Problem& p, Array array) {
+  if (array == Array::rpb || array == Array::partials) return p.has_rpb;
+  return array == Array::lengths ? p.has_lengths : array != Array::none;
+}
+
+Side side_of(Array array) {
+  return row_of(array).side;
+}
+
+std::int64_t channels_of(const Problem& p, Array array) {
+  const Last last = row_of(array).last;
+  return last == Last::head_dim ? p.head_dim : last == Last::value_dim ? p.value_dim : 0;
+}
+
+FloatType type_of(const Problem& p, Array array) {
+  const FloatType types[] = {p.query_type, p.key_type, p.value_type, FloatType::float32};  // in the order of Type
+  return types[static_cast<int>(row_of(array).type)];
+}
+
+std::int64_t bias_entries(const Problem& p) {
+  std::int64_t entries = p.has_rpb ? 1 : 0;
+  for (const Axis& axis : p.axes) entries *= 2 * axis.kernel_size - 1;
+  return entries;
+}
+
+ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
+  const ArrayRow& row = row_of(array);
+  ArraySpec spec{row.name, ElementType::int32, {}};
+  if (row.type != Type::int32) {
+    const FloatType type = type_of(p, array);
+    spec.type = type == FloatType::float16    ? ElementType::float16
+                : type == FloatType::bfloat16 ? ElementType::bfloat16
+                                              : ElementType::float32;
+  }
+  if (row.shape == Shape::one) spec.shape = {1};
+  if (row.shape == Shape::samples) spec.shape = {p.batch, kAxes};
+  if (row.shape == Shape::tables) spec.shape = {parts};
+  if (row.shape == Shape::tables || row.shape == Shape::table) {
+    spec.shape.push_back(p.heads);
+    for (const Axis& axis : p.axes) spec.shape.push_back(2 * axis.kernel_size - 1);
+  }
+  if (row.side == Side::none) return spec;
+  spec.shape.push_back(p.batch);
+  for (const Axis& axis : p.axes) {
+    spec.shape.push_back(row.shape == Shape::tokens ? axis.length : output_length(axis.length, axis.stride));
+  }
+  spec.shape.push_back(row.side == Side::keys ? p.kv_heads : p.heads);
+  if (row.last == Last::slots) spec.shape.push_back(p.kernel_volume());
+  if (row.last == Last::head_dim || row.last == Last::value_dim) spec.shape.push_back(channels_of(p, array));
+  return spec;
+}
+
+std::vector<KernelId> forward_kernels(const Problem& p) {
+  return {of_op(p, 0)};
+}
+
+std::vector<KernelId> query_gradient_kernels(const Problem& p) {
+  std::vector<KernelId> kernels;
+  if (p.op == Op::attention) kernels.push_back(KernelId::delta);
+  kernels.push_back(of_op(p, 1));
+  if (p.has_rpb) kernels.push_back(KernelId::rpb_sum);
+  return kernels;
+}
+
+std::vector<KernelId> key_gradient_kernels(const Problem& p) {
+  if (p.op == Op::attention) return {KernelId::delta, of_op(p, 2)};
+  return {of_op(p, 2)};
+}
+
+std::vector<KernelId> gradient_kernels(const Problem& p) {
+  std::vector<KernelId> kernels = query_gradient_kernels(p);
+  kernels.push_back(of_op(p, 2));
+  return kernels;
+}
+
+}  // namespace natten::fast

@@ -1,0 +1,100 @@
+// Plans of kernels on matrix units (bodies/matrix.h).
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "fast/planner.h"
+
+namespace natten::fast {
+
+namespace {
+
+bool suits(const Problem& p, const KernelRow& kernel, Target target) {
+  const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
+  const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
+  return has_type && p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) &&
+         fits(p.value_dim) && !kernel.sums_bias(p);
+}
+
+/// What warps multiply, with what loading costs. A warp skips what lies before and after its own span of the region,
+/// which is a flat list of rows.
+double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan) {
+  constexpr double kLoad = 0.5;     // bringing a position in, for all warps of a tile, in those that a warp multiplies
+  constexpr double kTileCost = 64;  // queries, results, indices; the same unit
+  const std::array<int, 3> warp = plan.simd_extent();
+  double tiles = 1, region[kAxes], span[kAxes];
+  for (int a = 0; a < kAxes; ++a) {
+    tiles *= double(tiles_on(p.axes[a], plan.extent[a], kernel.holds_keys()));
+    region[a] = double(reach(p.axes[a], plan.extent[a], kernel.holds_keys()));
+    span[a] = double(reach(p.axes[a], warp[a], kernel.holds_keys()));
+  }
+  const double met = region[0] * region[1] * region[2];
+  const double of_warp =
+      std::min(met, ((span[0] - 1) * region[1] + span[1] - 1) * region[2] + span[2] + plan.block / 2);
+  return tiles * (of_warp + kLoad * met + kTileCost);
+}
+
+/// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
+bool choose_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Plan& plan) {
+  std::int64_t region = 1;
+  int bits = 0;
+  for (int a = 0; a < kAxes; ++a) {
+    const std::int64_t met = reach(p.axes[a], plan.extent[a], kernel.holds_keys());
+    plan.bits[a] = std::bit_width(std::uint64_t(met)) + 1;
+    bits += plan.bits[a] + 1;
+    region *= met;
+  }
+  constexpr int kWordBits = 32, kMostRegion = 1 << 19;
+  constexpr int kMostRows = 128;
+  if (bits > kWordBits || region > kMostRegion) return false;
+  const int fitting = most_bytes / plan.position_bytes / plan.block * plan.block;
+  const int rows = std::clamp(fitting, plan.block, kMostRows);
+  const int chunks = ceil_div64(region, rows);
+  plan.chunk = ceil_div64(ceil_div64(region, chunks), plan.block) * plan.block;
+  return true;
+}
+
+}  // namespace
+
+std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
+  if (!suits(p, kernel, target)) return std::nullopt;
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
+  const int role = static_cast<int>(kernel.role);  // forward or a gradient
+  const bool metal = target.platform == Platform::metal;
+  plan.run = 2;
+  plan.lanes = 4;
+  plan.vector = 8;
+  int most_bytes;  // of the streams, so that several threadgroups share a multiprocessor, or two a core
+  if (metal) {
+    // Not tuned on hardware: as MLX's own attention, four simdgroups, and half of the 32 KB.
+    plan.threads = 128;
+    plan.block = width == 2 || role == 2 ? 16 : 32;
+    most_bytes = 16 * kKilobyte;
+  } else {
+    // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
+    // anyway, and there larger tiles load less.
+    constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+    // float32 takes twice the registers for what is held, and twice the threadgroup memory.
+    constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {1, 1, 1}};
+    plan.threads = width == 2 ? 256 : 128;
+    plan.groups = (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
+    plan.block = width == 2 && role == 2 ? 16 : 32;
+    most_bytes = 36 * kKilobyte;
+  }
+  for (Stream* s : {&plan.a, &plan.b}) {
+    const int step = metal || element_size(s->type) == 4 ? 8 : 16;
+    s->width = ceil_div(s->channels, step) * step;
+  }
+  override_from_environment(plan);
+  finish_streams(kernel, plan);
+  plan.position_bytes += 4;  // packed coordinates
+  choose_extent(p, kernel, cost_of_tiles, plan);
+  override_from_environment(plan);  // the extent, from which the rest follows
+  if (!choose_chunk(p, kernel, most_bytes, plan)) return std::nullopt;
+  override_from_environment(plan);
+  if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
+  return plan;
+}
+
+}  // namespace natten::fast

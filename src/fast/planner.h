@@ -1,0 +1,35 @@
+// What planners share. One for each engine, in a file of its own; plan.cpp asks them in order of preference.
+#pragma once
+
+#include "fast/plan.h"
+// After the window arithmetic that they build on.
+#include "fast/bodies/groups.h"
+
+namespace natten::fast {
+
+constexpr int kKilobyte = 1024;
+
+/// The plan of a kernel that has a body for the engine, made of `plan`, which has streams and run axis; nothing where
+/// the engine does not suit the problem.
+std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
+std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
+
+inline int ceil_div64(std::int64_t a, std::int64_t b) {
+  return static_cast<int>((a + b - 1) / b);
+}
+
+/// Positions that a tile of `extent` on this axis meets, at most.
+std::int64_t reach(const Axis& axis, int extent, bool keys);
+std::int64_t tiles_on(const Axis& axis, int extent, bool keys);
+
+/// Rows of threadgroup memory, once lanes and vectors are known.
+void finish_streams(const KernelRow& kernel, Plan& plan);
+
+/// The box, of as many positions as the threads hold, that costs least.
+void choose_extent(const Problem& p, const KernelRow& kernel,
+                   double (*cost_of)(const Problem&, const KernelRow&, const Plan&), Plan& plan);
+
+void override_from_environment(Plan& plan);
+[[noreturn]] void refuse(const Plan& plan);
+
+}  // namespace natten::fast
