@@ -26,6 +26,7 @@ typedef const int64_t* Strides;
 #define threadIdx (metal_host::vector(metal_host_thread(), &metal_host::Attributes::thread_position_in_threadgroup))
 #define blockIdx (metal_host::vector(metal_host_thread(), &metal_host::Attributes::threadgroup_position_in_grid))
 #define blockDim (metal_host::vector(metal_host_thread(), &metal_host::Attributes::dispatch_threads_per_threadgroup))
+#define gridDim (metal_host::vector(metal_host_thread(), &metal_host::Attributes::threadgroups_per_grid))
 
 #define __syncthreads() metal_host_barrier(__LINE__, true, true)
 #define __syncthreads_or(value) metal_host_any(__LINE__, (value) != 0)
