@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from harness import assert_near, to_numpy
 from natten_mlx import models
 from natten_mlx.models import ltx_decoder
-from natten_mlx.models.ltx_tiles import feature_stream, intervals
+from natten_mlx.models.ltx_tiles import blend, feature_stream, intervals
 
 DATA = Path(__file__).parents[1] / "data" / "models" / "ltx_decoder"
 NAMES = pytest.mark.parametrize("name", ["mini", "steps"])
@@ -233,6 +233,14 @@ def test_the_features_frame_by_frame_are_the_features(tier: str, name: str, fram
         for start in range(0, stream.length, stride):
             stop = min(start + size, stream.length)
             assert_near(stream.frames(start, stop), whole[:, start:stop], 1e-5)
+
+
+def test_seams_of_half_precision_are_blended_in_float32() -> None:
+    before, tile = mx.full((1, 1, 30, 2, 3), 1.0, mx.bfloat16), mx.full((1, 1, 26, 2, 3), -1.0, mx.bfloat16)
+    blended = blend(before, tile, 24, axis=2)
+    assert blended.dtype == mx.bfloat16
+    wanted = mx.array([1 - 2 * min(place / 24, 1) for place in range(26)]).astype(mx.bfloat16)
+    assert mx.array_equal(blended[0, 0, :, 1, 2], wanted)
 
 
 def test_intervals() -> None:

@@ -117,10 +117,11 @@ def blend(before: mx.array, tile: mx.array, extent: int, axis: int) -> mx.array:
     if extent == 0:
         return tile
     weight = mx.arange(extent, dtype=mx.float32) / extent
-    weight = weight.reshape([extent if a == axis else 1 for a in range(tile.ndim)]).astype(tile.dtype)
+    weight = weight.reshape([extent if a == axis else 1 for a in range(tile.ndim)])
     tail = mx.split(before, [before.shape[axis] - extent], axis=axis)[1]
     head, rest = mx.split(tile, [extent], axis=axis)
-    return mx.concatenate([tail * (1 - weight) + head * weight, rest], axis=axis)
+    faded = (tail * (1 - weight) + head * weight).astype(tile.dtype)  # in float32, whatever the tiles are in
+    return mx.concatenate([faded, rest], axis=axis)
 
 
 def decode_tiles(
