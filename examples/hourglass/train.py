@@ -79,7 +79,7 @@ def write_picture(path: Path, images: np.ndarray, columns: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--sampling-steps", type=int, default=40)
     parser.add_argument("--each", type=int, default=8, help="samples of each digit")
