@@ -172,6 +172,17 @@ TEST(Api, SupportMatrixAndExplain) {
   set_backend("auto");
 }
 
+TEST(Api, AdditionalTokensAreExplained) {
+  const ArrayDescription x{{1, 8, 2, 4}, mx::float16}, extra{{1, 3, 2, 4}, mx::float16},
+      none{{1, 0, 2, 4}, mx::float16};
+  const auto kernel = [&](const ArrayDescription& tokens) {
+    return explain({.query = x, .key = x, .value = x, .additional_keys = tokens, .additional_values = tokens}, {3})
+        .kernel;
+  };
+  EXPECT_NE(kernel(extra).find("3 additional tokens"), std::string::npos) << kernel(extra);
+  EXPECT_EQ(kernel(none), explain({.query = x, .key = x, .value = x}, {3}).kernel);
+}
+
 TEST(Api, CostsNeedNoGpu) {
   const mx::Shape shape{1, 8, 2, 4};
   const std::string cost = gpu_cost({.query = {shape}, .key = {shape}, .value = {shape}}, {3});

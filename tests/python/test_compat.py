@@ -656,6 +656,11 @@ BAD: list[tuple[Any, str]] = [
     (lambda: v020.na2d(last2, last2, last2, 1), "kernel_size must be an int of at least 2"),
     (lambda: v020.na2d(last2, last2, last2, 3, 4), r"\[na2d\] stride must be at most kernel_size, got \(4, 4\)"),
     (lambda: v021.NeighborhoodAttention2D(8, 2, 3, 4), "stride must be at most kernel_size"),
+    (
+        lambda: v017.na2d(last2, last2, last2, 3, scale=mx.ones((2,))),
+        r"\[na2d\] scale must be a number or None, got array",
+    ),
+    (lambda: v021.attention(last2[0], last2[0], last2[0], scale="1"), "scale must be a number or None, got str"),
     (lambda: v020.na2d(last2, last2, last2, 3, kernel_schedule="fast"), "kernel_schedule must be one of"),
     (
         lambda: v020.neighborhood_attention_generic(q2[0, 0], q2, q2, 3),

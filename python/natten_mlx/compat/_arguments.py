@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, SupportsFloat, TypeVar
 
 import mlx.core as mx
 
@@ -46,6 +46,13 @@ def flags(function: str, value: Bools | None, rank: int) -> tuple[bool, ...]:
     if len(items) != rank or not all(isinstance(x, bool) for x in items):
         raise ValueError(f"[{function}] is_causal must be a bool, or {rank} of them as a sequence, got {value!r}")
     return items
+
+
+def scale(function: str, value: float | None) -> float | None:
+    """A number; 0 is the default like None, as NATTEN has it."""
+    if value is not None and (isinstance(value, (bool, mx.array)) or not isinstance(value, SupportsFloat)):
+        raise ValueError(f"[{function}] scale must be a number or None, got {type(value).__name__}")
+    return float(value) if value else None
 
 
 def odd(function: str, kernel_size: tuple[int, ...]) -> tuple[int, ...]:

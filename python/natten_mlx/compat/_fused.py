@@ -68,7 +68,7 @@ def attention(
         kernel,
         dilation=arguments.sizes(function, "dilation", dilation, rank),
         is_causal=arguments.flags(function, is_causal, rank),
-        scale=scale or None,
+        scale=arguments.scale(function, scale),
         return_lse=True,
         additional_keys=additional_keys,
         additional_values=additional_values,
@@ -106,7 +106,7 @@ def dense(
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"[{function}] heads of query ({heads}) must be divisible by those of key ({kv_heads})")
 
-    factor = scale or query.shape[3] ** -0.5
+    factor = arguments.scale(function, scale) or query.shape[3] ** -0.5
     mask = None
     if is_causal:
         mask = mx.arange(query.shape[1])[:, None] >= mx.arange(key.shape[1])
