@@ -23,6 +23,7 @@ target_sources(
           src/pure/pin.cpp
           src/pure/windows.cpp
           src/native/cpu/primitives.cpp
+          src/native/result_memory.cpp
           src/native/tier.cpp
           src/fast/launch.cpp
           src/fast/tier.cpp)

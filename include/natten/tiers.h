@@ -108,7 +108,12 @@ struct KernelCacheUsage {
 };
 KernelCacheUsage kernel_cache_usage();
 
-/// Forgets them. What MLX has compiled it keeps itself, under the name of the text.
+/// Bytes of memory of large results of the CPU tier that is kept for the next results. At most NATTEN_CACHE_LIMIT,
+/// otherwise an eighth of the machine's memory; given back where memory is short.
+std::size_t get_cache_memory();
+
+/// Forgets the kernels that are kept, and gives back the memory. What MLX has compiled it keeps itself, under the name
+/// of the text.
 void clear_cache();
 
 }  // namespace natten

@@ -236,7 +236,8 @@ NB_MODULE(_ext, m) {
         return d;
       },
       "Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes.");
-  m.def("clear_cache", &clear_cache, "Forgets the kernels compiled at run time.");
+  m.def("get_cache_memory", &get_cache_memory, "Bytes of memory of results that are kept for the next.");
+  m.def("clear_cache", &clear_cache, "Forgets the kernels compiled at run time and gives back the memory of results.");
   m.def("explain", bind_explain, "op"_a.none(), "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),

@@ -5,6 +5,7 @@
 #include "native/cpu/probe.h"
 #include "native/cpu/target.h"
 #include "native/cpu/thread_pool.h"
+#include "native/result_memory.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -19,6 +20,7 @@ void bind_probe(nb::module_& m) {
         "Bytes read and written per second when memory is copied on cpu_threads() threads, the best of `repeats`.");
   m.def("float_lanes", &cpu::float_lanes, "float32 lanes of a vector of cpu_target().");
   m.def("cpu_target", &cpu::cpu_target, "The SIMD target that the CPU kernels use.");
+  m.def("cache_limit", &result_cache_limit, "Bytes of memory of results that are kept at most.");
   m.def("cpu_threads", &cpu::thread_count, "Threads that the CPU kernels use.");
   m.def("set_cpu_threads", &cpu::set_thread_count, "count"_a,
         "Makes the CPU kernels use `count` threads, for small calls too; 0 returns to the default.");

@@ -50,10 +50,11 @@ def get_backend() -> str:
 
 
 def clear_cache() -> None:
-    """Forget the text and plans of the kernels that are compiled at run time.
+    """Forget the text and plans of the kernels that are compiled at run time, and give back the memory that the CPU
+    tier keeps for its next results.
 
-    They are bounded anyway (`natten-mlx doctor --verbose` shows them); the next call makes its own again. What MLX has
-    compiled from them it keeps itself.
+    Both are bounded anyway (`natten-mlx doctor --verbose` shows them); the next call makes its own again. What MLX has
+    compiled it keeps itself.
     """
     _ext.clear_cache()
 
@@ -76,6 +77,15 @@ def exportable() -> Iterator[None]:
         yield
     finally:
         _ext.set_exportable(False)
+
+
+def get_cache_memory() -> int:
+    """Bytes of memory of large results of the CPU tier that is kept for the next ones.
+
+    Memory comes back when an array dies. At most `NATTEN_CACHE_LIMIT` bytes are kept, by default an eighth of the
+    machine's memory; none while little is available. MLX's allocators for GPUs keep memory themselves.
+    """
+    return _ext.get_cache_memory()
 
 
 def has_metal() -> bool:

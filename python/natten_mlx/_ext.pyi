@@ -157,8 +157,11 @@ def support_matrix() -> dict[str, Any]: ...
 def kernel_cache_info() -> dict[str, int]:
     """Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes."""
 
+def get_cache_memory() -> int:
+    """Bytes of memory of results that are kept for the next."""
+
 def clear_cache() -> None:
-    """Forgets the kernels compiled at run time."""
+    """Forgets the kernels compiled at run time and gives back the memory of results."""
 
 def explain(
     op: object | None,
@@ -218,6 +221,9 @@ def float_lanes() -> int:
 
 def cpu_target() -> str:
     """The SIMD target that the CPU kernels use."""
+
+def cache_limit() -> int:
+    """Bytes of memory of results that are kept at most."""
 
 def cpu_threads() -> int:
     """Threads that the CPU kernels use."""

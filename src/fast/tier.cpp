@@ -6,6 +6,7 @@
 #include "fast/plan.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
+#include "native/result_memory.h"
 #include "natten/tiers.h"
 #include "ops/registry.h"
 
@@ -78,6 +79,7 @@ KernelCacheUsage kernel_cache_usage() {
 
 void clear_cache() {
   fast::clear_kernel_cache();
+  clear_result_cache();
 }
 
 Tier fast_tier() {

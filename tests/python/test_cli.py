@@ -61,6 +61,7 @@ BROKEN_ENVIRONMENTS = [
     ({"NATTEN_MLX_NANOBIND_MODULE": "broken_module"}, r"NANOBIND_MODULE +WRONG: .*division by zero"),
     ({"NATTEN_CPU_TARGET": "Z80"}, r"NATTEN_CPU_TARGET +WRONG: .*Unknown NATTEN_CPU_TARGET 'Z80'"),
     ({"NATTEN_NUM_THREADS": "many"}, r"NATTEN_NUM_THREADS +WRONG: .*an integer from 1 to"),
+    ({"NATTEN_CACHE_LIMIT": "1 GB"}, r"NATTEN_CACHE_LIMIT +WRONG: .*must be a number of bytes"),
     ({"NATTEN_NUM_THREADS": "0", "NATTEN_BACKEND": "x"}, r"NATTEN_BACKEND +WRONG(.*\n)+NATTEN_NUM_THREADS +WRONG"),
 ]
 

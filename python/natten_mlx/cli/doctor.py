@@ -83,6 +83,7 @@ def _tiers(report: Report, verbose: bool) -> None:
     report.check("a 2-D call", _call)
     if verbose:  # after the call, which may have compiled one
         report.check("kernel cache", _cache)
+        report.check("kept memory", _kept_memory)
 
 
 def _cache() -> str:
@@ -92,6 +93,13 @@ def _cache() -> str:
     info = _ext.kernel_cache_info()
     kept, limit = info["bytes"] / 2**20, info["limit"] / 2**20
     return f"{info['kernels']} kernels, {kept:.1f} of at most {limit:.0f} MiB"
+
+
+def _kept_memory() -> str:
+    """Of results of the CPU tier, in this process."""
+    from natten_mlx import _ext
+
+    return f"{_ext.get_cache_memory() / 2**20:.0f} of at most {_ext.cache_limit() / 2**20:.0f} MiB"
 
 
 def _mlx() -> str:
@@ -166,12 +174,19 @@ def _check_threads() -> None:
     _ext.cpu_threads()
 
 
+def _check_cache_limit() -> None:
+    from natten_mlx import _ext
+
+    _ext.cache_limit()
+
+
 ENVIRONMENT: dict[str, Callable[[], object]] = {
     "NATTEN_BACKEND": _check_backend,
     "NATTEN_STRICT": _check_strict,
     "NATTEN_MLX_NANOBIND_MODULE": _check_module,
     "NATTEN_CPU_TARGET": _check_target,
     "NATTEN_NUM_THREADS": _check_threads,
+    "NATTEN_CACHE_LIMIT": _check_cache_limit,
 }
 
 

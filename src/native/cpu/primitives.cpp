@@ -1,7 +1,6 @@
 #include "native/cpu/primitives.h"
 
 #include <cstdint>
-#include <new>
 #include <stdexcept>
 
 #include "mlx/allocator.h"
@@ -9,6 +8,7 @@
 #include "native/cpu/dense_copy.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/tuning.h"
+#include "native/result_memory.h"
 #include "ops/validate.h"
 
 namespace natten::cpu {
@@ -27,13 +27,11 @@ constexpr const char* kNames[] = {"NattenAttention",
                                   "NattenAvBackwardAttn",
                                   "NattenAvBackwardValue"};
 
-// MLX hands out null when memory is short, and blocks that do not start at a cache line: large ones are shifted to one,
-// which writing past the caches needs.
+// Blocks do not start at a cache line: large ones are shifted to one, which writing past the caches needs.
 void allocate(mx::array& a) {
   constexpr std::size_t kLine = 64;
   const bool is_large = a.nbytes() >= static_cast<std::size_t>(tuning::kStreamBytes);
-  mx::allocator::Data data = mx::allocator::malloc(a.nbytes() + (is_large ? kLine : 0));
-  if (a.nbytes() > 0 && data.buffer().ptr() == nullptr) throw std::bad_alloc();
+  mx::allocator::Data data = allocate_result(a.nbytes() + (is_large ? kLine : 0));
   const auto address = reinterpret_cast<std::uintptr_t>(data.buffer().raw_ptr());
   a.set_data(std::move(data));
   if (is_large && address % kLine != 0 && (kLine - address % kLine) % a.itemsize() == 0) {

@@ -6,7 +6,8 @@ add_library(
   ${NATTEN_CPU_DIR}/axis_plan.cpp
   ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
-  ${NATTEN_CPU_DIR}/cpu_quota.cpp
+  ${NATTEN_CPU_DIR}/block_cache.cpp
+  ${NATTEN_CPU_DIR}/control_group.cpp
   ${NATTEN_CPU_DIR}/delta.cpp
   ${NATTEN_CPU_DIR}/dense_copy.cpp
   ${NATTEN_CPU_DIR}/forward.cpp

@@ -18,7 +18,7 @@
 #include <system_error>
 #include <thread>
 
-#include "native/cpu/cpu_quota.h"
+#include "native/cpu/control_group.h"
 #include "native/cpu/tuning.h"
 
 namespace natten::cpu {
