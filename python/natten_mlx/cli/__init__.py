@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         if args.command != "doctor":
-            natten_mlx._ext.cpu_target(), natten_mlx._ext.cpu_threads()  # a bad variable is an error before any work
+            # A bad variable is an error before any work.
+            natten_mlx._ext.cpu_target(), natten_mlx._ext.cpu_threads(), natten_mlx._ext.cache_limit()
         code = int(args.run(args))
         sys.stdout.flush()
         return code
