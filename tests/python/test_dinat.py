@@ -520,6 +520,7 @@ def original_weights(name: str) -> OrderedDict[str, np.ndarray]:
             weights[f"{block}gamma1"], weights[f"{block}gamma2"] = value
             continue
         weights[key] = value
+    weights._metadata = OrderedDict(version=1)  # an attribute, as PyTorch's state dicts have
     return weights
 
 
