@@ -2,41 +2,84 @@
 
     python benchmarks/gpu.py --json gpu.json [--cases 2d-56-k7 ...] [--dtypes float16 ...] [--no-torch] [--no-dense]
 
-MLX and PyTorch run in processes of their own, one after the other on the same GPU, after all kernels were compiled side
-by side (both libraries keep them on disk). A time is the median over rounds of the mean of calls that are queued
-together. FlexAttention is compiled and gets the block mask of the neighborhood, on tokens in row-major order. Each case
-says by how much its results and gradients differ from the pure tier's.
+Without --cases and --dtypes each case runs in the types that its row names. "tf32" is float32 where MLX rounds its own
+products (MLX_ENABLE_TF32, on by default); "float32" is without that. MLX and PyTorch run in processes of their own, one
+after the other on the same GPU, after all kernels were compiled side by side. A time is the median over rounds of the
+mean of calls that are queued together. FlexAttention is compiled and gets the block mask of the neighborhood, on tokens
+in row-major order. Each case says by how much its results and gradients differ from the pure tier's.
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# name: (batch, spatial, heads, head_dim, kernel_size)
-CASES: dict[str, tuple[int, tuple[int, ...], int, int, tuple[int, ...]]] = {
-    "1d-32768-k2048": (1, (32768,), 1, 128, (2048,)),
-    "2d-56-k7": (64, (56, 56), 4, 32, (7, 7)),
-    "2d-256-k13": (1, (256, 256), 8, 64, (13, 13)),
-    "3d-30x48x80-k5x7x7": (1, (30, 48, 80), 8, 64, (5, 7, 7)),
+ALL = ("float16", "bfloat16", "float32", "tf32")
+HALF = ("float16",)
+
+
+class Case(NamedTuple):
+    batch: int
+    spatial: tuple[int, ...]
+    heads: int
+    head_dim: int
+    kernel_size: tuple[int, ...]
+    gna_stride: tuple[int, ...] = (1, 1, 1)
+    scale: float | None = None
+    dtypes: tuple[str, ...] = HALF
+    has_rival: bool = False  # FlexAttention and dense attention are measured beside it
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"gna_stride": self.gna_stride[: len(self.spatial)], "scale": self.scale}
+
+
+DECODER = (  # stages of a video decoder at 768x512, 121 frames: grid, heads, window
+    ((18, 16, 24), 32, (3, 7, 7)),
+    ((18, 32, 48), 16, (3, 7, 7)),
+    ((35, 32, 48), 8, (3, 5, 5)),
+    ((69, 64, 96), 8, (3, 5, 5)),
+    ((121, 128, 192), 4, (11, 11, 11)),
+)
+CASES: dict[str, Case] = {
+    "2d-56-k7": Case(64, (56, 56), 4, 32, (7, 7), dtypes=ALL, has_rival=True),
+    "2d-256-k13": Case(1, (256, 256), 8, 64, (13, 13), dtypes=ALL, has_rival=True),
+    "3d-30x48x80-k5x7x7": Case(1, (30, 48, 80), 8, 64, (5, 7, 7), dtypes=ALL, has_rival=True),
+    "1d-32768-k2048": Case(1, (32768,), 1, 128, (2048,), dtypes=ALL, has_rival=True),
+    "1d-32768-k2048-gna256": Case(1, (32768,), 1, 128, (2048,), (256, 1, 1)),
+    "2d-256-k80": Case(1, (256, 256), 24, 128, (80, 80)),
+    "2d-256-k80-gna16": Case(1, (256, 256), 24, 128, (80, 80), (16, 16, 1)),
+    "3d-30x48x80-k18x24x24": Case(1, (30, 48, 80), 24, 128, (18, 24, 24)),
+    "3d-30x48x80-k18x24x24-gna16x8x8": Case(1, (30, 48, 80), 24, 128, (18, 24, 24), (16, 8, 8)),
+    "2d-64-k16": Case(8, (64, 64), 12, 64, (16, 16)),
+    "2d-32-k7": Case(128, (32, 32), 8, 32, (7, 7)),
+    "1d-8192-k127": Case(4, (8192,), 8, 64, (127,)),
+    "2d-128-k33": Case(2, (128, 128), 12, 64, (33, 33)),
+    **{f"2d-64-k7-d{dim}": Case(16, (64, 64), 8, dim, (7, 7)) for dim in (12, 48, 80, 96)},
+    **{
+        f"decoder-stage{stage}": Case(1, grid, heads, 64, kernel, scale=1.0, dtypes=("bfloat16",))
+        for stage, (grid, heads, kernel) in enumerate(DECODER, 1)
+    },
 }
-DTYPES = ("float16", "bfloat16", "float32")
 ROUNDS = 7
 ROUND_SECONDS = 0.15
 compile_only = False  # of this process
+MOST_SECONDS_PER_CASE = 40
+MOST_SECONDS_TO_COMPILE = 120
 MOST_SECONDS = 1.0  # of one measurement, after which three rounds are enough
 
 
-def useful_flops(case: tuple, backward: bool) -> float:
+def useful_flops(case: Case, backward: bool) -> float:
     """4 * tokens * heads * prod(K) * D forward, 10 times that product backward."""
-    batch, spatial, heads, dim, kernel = case
-    return (14 if backward else 4) * batch * math.prod(spatial) * heads * math.prod(kernel) * dim
+    pairs = case.batch * math.prod(case.spatial) * case.heads * math.prod(case.kernel_size)
+    return (14 if backward else 4) * pairs * case.head_dim
 
 
 def median_seconds(run_many: Any) -> float:
@@ -56,48 +99,50 @@ def median_seconds(run_many: Any) -> float:
     return statistics.median(rounds)
 
 
-def run_mlx(names: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # of the pure tier, which results are compared with
+def run_mlx(pairs: list[tuple[str, str]], tf32: bool) -> list[dict[str, Any]]:
+    os.environ["MLX_ENABLE_TF32"] = str(int(tf32))  # also of the pure tier, which results are compared with
     import mlx.core as mx
 
     import natten_mlx
 
     natten_mlx.set_backend("fast_cuda")
     rows = []
-    for name in names:
-        batch, spatial, heads, dim, kernel = CASES[name]
-        attention = getattr(natten_mlx, f"na{len(spatial)}d")
-        for dtype in dtypes:
-            mx.random.seed(0)
-            q, k, v, dout = (
-                mx.random.normal((batch, *spatial, heads, dim)).astype(getattr(mx, dtype)) for _ in range(4)
-            )
-            mx.eval(q, k, v, dout)
+    for name, dtype in pairs:
+        case = CASES[name]
+        function_of_rank = getattr(natten_mlx, f"na{len(case.spatial)}d")
 
-            def forward(q=q, k=k, v=v, attention=attention, kernel=kernel):
-                return [attention(q, k, v, kernel)]
+        def attention(q, k, v, call=function_of_rank, case=case):
+            return call(q, k, v, case.kernel_size, **case.options)
 
-            def training(q=q, k=k, v=v, dout=dout, attention=attention, kernel=kernel):
-                out, grads = mx.vjp(lambda q, k, v: attention(q, k, v, kernel), [q, k, v], [dout])
-                return [*out, *grads]
+        mx.random.seed(0)
+        shape = (case.batch, *case.spatial, case.heads, case.head_dim)
+        kind = mx.float32 if dtype == "tf32" else getattr(mx, dtype)
+        q, k, v, dout = (mx.random.normal(shape).astype(kind) for _ in range(4))
+        mx.eval(q, k, v, dout)
 
-            row: dict[str, Any] = {"implementation": "natten-mlx", "case": name, "dtype": dtype}
-            try:
-                explained = natten_mlx.explain(q, k, v, kernel)
-                row |= {"tier": explained.tier, "kernel": explained.kernel, "tile": explained.tile}
-                row |= relative_errors(mx, natten_mlx, attention, [q, k, v, dout], kernel)
-                for label, function in (("forward", forward), ("training", training)):
+        def forward(q=q, k=k, v=v, attention=attention):
+            return [attention(q, k, v)]
 
-                    def run_many(n, function=function):
-                        for _ in range(n):
-                            mx.async_eval(function())
-                        mx.synchronize()
+        def training(q=q, k=k, v=v, dout=dout, attention=attention):
+            out, grads = mx.vjp(attention, [q, k, v], [dout])
+            return [*out, *grads]
 
-                    row[label] = median_seconds(run_many)
-            except Exception as error:  # a kernel that fails is a result to report, not the end of the run
-                row["failure"] = f"{type(error).__name__}: {error}"
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+        row: dict[str, Any] = {"implementation": "natten-mlx", "case": name, "dtype": dtype}
+        try:
+            explained = natten_mlx.explain(q, k, v, case.kernel_size, **case.options)
+            row |= {"tier": explained.tier, "kernel": explained.kernel, "tile": explained.tile}
+            row |= relative_errors(mx, natten_mlx, attention, [q, k, v, dout], case.kernel_size)
+            for label, function in (("forward", forward), ("training", training)):
+
+                def run_many(n, function=function):
+                    for _ in range(n):
+                        mx.async_eval(function())
+                    mx.synchronize()
+
+                row[label] = median_seconds(run_many)
+        except Exception as error:  # a kernel that fails is a result to report, not the end of the run
+            row["failure"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
     return rows
 
 
@@ -106,19 +151,21 @@ def relative_errors(
 ) -> dict[str, float]:
     """Largest differences from the pure tier relative to the largest value, on a crop of one sample and one head: of
     the result, and of the gradients of query, key and value."""
+    if compile_only:
+        return {}
     cut = (slice(0, 1), *(slice(0, min(3 * size, size + 512)) for size in kernel), slice(0, 1))
     *inputs, dout = (x[cut] for x in arrays)
     results = []
     for backend in ("fast_cuda", "pure"):
         natten_mlx.set_backend(backend)
-        out, gradients = mx.vjp(lambda q, k, v: attention(q, k, v, kernel), inputs, [dout])
+        out, gradients = mx.vjp(attention, inputs, [dout])
         results.append([x.astype(mx.float32) for x in (*out, *gradients)])
     natten_mlx.set_backend("fast_cuda")
     found = [float(mx.max(mx.abs(x - y)) / mx.max(mx.abs(y))) for x, y in zip(*results, strict=True)]
     return {"error": found[0], "gradient_error": max(found[1:])}
 
 
-def run_torch(names: list[str], dtypes: list[str], dense: bool) -> list[dict[str, Any]]:
+def run_torch(pairs: list[tuple[str, str]], dense: bool) -> list[dict[str, Any]]:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -126,9 +173,8 @@ def run_torch(names: list[str], dtypes: list[str], dense: bool) -> list[dict[str
     torch._dynamo.config.recompile_limit = 100  # beyond its default of 8 the rest would run uncompiled
     flex = torch.compile(flex_attention, dynamic=False)
     rows = [] if compile_only else [limits(torch)]
-    print(json.dumps(rows), flush=True)
-    for name in names:
-        batch, spatial, heads, dim, kernel = CASES[name]
+    for name, dtype in pairs:
+        batch, spatial, heads, dim, kernel = CASES[name][:5]
         tokens = math.prod(spatial)
 
         def in_window(b, h, query, key, spatial=spatial, kernel=kernel):
@@ -142,36 +188,34 @@ def run_torch(names: list[str], dtypes: list[str], dense: bool) -> list[dict[str
             return inside
 
         mask = create_block_mask(in_window, None, None, tokens, tokens, device=device, _compile=True)
-        for dtype in dtypes:
-            q, k, v, dout = (
-                torch.randn(batch, heads, tokens, dim, device=device, dtype=getattr(torch, dtype)) for _ in range(4)
-            )
-            implementations = {"flex_attention": lambda q, k, v, mask=mask: flex(q, k, v, block_mask=mask)}
-            if dense:
-                implementations["dense sdpa"] = torch.nn.functional.scaled_dot_product_attention
-            for label, attend in implementations.items():
-                row: dict[str, Any] = {"implementation": label, "case": name, "dtype": dtype}
-                try:
+        q, k, v, dout = (
+            torch.randn(batch, heads, tokens, dim, device=device, dtype=getattr(torch, dtype)) for _ in range(4)
+        )
+        implementations = {"flex_attention": lambda q, k, v, mask=mask: flex(q, k, v, block_mask=mask)}
+        if dense:
+            implementations["dense sdpa"] = torch.nn.functional.scaled_dot_product_attention
+        for label, attend in implementations.items():
+            row: dict[str, Any] = {"implementation": label, "case": name, "dtype": dtype}
+            try:
 
-                    def forward(n, attend=attend, q=q, k=k, v=v):
-                        with torch.no_grad():
-                            for _ in range(n):
-                                attend(q, k, v)
-                        torch.cuda.synchronize()
-
-                    def training(n, attend=attend, q=q, k=k, v=v, dout=dout):
+                def forward(n, attend=attend, q=q, k=k, v=v):
+                    with torch.no_grad():
                         for _ in range(n):
-                            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-                            torch.autograd.grad(attend(*leaves), leaves, dout)
-                        torch.cuda.synchronize()
+                            attend(q, k, v)
+                    torch.cuda.synchronize()
 
-                    row["forward"] = median_seconds(forward)
-                    row["training"] = median_seconds(training)
-                except Exception as error:  # out of memory or an unsupported type: reported
-                    row["failure"] = f"{type(error).__name__}: {str(error)[:300]}"
-                    torch.cuda.empty_cache()
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+                def training(n, attend=attend, q=q, k=k, v=v, dout=dout):
+                    for _ in range(n):
+                        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+                        torch.autograd.grad(attend(*leaves), leaves, dout)
+                    torch.cuda.synchronize()
+
+                row["forward"] = median_seconds(forward)
+                row["training"] = median_seconds(training)
+            except Exception as error:  # out of memory or an unsupported type: reported
+                row["failure"] = f"{type(error).__name__}: {str(error)[:300]}"
+                torch.cuda.empty_cache()
+            rows.append(row)
     return rows
 
 
@@ -196,52 +240,82 @@ def limits(torch: Any) -> dict[str, Any]:
     return row
 
 
-def compile_side_by_side(parts: list[str], options: argparse.Namespace) -> None:
-    """One process for each case and type; what fails here fails again, and is reported, when it is measured."""
-    processes = []
-    for part in parts:
-        for case in options.cases:
-            for dtype in options.dtypes:
-                command = [sys.executable, __file__, "--part", part, "--compile-only", "--no-dense"]
-                command += ["--json", os.devnull, "--cases", case, "--dtypes", dtype]
-                processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    for process in processes:
+def child(part: str, cases: list[str], dtypes: list[str], *flags: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--part", part, "--cases", *cases, "--dtypes", *dtypes, *flags]
+    return subprocess.Popen(command, text=True, **options)
+
+
+def measure_mlx(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A process for each case and type, because MLX keeps no compiled kernel: they compile side by side, and measure
+    one after the other."""
+    running = [
+        child("mlx", [name], [dtype], "--wait", stdin=subprocess.PIPE, stdout=subprocess.PIPE) for name, dtype in pairs
+    ]
+    for process in running:
+        process.stdout.readline()  # it has compiled, or ended
+    rows = []
+    for (name, dtype), process in zip(pairs, running, strict=True):
+        try:
+            output, _ = process.communicate("measure\n", timeout=MOST_SECONDS_PER_CASE)
+            rows += json.loads(output)
+        except (subprocess.TimeoutExpired, json.JSONDecodeError, BrokenPipeError) as error:
+            process.kill()
+            rows.append({"implementation": "natten-mlx", "case": name, "dtype": dtype, "failure": repr(error)[:200]})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def measure_torch(pairs: list[tuple[str, str]], dense: bool) -> list[dict[str, Any]]:
+    """In one process, after others have compiled what PyTorch keeps on disk; a case that fails there fails again."""
+    for process in [
+        child("torch", [name], [dtype], "--compile-only", "--no-dense", stdout=subprocess.DEVNULL)
+        for name, dtype in pairs
+    ]:
         process.wait()
+    rows = []
+    for dtype in sorted({dtype for _, dtype in pairs}):
+        names = [name for name, of_case in pairs if of_case == dtype]
+        flags = [] if dense else ["--no-dense"]
+        process = child("torch", names, [dtype], *flags, stdout=subprocess.PIPE)
+        output, _ = process.communicate()
+        rows += json.loads(output) if process.returncode == 0 else [{"implementation": "torch", "failure": dtype}]
+    return rows
 
 
 def main() -> int:
     global compile_only
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where to write the results")
+    parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=ALL, help="of every case; otherwise those of its row")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--no-dense", action="store_true", help="leave dense attention out, which takes minutes")
-    parser.add_argument("--part", choices=("mlx", "torch"), help="run one library in this process")
+    parser.add_argument("--part", choices=("mlx", "torch"), help="run one library in this process, print its rows")
     parser.add_argument("--compile-only", action="store_true", help="with --part: run every call once, measure nothing")
+    parser.add_argument("--wait", action="store_true", help="with --part: compile, and wait for a line to measure")
     options = parser.parse_args()
-    compile_only = options.compile_only
-    if options.part:
-        if options.part == "mlx":
-            rows = run_mlx(options.cases, options.dtypes)
-        else:
-            rows = run_torch(options.cases, options.dtypes, not options.no_dense)
-        options.json.write_text(json.dumps(rows))
+    pairs = [(name, dtype) for name in options.cases for dtype in options.dtypes or CASES[name].dtypes]
+    compile_only = options.compile_only or options.wait
+    if options.part == "mlx":
+        tf32 = options.dtypes == ["tf32"]
+        if options.wait:
+            signal.alarm(MOST_SECONDS_TO_COMPILE)
+            run_mlx(pairs, tf32)
+            signal.alarm(0)
+            compile_only = False
+            print("compiled", flush=True)
+            sys.stdin.readline()
+        print(json.dumps(run_mlx(pairs, tf32)))
         return 0
-    rows = []
-    parts = ["mlx"] if options.no_torch else ["mlx", "torch"]
-    compile_side_by_side(parts, options)
-    for part in parts:
-        path = options.json.with_suffix(f".{part}.json")
-        command = [sys.executable, __file__, "--part", part, "--json", str(path)]
-        command += ["--cases", *options.cases, "--dtypes", *options.dtypes]
-        command += ["--no-dense"] if options.no_dense else []
-        result = subprocess.run(command, check=False)
-        if result.returncode == 0:
-            rows += json.loads(path.read_text())
-            path.unlink()
-        else:
-            rows.append({"implementation": part, "failure": f"exit code {result.returncode}"})
+    if options.part == "torch":
+        print(json.dumps(run_torch(pairs, not options.no_dense)))
+        return 0
+    if options.json is None:
+        parser.error("--json is needed")
+    rows = measure_mlx(pairs)
+    if not options.no_torch:
+        rivals = [(name, dtype) for name, dtype in pairs if CASES[name].has_rival and dtype != "tf32"]
+        rows += measure_torch(rivals, not options.no_dense)
     for row in rows:
         if "case" in row:
             for label in ("forward", "training"):
