@@ -16,9 +16,15 @@ int main(int argc, char** argv) {
   std::filesystem::create_directories(folder);
   for (const metal_host::Case& test : metal_host::cases()) {
     for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {
-      const auto source = fast::kernel_source(kernel.problem, kernel.id, fast::Platform::cuda);
       const std::string name = test.name + "_" + fast::kernel_name(kernel.id);
-      std::ofstream(folder / (name + ".cu")) << metal_host::cuda_text(source).text;
+      for (const bool tf32 : {false, true}) {
+        const fast::Target target{fast::Platform::cuda, fast::Target::kOldestCapability, tf32};
+        const auto source = fast::kernel_source(kernel.problem, kernel.id, target);
+        const bool is_other =
+            tf32 && source.name != fast::kernel_source(kernel.problem, kernel.id, target.platform).name;
+        if (tf32 && !is_other) continue;
+        std::ofstream(folder / (name + (tf32 ? "_tf32.cu" : ".cu"))) << metal_host::cuda_text(source).text;
+      }
     }
   }
 }
