@@ -202,12 +202,14 @@ std::string Writer::call() const {
   const int scratch = kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions();
   if (scratch > 0) memory += shared("na_scratch", "float", scratch);
   const bool has_words = plan_.engine == Engine::matrix;
-  if (has_words) memory += shared("na_words", "unsigned", plan_.chunk);
+  if (has_words) {
+    memory += shared("na_words", "unsigned", plan_.chunk) + shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
+  }
   const auto word = [&](const std::string& name) -> std::string {
     if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "partials") return sums_bias_ ? "na_partials" : "nullptr";
     if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
-    if (name == "words") return has_words ? "na_words" : "";
+    if (name == "words") return has_words ? "na_words, na_offsets" : "";
     if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
     return is_metal_ ? "natten::Offset(thread_position_in_grid.x)"
                      : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";  // thread

@@ -88,7 +88,7 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   }
   override_from_environment(plan);
   finish_streams(kernel, plan);
-  plan.position_bytes += 4;  // packed coordinates
+  plan.position_bytes += 4 + 2 * 8;  // packed coordinates, places in both arrays
   choose_extent(p, kernel, cost_of_tiles, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
   if (!choose_chunk(p, kernel, most_bytes, plan)) return std::nullopt;

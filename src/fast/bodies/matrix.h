@@ -128,11 +128,11 @@ NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_BLOCK / 8][4], P rpb, const
   }
 }
 
-/// A vector of channels of a position, with zeros past the last.
+/// A vector of channels of the position at `offset`, with zeros past the last.
 template <int kChannels, int kWidth, class T, class P>
-NATTEN_FN void copy_channels(NA_THREADGROUP T* to, View<P> from, const NA_THREAD int* p, int channel) {
+NATTEN_FN void copy_channels(NA_THREADGROUP T* to, View<P> from, Offset offset, int channel) {
   if (channel >= kWidth) return;
-  const P data = from.data + offset_of(from, p) + channel * from.channel;
+  const P data = from.data + offset + channel * from.channel;
   if (kChannels % NA_VECTOR == 0 && from.vectors && channel < kChannels) {
     copy_to_tile<NA_VECTOR>(to + channel, data);
   } else {
@@ -143,8 +143,8 @@ NATTEN_FN void copy_channels(NA_THREADGROUP T* to, View<P> from, const NA_THREAD
 }
 
 /// Streams the region. Body: load_scalars(i, p), and block<kCareful>(meeting, row, all) for rows [row, row + NA_BLOCK),
-/// of which the simdgroup's positions meet all, or not; its `words` are the packed coordinates of the chunk's
-/// positions.
+/// of which the simdgroup's positions meet all, or not. Of the chunk's positions `words` are the packed coordinates and
+/// `offsets` the places in A and in B, each found once, by one thread: many then copy their channels.
 template <bool kCareful, class Body>
 NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Region& region,
                             const NA_THREAD Meeting& meeting) {
@@ -153,20 +153,21 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
     // Past the end the last position is repeated, and met by none.
     const int rows = lesser(NA_CHUNK, ceil_div(region.size - first, NA_BLOCK) * NA_BLOCK);
     barrier();  // all have read the previous chunk
-    for (int i = body.lane.index; i < rows * kVectors; i += NA_THREADS) {
-      const int row = i / kVectors, channel = i % kVectors * NA_VECTOR;
-      int p[3];
-      coordinates(p, region, lesser(first + row, region.size - 1));
-      NA_UNROLL for (int a = 0; a < 3; ++a) p[a] += tile.region[a].start;
-      copy_channels<NA_A_CHANNELS, NA_A_WIDTH>(body.rows_a + row * NA_A_PITCH, body.from_a, p, channel);
-      copy_channels<NA_B_CHANNELS, NA_B_WIDTH>(body.rows_b + row * NA_B_PITCH, body.from_b, p, channel);
-    }
     for (int i = body.lane.index; i < rows; i += NA_THREADS) {
       int p[3];
       coordinates(p, region, lesser(first + i, region.size - 1));
       body.words[i] = NA_GUARDS | (first + i < region.size ? packed(p[0], p[1], p[2]) : NA_NOWHERE);
       NA_UNROLL for (int a = 0; a < 3; ++a) p[a] += tile.region[a].start;
+      body.offsets[i] = offset_of(body.from_a, p);
+      body.offsets[NA_CHUNK + i] = offset_of(body.from_b, p);
       body.load_scalars(i, p);
+    }
+    barrier();
+    for (int i = body.lane.index; i < rows * kVectors; i += NA_THREADS) {
+      const int row = i / kVectors, channel = i % kVectors * NA_VECTOR;
+      copy_channels<NA_A_CHANNELS, NA_A_WIDTH>(body.rows_a + row * NA_A_PITCH, body.from_a, body.offsets[row], channel);
+      copy_channels<NA_B_CHANNELS, NA_B_WIDTH>(body.rows_b + row * NA_B_PITCH, body.from_b,
+                                               body.offsets[NA_CHUNK + row], channel);
     }
     wait_for_copies();
     barrier();

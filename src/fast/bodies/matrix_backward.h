@@ -12,6 +12,7 @@ struct MatrixBackward {
   NA_THREADGROUP NA_A_TYPE* rows_a;
   NA_THREADGROUP NA_B_TYPE* rows_b;
   NA_THREADGROUP unsigned* words;
+  NA_THREADGROUP Offset* offsets;
   BiasP rpb;
   float factor;  ///< of logits, to powers of two
   int bias_entry[2];
@@ -60,11 +61,12 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
                                   NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float*,
                                   NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
-                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words, Site site,
-                                  float scale) {
+                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
+                                  NA_THREADGROUP Offset* offsets, Site site, float scale) {
   MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
+  body.offsets = offsets;
   const Tile tile = tile_of<kQueries>(matrix_site(site, body.lane));
   clear_blocks(body.sum_a);
   clear_blocks(body.sum_b);

@@ -9,6 +9,7 @@ struct MatrixForward {
   NA_THREADGROUP NA_A_TYPE* rows_a;
   NA_THREADGROUP NA_B_TYPE* rows_b;
   NA_THREADGROUP unsigned* words;
+  NA_THREADGROUP Offset* offsets;
   BiasP rpb;
   float factor;       ///< of logits, to powers of two
   int bias_entry[2];  ///< of the region's first key
@@ -64,10 +65,12 @@ struct MatrixForward {
 template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
                                  NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
-                                 NA_THREADGROUP unsigned* words, Site site, float scale) {
+                                 NA_THREADGROUP unsigned* words, NA_THREADGROUP Offset* offsets, Site site,
+                                 float scale) {
   MatrixForward<KeyP, ValueP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
+  body.offsets = offsets;
   body.clear();
   const Tile tile = tile_of<true>(matrix_site(site, body.lane));
   if (!tile.empty) {
