@@ -133,9 +133,10 @@ def tuning(
     if isinstance(schedule, str) and schedule not in KERNEL_SCHEDULES:
         raise ValueError(f"[{function}] kernel_schedule must be one of {KERNEL_SCHEDULES}, got {schedule!r}")
     # For the attention to additional tokens, which is in the same softmax here.
-    unknown = set(given.get("attention_kwargs") or ()) - set(inspect.signature(dense_attention).parameters)
-    if unknown:
-        raise TypeError(f"[{function}] attention_kwargs: attention() has no argument {sorted(unknown)[0]!r}")
+    if given.get("attention_kwargs"):
+        unknown = set(given["attention_kwargs"]) - set(inspect.signature(dense_attention).parameters)
+        if unknown:
+            raise TypeError(f"[{function}] attention_kwargs: attention() has no argument {sorted(unknown)[0]!r}")
     for name, default in TUNING.items():
         if name in given and given[name] is not None and given[name] != default:
             without_effect(f"the argument {name}")

@@ -375,7 +375,12 @@ void metal_host_simd_read(uint32_t lane, void* value, int size) {
 
 void* metal_host_shared(int id, int64_t bytes, int64_t alignment) {
   void* array = shared_memory.array(id, bytes, alignment);
-  if (array == nullptr) stop("more threadgroup memory than the platform has");
+  if (array == nullptr) {
+    char text[100];
+    snprintf(text, sizeof(text), "more than %lld bytes of threadgroup memory, which is what the platform has",
+             static_cast<long long>(launch->threadgroup_limit));
+    stop(text);
+  }
   return array;
 }
 
