@@ -107,6 +107,7 @@ lint: $(VENV)/.dev  ## formatting, ruff, mypy, documentation checks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/python scripts/check_arrows.py
 	$(BIN)/python scripts/check_docs.py
 	$(BIN)/python scripts/write_stubs.py --check
 	$(BIN)/python scripts/write_migrations.py --check

@@ -4,29 +4,32 @@ add_library(natten STATIC)
 add_library(NattenMLX::natten ALIAS natten)
 target_sources(
   natten
-  PRIVATE src/ops/attention.cpp
+  PRIVATE src/api/attention.cpp
+          src/api/caches.cpp
+          src/api/capabilities.cpp
+          src/api/mask.cpp
+          src/api/registry.cpp
+          src/fast/launch.cpp
+          src/fast/tier.cpp
+          src/graph/decorated.cpp
+          src/graph/dtype.cpp
+          src/graph/exportable.cpp
+          src/graph/numerics.cpp
+          src/graph/pin.cpp
+          src/graph/trace.cpp
+          src/native/primitives.cpp
+          src/native/result_memory.cpp
+          src/native/tier.cpp
           src/ops/canonical.cpp
           src/ops/differentiable.cpp
           src/ops/fold.cpp
-          src/ops/mask.cpp
           src/ops/operations.cpp
-          src/ops/registry.cpp
-          src/ops/support.cpp
           src/ops/validate.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp
-          src/pure/decorated.cpp
-          src/pure/exportable.cpp
           src/pure/mask.cpp
-          src/pure/numerics.cpp
           src/pure/padding.cpp
-          src/pure/pin.cpp
-          src/pure/windows.cpp
-          src/native/cpu/primitives.cpp
-          src/native/result_memory.cpp
-          src/native/tier.cpp
-          src/fast/launch.cpp
-          src/fast/tier.cpp)
+          src/pure/windows.cpp)
 target_include_directories(
   natten
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>

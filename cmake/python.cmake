@@ -18,7 +18,8 @@ nanobind_add_module(
   python/bindings/probe.cpp
   python/bindings/window.cpp)
 target_include_directories(_ext PRIVATE src)
-target_link_libraries(_ext PRIVATE natten)
+include(src/probe/sources.cmake)
+target_link_libraries(_ext PRIVATE natten natten_probe)
 target_compile_options(_ext PRIVATE -Wall -Wextra)
 if(APPLE)
   set(NATTEN_ORIGIN "@loader_path")

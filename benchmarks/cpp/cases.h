@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::bench {
 

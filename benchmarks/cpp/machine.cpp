@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "native/cpu/probe.h"
+#include "probe/probe.h"
 
 namespace natten::bench {
 

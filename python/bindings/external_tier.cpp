@@ -6,7 +6,7 @@
 
 #include <stdexcept>
 
-#include "ops/registry.h"
+#include "api/registry.h"
 
 namespace natten::bindings {
 

@@ -3,7 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "ops/tier.h"
 
 namespace natten::bindings {

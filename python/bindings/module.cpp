@@ -6,12 +6,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "api/entry.h"
+#include "api/registry.h"
 #include "arguments.h"
 #include "external_tier.h"
 #include "natten/natten.h"
 #include "nn.h"
-#include "ops/entry.h"
-#include "ops/registry.h"
 #include "probe.h"
 #include "window.h"
 

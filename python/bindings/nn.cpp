@@ -6,12 +6,12 @@
 #include <limits>
 #include <string>
 
+#include "api/entry.h"
 #include "arguments.h"
+#include "graph/numerics.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
-#include "ops/entry.h"
-#include "pure/numerics.h"
 
 namespace natten::bindings {
 

@@ -2,10 +2,10 @@
 
 #include <nanobind/stl/string.h>
 
-#include "native/cpu/probe.h"
 #include "native/cpu/target.h"
 #include "native/cpu/thread_pool.h"
 #include "native/result_memory.h"
+#include "probe/probe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "arguments.h"
-#include "kernels/window.h"
+#include "definition/window.h"
 
 namespace natten::bindings {
 

@@ -1,5 +1,5 @@
 # cmake -DOUTPUT=... -DDIRECTORY=... -P embed.cmake: kernel sources as string literals.
-set(FILES kernels/window.h)
+set(FILES definition/window.h)
 foreach(BODY prelude_metal instructions_cuda prelude_cuda groups tile tensor sweep pairs bias_gradient forward backward scores weighted sums
              fragments_metal fragments_cuda matrix matrix_forward matrix_backward)
   list(APPEND FILES fast/bodies/${BODY}.h)

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::fast {
 

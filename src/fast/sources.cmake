@@ -6,7 +6,7 @@ add_custom_command(
   OUTPUT ${NATTEN_FAST_GENERATED}/fast/embedded.h
   COMMAND ${CMAKE_COMMAND} -DOUTPUT=${NATTEN_FAST_GENERATED}/fast/embedded.h -DDIRECTORY=${NATTEN_FAST_DIR}/.. -P
           ${NATTEN_FAST_DIR}/embed.cmake
-  DEPENDS ${NATTEN_FAST_BODIES} ${NATTEN_FAST_DIR}/../kernels/window.h ${NATTEN_FAST_DIR}/embed.cmake
+  DEPENDS ${NATTEN_FAST_BODIES} ${NATTEN_FAST_DIR}/../definition/window.h ${NATTEN_FAST_DIR}/embed.cmake
   VERBATIM)
 add_library(natten_fast_text STATIC ${NATTEN_FAST_DIR}/kernel_source.cpp ${NATTEN_FAST_DIR}/kernels.cpp
                                     ${NATTEN_FAST_DIR}/plan.cpp ${NATTEN_FAST_DIR}/plan_matrix.cpp ${NATTEN_FAST_DIR}/plan_simt.cpp ${NATTEN_FAST_DIR}/cost.cpp

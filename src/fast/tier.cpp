@@ -1,4 +1,6 @@
 // The tier of kernels compiled at run time by MLX, for Apple's and NVIDIA's GPUs.
+#include "ops/tier.h"
+
 #include <algorithm>
 
 #include "fast/cost.h"
@@ -6,9 +8,6 @@
 #include "fast/plan.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
-#include "native/result_memory.h"
-#include "natten/tiers.h"
-#include "ops/registry.h"
 
 namespace natten {
 namespace {
@@ -71,16 +70,6 @@ std::string costs(const Problem& p) {
 }
 
 }  // namespace
-
-KernelCacheUsage kernel_cache_usage() {
-  const fast::CacheUsage usage = fast::kernel_cache_usage();
-  return {usage.entries, usage.bytes, usage.limit};
-}
-
-void clear_cache() {
-  fast::clear_kernel_cache();
-  clear_result_cache();
-}
 
 Tier fast_tier() {
   Tier tier;

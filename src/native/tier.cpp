@@ -1,9 +1,8 @@
 // The compiled tier: SIMD kernels on the CPU.
+#include "ops/tier.h"
+
 #include "native/cpu/forward_plan.h"
-#include "native/cpu/primitives.h"
-#include "native/result_memory.h"
-#include "natten/tiers.h"
-#include "ops/registry.h"
+#include "native/primitives.h"
 
 namespace natten {
 namespace {
@@ -31,10 +30,6 @@ Objection objection(const Problem& p) {
 }
 
 }  // namespace
-
-std::size_t get_cache_memory() {
-  return result_cache_bytes();
-}
 
 Tier compiled_tier() {
   using cpu::Kernel;

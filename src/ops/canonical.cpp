@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/ops.h"
 
 namespace natten {

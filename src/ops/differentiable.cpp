@@ -4,11 +4,11 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "graph/trace.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "ops/fold.h"
-#include "ops/validate.h"
 
 namespace natten {
 
@@ -100,7 +100,7 @@ class Differentiable : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    validate_replay(input_shapes_, inputs);
+    check_replay(input_shapes_, inputs);
     return output_shapes_;
   }
 

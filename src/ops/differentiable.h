@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 

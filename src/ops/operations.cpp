@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "mlx/ops.h"
-#include "ops/validate.h"
 #include "pure/pure.h"
 
 namespace natten {

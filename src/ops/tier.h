@@ -8,13 +8,18 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
 namespace natten {
 
 namespace mx = mlx::core;
+
+inline constexpr const char* kPure = "pure";
+inline constexpr const char* kFast = "fast_metal";
+inline constexpr const char* kFastCuda = "fast_cuda";  // what kFast is called with an NVIDIA GPU
+inline constexpr const char* kCompiled = "nanobind";
 
 /// Why a tier cannot serve a call; nothing when it can.
 using Objection = std::optional<std::string>;

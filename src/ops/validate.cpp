@@ -5,10 +5,9 @@
 #include <limits>
 #include <sstream>
 #include <stdexcept>
-#include <unordered_set>
 
+#include "graph/trace.h"
 #include "mlx/ops.h"
-#include "mlx/primitives.h"
 #include "mlx/transforms.h"
 
 namespace natten {
@@ -211,86 +210,10 @@ Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighbo
   return problem;
 }
 
-// Whether evaluating `root` needs only data that exists: not so below a placeholder of compile or vmap. With a stack of
-// its own, because graphs are deeper than the machine's.
-bool is_concrete(const mx::array& root) {
-  std::vector<mx::array> pending{root};
-  std::unordered_set<std::uintptr_t> seen;
-  while (!pending.empty()) {
-    const mx::array a = std::move(pending.back());
-    pending.pop_back();
-    if (a.status() != mx::array::Status::unscheduled || !seen.insert(a.id()).second) continue;
-    if (!a.has_primitive()) return false;
-    pending.insert(pending.end(), a.inputs().begin(), a.inputs().end());
-  }
-  return true;
-}
-
 }  // namespace
 
 void fail(const Caller& caller, const std::string& message) {
   throw std::invalid_argument("[" + caller.name + "] " + message);
-}
-
-std::string to_string(const mx::Shape& shape) {
-  std::string result = "(";
-  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-    result += (axis ? ", " : "") + std::to_string(shape[axis]);
-  }
-  return result + (shape.size() == 1 ? ",)" : ")");
-}
-
-std::string to_string(mx::Dtype dtype) {
-  switch (dtype.val()) {
-    case mx::Dtype::Val::bool_:
-      return "bool";
-    case mx::Dtype::Val::uint8:
-      return "uint8";
-    case mx::Dtype::Val::uint16:
-      return "uint16";
-    case mx::Dtype::Val::uint32:
-      return "uint32";
-    case mx::Dtype::Val::uint64:
-      return "uint64";
-    case mx::Dtype::Val::int8:
-      return "int8";
-    case mx::Dtype::Val::int16:
-      return "int16";
-    case mx::Dtype::Val::int32:
-      return "int32";
-    case mx::Dtype::Val::int64:
-      return "int64";
-    case mx::Dtype::Val::float16:
-      return "float16";
-    case mx::Dtype::Val::float32:
-      return "float32";
-    case mx::Dtype::Val::float64:
-      return "float64";
-    case mx::Dtype::Val::bfloat16:
-      return "bfloat16";
-    case mx::Dtype::Val::complex64:
-      return "complex64";
-  }
-  return "unknown";
-}
-
-FloatType float_type(mx::Dtype dtype) {
-  if (dtype == mx::float16) return FloatType::float16;
-  if (dtype == mx::bfloat16) return FloatType::bfloat16;
-  return dtype == mx::float64 ? FloatType::float64 : FloatType::float32;
-}
-
-mx::Dtype to_dtype(FloatType type) {
-  switch (type) {
-    case FloatType::float16:
-      return mx::float16;
-    case FloatType::bfloat16:
-      return mx::bfloat16;
-    case FloatType::float64:
-      return mx::float64;
-    default:
-      return mx::float32;
-  }
 }
 
 void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device) {
@@ -443,20 +366,6 @@ void validate_length_values(const Caller& caller, const Problem& problem, const 
                           a.length));
       }
     }
-  }
-}
-
-void validate_replay(const std::vector<mx::Shape>& traced, const std::vector<mx::array>& inputs) {
-  for (std::size_t i = 0; i < traced.size(); ++i) {
-    const mx::Shape& now = inputs[i].shape();
-    if (now == traced[i]) continue;
-    // Whole shapes would be those of the tiers, which have axes that the caller's arrays lack.
-    const auto [was, is] = std::mismatch(traced[i].begin(), traced[i].end(), now.begin(), now.end());
-    const bool has_axes = was != traced[i].end() && is != now.end();
-    throw std::invalid_argument(
-        text("[natten] neighborhood attention expected the shapes of its trace, got ",
-             has_axes ? text("an axis of ", *is, " where the trace has ", *was) : text(now.size(), " axes"),
-             ": compile it without shapeless=True"));
   }
 }
 

@@ -7,7 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
+#include "graph/dtype.h"
 #include "mlx/array.h"
 #include "mlx/device.h"
 #include "natten/attention.h"
@@ -32,16 +33,7 @@ struct Caller {
   std::string lengths_name = "lengths";
 };
 
-/// Of a batch: its axes are flattened into one MLX dimension, which is a 32-bit integer.
-inline constexpr std::int64_t kMaxTokens = 0x7fffffff;
-
 [[noreturn]] void fail(const Caller& caller, const std::string& message);
-
-std::string to_string(const mx::Shape& shape);
-/// Name of a dtype as MLX prints it.
-std::string to_string(mx::Dtype dtype);
-FloatType float_type(mx::Dtype dtype);
-mx::Dtype to_dtype(FloatType type);
 
 /// A floating type that the device has.
 void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device);
@@ -65,10 +57,6 @@ void validate_additional(const Caller& caller, const Problem& problem, const std
 
 /// Checks K*d <= L_b <= L where `lengths` does not depend on a tracer; evaluates it for that.
 void validate_length_values(const Caller& caller, const Problem& problem, const mx::array& lengths);
-
-/// For a primitive's output_shapes: refuses the replay of a trace (compile with shapeless=True) with other shapes than
-/// those it was traced with, to which its index tables and its problem belong.
-void validate_replay(const std::vector<mx::Shape>& traced, const std::vector<mx::array>& inputs);
 
 void validate_merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors);
 

@@ -1,12 +1,12 @@
 #include <cmath>
 #include <limits>
 
+#include "graph/dtype.h"
+#include "graph/numerics.h"
+#include "graph/pin.h"
 #include "mlx/ops.h"
-#include "ops/validate.h"
 #include "pure/blocks.h"
-#include "pure/numerics.h"
 #include "pure/padding.h"
-#include "pure/pin.h"
 #include "pure/pure.h"
 #include "pure/windows.h"
 

@@ -4,11 +4,11 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "graph/exportable.h"
+#include "graph/pin.h"
 #include "mlx/memory.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
-#include "pure/exportable.h"
-#include "pure/pin.h"
 
 namespace natten {
 

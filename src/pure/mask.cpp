@@ -1,9 +1,9 @@
 #include <limits>
 
+#include "graph/numerics.h"
+#include "graph/pin.h"
 #include "mlx/ops.h"
-#include "pure/numerics.h"
 #include "pure/padding.h"
-#include "pure/pin.h"
 #include "pure/pure.h"
 #include "pure/windows.h"
 

@@ -1,7 +1,7 @@
 #include "pure/padding.h"
 
+#include "graph/numerics.h"
 #include "mlx/ops.h"
-#include "pure/numerics.h"
 
 namespace natten {
 

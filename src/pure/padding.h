@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 #include "ops/tier.h"

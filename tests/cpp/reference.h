@@ -1,12 +1,13 @@
 // Neighborhood attention by its definition, in double and by brute force: what CPU kernels and emulated GPU kernels are
-// compared with. It shares no code with the library; windows come from the definition, not from src/kernels/window.h.
+// compared with. It shares no code with the library; windows come from the definition, not from
+// src/definition/window.h.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::oracle {
 

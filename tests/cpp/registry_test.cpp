@@ -1,5 +1,5 @@
 // Which tier runs a problem, and what is told of it: without a GPU, problems of GPUs go through the same choice.
-#include "ops/registry.h"
+#include "api/registry.h"
 
 #include <gtest/gtest.h>
 

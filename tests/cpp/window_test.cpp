@@ -1,5 +1,5 @@
 // Window arithmetic against the definition, for every small problem and in both directions.
-#include "kernels/window.h"
+#include "definition/window.h"
 
 #include <gtest/gtest.h>
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <numeric>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::cpu {
 

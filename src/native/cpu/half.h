@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::cpu {
 

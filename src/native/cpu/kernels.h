@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::cpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::cpu {
 

@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdint>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 
 namespace natten::cpu {
 

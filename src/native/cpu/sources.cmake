@@ -17,7 +17,6 @@ add_library(
   ${NATTEN_CPU_DIR}/generic_backward.cpp
   ${NATTEN_CPU_DIR}/generic_forward.cpp
   ${NATTEN_CPU_DIR}/generic_split.cpp
-  ${NATTEN_CPU_DIR}/probe.cpp
   ${NATTEN_CPU_DIR}/row_ops.cpp
   ${NATTEN_CPU_DIR}/scratch.cpp
   ${NATTEN_CPU_DIR}/split.cpp

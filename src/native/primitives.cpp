@@ -1,15 +1,16 @@
-#include "native/cpu/primitives.h"
+#include "native/primitives.h"
 
 #include <cstdint>
 #include <stdexcept>
 
+#include "graph/dtype.h"
+#include "graph/trace.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "native/cpu/dense_copy.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/tuning.h"
 #include "native/result_memory.h"
-#include "ops/validate.h"
 
 namespace natten::cpu {
 namespace {
@@ -160,7 +161,7 @@ class KernelPrimitive : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    validate_replay(input_shapes_, inputs);
+    check_replay(input_shapes_, inputs);
     return output_shapes_;
   }
 

@@ -1,8 +1,8 @@
 // The support matrix and explanations, computed by asking the tiers' predicates about probe problems.
 #include <algorithm>
 
-#include "ops/entry.h"
-#include "ops/registry.h"
+#include "api/entry.h"
+#include "api/registry.h"
 
 namespace natten {
 

@@ -1,13 +1,13 @@
-#include "pure/pin.h"
+#include "graph/pin.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <utility>
 
+#include "graph/exportable.h"
+#include "graph/trace.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
-#include "ops/validate.h"
-#include "pure/exportable.h"
 
 namespace natten {
 
@@ -60,7 +60,7 @@ class Pin : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
-    validate_replay(shapes_, inputs);
+    check_replay(shapes_, inputs);
     return shapes_;
   }
 

@@ -1,4 +1,4 @@
-#include "pure/exportable.h"
+#include "graph/exportable.h"
 
 #include <stdexcept>
 

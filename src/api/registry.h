@@ -10,11 +10,6 @@
 
 namespace natten {
 
-inline constexpr const char* kPure = "pure";
-inline constexpr const char* kFast = "fast_metal";
-inline constexpr const char* kFastCuda = "fast_cuda";  // what kFast is called with an NVIDIA GPU
-inline constexpr const char* kCompiled = "nanobind";
-
 /// In order of preference: compiled, JIT, pure.
 std::array<TierPtr, 3> tiers();
 

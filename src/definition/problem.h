@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdint>
 
-#include "kernels/window.h"
+#include "definition/window.h"
 
 namespace natten {
 
@@ -16,6 +16,9 @@ inline constexpr bool operator==(const Axis& a, const Axis& b) {
   return a.length == b.length && a.kernel_size == b.kernel_size && a.stride == b.stride && a.dilation == b.dilation &&
          a.gna_stride == b.gna_stride && a.is_causal == b.is_causal;
 }
+
+/// Of a batch: its axes are flattened into one MLX dimension, which is a 32-bit integer.
+inline constexpr std::int64_t kMaxTokens = 0x7fffffff;
 
 enum class Op : std::uint8_t { attention, qk, av };
 enum class FloatType : std::uint8_t { float16, bfloat16, float32, float64 };

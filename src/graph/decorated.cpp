@@ -1,12 +1,12 @@
-#include "pure/decorated.h"
+#include "graph/decorated.h"
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
+#include "graph/trace.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
-#include "ops/validate.h"
 
 namespace natten {
 
@@ -53,7 +53,7 @@ class Decorated : public mx::Primitive {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    validate_replay(input_shapes_, inputs);
+    check_replay(input_shapes_, inputs);
     return {shape_};
   }
 

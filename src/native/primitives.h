@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
 

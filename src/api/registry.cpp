@@ -1,4 +1,4 @@
-#include "ops/registry.h"
+#include "api/registry.h"
 
 #include <cstdlib>
 #include <iostream>
@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <utility>
 
+#include "graph/exportable.h"
 #include "mlx/device.h"
 #include "natten/tiers.h"
-#include "pure/exportable.h"
 #include "pure/pure.h"
 
 namespace natten {

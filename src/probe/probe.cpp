@@ -1,4 +1,4 @@
-#include "native/cpu/probe.h"
+#include "probe/probe.h"
 
 #include <algorithm>
 #include <chrono>
@@ -9,7 +9,7 @@
 #include "native/cpu/thread_pool.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/probe.cpp"
+#define HWY_TARGET_INCLUDE "probe/probe.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"

@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "api/entry.h"
 #include "mlx/ops.h"
 #include "natten/attention.h"
 #include "ops/canonical.h"
-#include "ops/entry.h"
 #include "pure/pure.h"
 
 namespace natten {

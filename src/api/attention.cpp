@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
+#include "api/entry.h"
+#include "api/registry.h"
 #include "mlx/ops.h"
 #include "ops/canonical.h"
-#include "ops/entry.h"
-#include "ops/registry.h"
 #include "pure/padding.h"
 #include "pure/pure.h"
 

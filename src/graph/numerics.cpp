@@ -1,14 +1,14 @@
-#include "pure/numerics.h"
+#include "graph/numerics.h"
 
 #include <limits>
 #include <numbers>
 #include <utility>
 #include <vector>
 
+#include "graph/decorated.h"
+#include "graph/exportable.h"
+#include "graph/pin.h"
 #include "mlx/ops.h"
-#include "pure/decorated.h"
-#include "pure/exportable.h"
-#include "pure/pin.h"
 
 namespace natten {
 
