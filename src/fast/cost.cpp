@@ -143,7 +143,7 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   const double pairs = double(p.batch) * double(p.heads);  // for each query and key
   result.useful_pairs = pairs * total.met;
   result.pairs = pairs * total.executed;
-  if (plan.engine == Engine::matrix) {  // every position of a tile with all that it meets, though warps skip some of it
+  if (plan.engine != Engine::simt) {  // every position of a tile with all that it meets, though warps skip some of it
     result.pairs = pairs * total.region * plan.positions();
   }
   const double lengths = double(kernel.products[0] * p.head_dim + kernel.products[1] * p.value_dim);

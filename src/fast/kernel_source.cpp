@@ -40,10 +40,11 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
   using namespace text;
   if (!kernel.has_tiles()) return {groups, tile, tensor};
   std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
-  if (engine == Engine::matrix) {
+  if (engine != Engine::simt) {
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
     all.push_back(matrix);
   }
+  if (engine == Engine::warpgroup) all.push_back(warpgroup);
   return all;
 }
 
@@ -126,7 +127,29 @@ std::string Writer::constants() const {
     define(name + "HELD", std::max(stream.slices, 1) * plan_.vector);
     define(name + "PITCH", std::max(stream.pitch, 1));
   }
-  if (plan_.engine == Engine::matrix) {
+  if (plan_.engine == Engine::warpgroup) {
+    const bool half = p_.query_type == FloatType::float16;
+    define("WARPGROUPS", plan_.warpgroups);
+    define("PRODUCERS", plan_.producers);
+    define("STAGES", plan_.stages);
+    define("SPLIT_AXIS", plan_.split_axis);
+    define("PING_PONG", plan_.ping_pong);
+    define("MASK", static_cast<int>(plan_.mask));
+    define("PRODUCER_REGISTERS", plan_.producer_registers);
+    define("CONSUMER_REGISTERS", plan_.consumer_registers);
+    define("HAS_LENGTHS", p_.has_lengths ? 1 : 0);
+    for (int a = 0; a < kAxes; ++a) {
+      const std::string axis = "_" + std::to_string(a);
+      define("WARPGROUP_EXTENT" + axis, plan_.warpgroup_extent[a]);
+      define("MASK_CHANNELS" + axis, plan_.mask_channels[a]);
+      define("REACH" + axis, plan_.reach[a]);
+    }
+    // The largest float16 and its negative; in bfloat16 2^60. A logit that is not above `least` counts as none.
+    define_text("ONE", half ? "0x7bff" : "0x5d80");
+    define_text("PENALTY", half ? "0xfbff" : "0xdd80");
+    define_text("LEAST_LOGIT", half ? "(-2e9f)" : "(-6e35f)");
+  }
+  if (plan_.engine != Engine::simt) {
     define("BLOCK", plan_.block);
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
@@ -190,8 +213,34 @@ std::string Writer::at_site(const std::string& call) const {
   return "for (int na_group = " + group + ";; na_group += " + groups + ") {\n" + text + "}\n";
 }
 
+/// The product of a warpgroup's 64 rows with `columns` of shared memory, whose operands have to be written out.
+std::string warpgroup_product(const std::string& name, FloatType type, int columns, bool transposed) {
+  std::string registers, operands;
+  for (int i = 0; i < columns / 2; ++i) {
+    const std::string comma = i == 0 ? "" : ", ";
+    registers += comma + '%' + std::to_string(i);
+    operands += comma + "\"+f\"(c[" + std::to_string(i / 4) + "][" + std::to_string(i % 4) + "])";
+  }
+  const auto argument = [&](int i) { return '%' + std::to_string(columns / 2 + i); };
+  const std::string types = type == FloatType::float16 ? "f16.f16" : "bf16.bf16";
+  return "namespace natten {\nNATTEN_FN void " + name + "(float (&c)[" + std::to_string(columns / 8) +
+         "][4], const unsigned (&a)[4], unsigned long long b, int accumulate) {\n" +
+         "  asm volatile(\"{.reg .pred p; setp.ne.b32 p, " + argument(5) + ", 0; wgmma.mma_async.sync.aligned.m64n" +
+         std::to_string(columns) + "k16.f32." + types + " {" + registers + "}, {" + argument(0) + ", " + argument(1) +
+         ", " + argument(2) + ", " + argument(3) + "}, " + argument(4) + ", p, 1, 1, " + (transposed ? '1' : '0') +
+         ";}\"\n               : " + operands +
+         "\n               : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b), \"r\"(accumulate));\n}\n}\n";
+}
+
 /// The row's call with its words filled in, and the threadgroup memory that it works in.
 std::string Writer::call() const {
+  if (plan_.engine == Engine::warpgroup) {  // it finds its tiles itself
+    return "extern __shared__ unsigned char na_memory[];\nnatten::attention_forward(" + tensor("na_query") + ", " +
+           tensor("na_key") + ", " + tensor("na_value") +
+           ", na_out, na_lse, na_memory, natten::Extent{{na_key_shape[1], na_key_shape[2], na_key_shape[3]}}, "
+           "na_query_shape[0], na_query_shape[4], " +
+           (p_.has_lengths ? "na_lengths" : "nullptr") + ", " + kScaleName + "[0]);\n";
+  }
   std::string memory;
   if (kernel_.has_tiles()) {
     memory = shared("na_rows_a", type_name(plan_.a.type, target_.platform), plan_.chunk * plan_.a.pitch);
@@ -238,6 +287,10 @@ KernelText Writer::text() const {
   if (!is_metal_) k.header += text::instructions_cuda;
   k.header += is_metal_ ? text::prelude_metal : text::prelude_cuda;
   k.header += text::window;
+  if (plan_.engine == Engine::warpgroup) {
+    k.header += warpgroup_product("multiply_block", p_.query_type, plan_.block, false) +
+                warpgroup_product("multiply_values", p_.query_type, plan_.b.channels, true);
+  }
   for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform)) k.header += body;
   k.header += kernel_.bodies[static_cast<int>(plan_.engine)];
   k.source = call();
@@ -321,6 +374,7 @@ KernelLaunch kernel_launch(const Problem& p, KernelId kernel, Target target) {
   k.grid = {static_cast<int>(grid_groups(p, kernel, plan) * plan.threads),
             row.has_tiles() ? static_cast<int>(heads) : 1, 1};
   if (row.has_tiles()) k.shared_bytes = plan.shared_bytes();
+  k.dynamic_bytes = plan.dynamic_bytes();
   return k;
 }
 

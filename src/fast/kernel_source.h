@@ -60,6 +60,7 @@ struct KernelLaunch {
   std::array<int, 3> grid{1, 1, 1};         ///< threads, a multiple of `threadgroup`
   std::array<int, 3> threadgroup{1, 1, 1};  ///< threads; x is a multiple of 32
   int shared_bytes = 0;                     ///< static threadgroup memory
+  int dynamic_bytes = 0;                    ///< CUDA: of dynamic shared memory, `na_memory` in the source
 };
 
 /// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word

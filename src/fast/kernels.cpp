@@ -52,7 +52,7 @@ using A = Array;
 const KernelRow kKernels[] = {
     {"forward", Role::forward, Side::queries,
      {A::query, A::key, A::value, A::rpb, A::lengths, A::scale}, {A::out, A::lse},
-     {1, 1}, {text::forward, text::matrix_forward},
+     {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward},
      "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, na_rows_a, na_rows_b, $words, na_site, $scale)"},
     {"delta", Role::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
      "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
@@ -108,7 +108,7 @@ KernelId of_op(const Problem& p, int which) {
 }  // namespace
 
 const char* engine_name(Engine engine) {
-  static constexpr const char* kNames[] = {"simt", "matrix"};
+  static constexpr const char* kNames[] = {"simt", "matrix", "warpgroup"};
   return kNames[static_cast<int>(engine)];
 }
 

@@ -10,8 +10,8 @@
 namespace natten::fast {
 
 /// What a kernel computes with. Engines differ in bodies and in how they are planned, not in arrays.
-enum class Engine : std::uint8_t { simt, matrix };
-inline constexpr int kEngineCount = 2;
+enum class Engine : std::uint8_t { simt, matrix, warpgroup };
+inline constexpr int kEngineCount = 3;
 const char* engine_name(Engine engine);
 
 // clang-format off

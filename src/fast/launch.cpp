@@ -65,9 +65,10 @@ KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const Ke
     std::vector<std::string> inputs, outputs;
     for (const ArraySpec& input : launch.inputs) inputs.push_back(input.name);
     for (const ArraySpec& output : launch.outputs) outputs.push_back(output.name);
-    kernel->function = target.platform == Platform::metal
-                           ? mx::fast::metal_kernel(text.name, inputs, outputs, text.source, text.header, false)
-                           : mx::fast::cuda_kernel(text.name, inputs, outputs, text.source, text.header, false);
+    kernel->function =
+        target.platform == Platform::metal
+            ? mx::fast::metal_kernel(text.name, inputs, outputs, text.source, text.header, false)
+            : mx::fast::cuda_kernel(text.name, inputs, outputs, text.source, text.header, false, launch.dynamic_bytes);
     kernel->text.name = kernel_name;
   }
   caches.kernels.insert(kernel_name, kernel, bytes);

@@ -38,17 +38,15 @@ void finish_stream(Stream& stream, const Plan& plan) {
   }
 }
 
-/// A number of NATTEN_FAST_TILE that concerns more than one plan; -1 where it is not there.
-int override_of(const std::string& name) {
-  const char* text = std::getenv("NATTEN_FAST_TILE");
-  const char* found = text ? std::strstr(text, (name + "=").c_str()) : nullptr;
-  return found ? std::atoi(found + name.size() + 1) : -1;
-}
-
 /// What of a plan depends on the problem itself, not on its family.
 void count_tiles(const Problem& p, const KernelRow& kernel, Plan& plan) {
   for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], kernel.holds_keys());
   plan.parts = plan.tile_count() * p.batch;
+  if (plan.repeat > 1) {  // as long as that leaves threadgroups for the largest GPUs
+    constexpr std::int64_t kGroups = 1024;
+    const std::int64_t tiles_each = std::clamp<std::int64_t>(plan.parts * p.heads / kGroups, 1, plan.repeat);
+    plan.parts = (plan.parts + tiles_each - 1) / tiles_each;
+  }
   if (plan.stage_columns == 0) return;
   const std::int64_t table_bytes = 4 * p.heads * bias_entries(p);
   const int wanted = override_of("parts");
@@ -60,7 +58,7 @@ void count_tiles(const Problem& p, const KernelRow& kernel, Plan& plan) {
 constexpr struct {
   Engine engine;
   std::optional<Plan> (*plan)(const Problem&, const KernelRow&, Target, Plan);
-} kPlanners[] = {{Engine::matrix, plan_matrix}, {Engine::simt, plan_simt}};
+} kPlanners[] = {{Engine::warpgroup, plan_warpgroup}, {Engine::matrix, plan_matrix}, {Engine::simt, plan_simt}};
 
 Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   const auto stream = [&](Array array) { return Stream{static_cast<int>(channels_of(p, array)), type_of(p, array)}; };
@@ -76,7 +74,7 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
     const Plan& plan = *found;
     // What an override may have broken. Where there is none, objection() asks whether the kernel fits.
     if (kernel.has_tiles() &&
-        (plan.extent[0] * plan.extent[1] * plan.extent[2] != plan.threads / plan.lanes * plan.run ||
+        (plan.extent[0] * plan.extent[1] * plan.extent[2] != (plan.threads - plan.producers) / plan.lanes * plan.run ||
          plan.extent[plan.run_axis] % plan.run != 0 ||
          (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes() > most_shared_bytes(target.platform)))) {
       refuse(plan);
@@ -140,10 +138,20 @@ void override_from_environment(Plan& plan) {
     const char* name;
     int Plan::*field;
     int least, most;
-  } kNumbers[] = {
-      {"threads", &Plan::threads, 32, 1024}, {"groups", &Plan::groups, 1, 32}, {"run", &Plan::run, 1, 32},
-      {"lanes", &Plan::lanes, 1, 32},        {"batch", &Plan::batch, 1, 32},   {"vector", &Plan::vector, 4, 8},
-      {"chunk", &Plan::chunk, 1, 1 << 20}};
+  } kNumbers[] = {{"threads", &Plan::threads, 32, 1024},
+                  {"groups", &Plan::groups, 1, 32},
+                  {"run", &Plan::run, 1, 32},
+                  {"lanes", &Plan::lanes, 1, 32},
+                  {"batch", &Plan::batch, 1, 32},
+                  {"vector", &Plan::vector, 4, 8},
+                  {"chunk", &Plan::chunk, 1, 1 << 20},
+                  {"block", &Plan::block, 16, 256},
+                  {"warpgroups", &Plan::warpgroups, 1, 4},
+                  {"producers", &Plan::producers, 32, 128},
+                  {"stages", &Plan::stages, 2, 16},
+                  {"repeat", &Plan::repeat, 1, 64},
+                  {"split", &Plan::split_axis, 0, 2},
+                  {"pingpong", &Plan::ping_pong, 0, 1}};
   const char* text = std::getenv("NATTEN_FAST_TILE");
   std::istringstream items(text ? text : "");
   for (std::string item; std::getline(items, item, ',');) {
@@ -152,15 +160,23 @@ void override_from_environment(Plan& plan) {
     const int number = std::atoi(value);
     bool is_used =
         (name == "parts" && number >= 1) || (name == engine_name(Engine::matrix) && number == 0) ||
+        (name == engine_name(Engine::warpgroup) && (number == 0 || number == 1)) ||
         (name == "extent" && std::sscanf(value, "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]) == 3);
     for (const auto& [field_name, field, least, most] : kNumbers) {
       if (name != field_name || number < least || number > most) continue;
       plan.*field = number;
       is_used = true;
     }
-    const bool is_whole = plan.threads % 32 == 0 && std::has_single_bit(unsigned(plan.lanes)) && plan.vector % 4 == 0;
+    const bool is_whole = plan.threads % 32 == 0 && std::has_single_bit(unsigned(plan.lanes)) && plan.vector % 4 == 0 &&
+                          plan.producers % 32 == 0;
     if (!is_used || !is_whole) throw std::invalid_argument("NATTEN_FAST_TILE: cannot use '" + item + "'");
   }
+}
+
+int override_of(const std::string& name) {
+  const char* text = std::getenv("NATTEN_FAST_TILE");
+  const char* found = text ? std::strstr(text, (name + "=").c_str()) : nullptr;
+  return found ? std::atoi(found + name.size() + 1) : -1;
 }
 
 void refuse(const Plan& plan) {
@@ -226,6 +242,17 @@ int Plan::shared_bytes() const {
   return chunk * position_bytes + 4 * stage_columns * positions();
 }
 
+int Plan::dynamic_bytes() const {
+  if (engine != Engine::warpgroup) return 0;
+  const bool penalties = mask == MaskKind::units;
+  int table = 0;
+  for (int axis = 0; axis < kAxes && penalties; ++axis) {
+    table += (axis == split_axis ? warpgroups : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
+  }
+  const int stage = block * 2 * (a.channels + b.channels) + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
+  return stages * stage + (table + 7) / 8 * 8 + kKilobyte;  // aligned within to a kilobyte
+}
+
 std::array<int, 3> Plan::simd_extent() const {
   std::array<int, 3> held{1, 1, 1};
   int threads = 32 / lanes;
@@ -240,6 +267,11 @@ std::array<int, 3> Plan::simd_extent() const {
 
 std::string Plan::describe() const {
   const auto text = [](auto number) { return std::to_string(number); };
+  if (engine == Engine::warpgroup) {
+    return "warpgroups, " + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, " +
+           text(warpgroups) + " warpgroups, " + text(producers) + " producers, " + text(stages) + " stages of " +
+           text(block) + ", " + text(repeat) + " tiles in turn" + (ping_pong ? ", ping-pong" : "");
+  }
   return (engine == Engine::matrix ? "matrix units, " : "") + text(extent[0]) + 'x' + text(extent[1]) + 'x' +
          text(extent[2]) + " positions, " + text(threads) + " threads, " + text(run) + " positions per thread, " +
          text(lanes) + " lanes per position, batches of " + text(batch) + ", chunks of " + text(chunk);

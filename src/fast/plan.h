@@ -21,6 +21,9 @@ struct Stream {
   int row_bytes() const;
 };
 
+/// How a warpgroup kernel tells pairs that do not meet: there are none; by a product; by comparison on the one axis.
+enum class MaskKind : std::uint8_t { none, units, row };
+
 struct Plan {
   std::array<int, 3> extent{1, 1, 1};  ///< positions of a tile
   int run = 1;                         ///< neighbouring positions on `run_axis` that a thread holds
@@ -36,21 +39,35 @@ struct Plan {
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
+  // Hopper's warpgroup instructions (bodies/warpgroup.h); `extent` is that of all warpgroups together.
+  int warpgroups = 0;                     ///< that hold positions, 64 each
+  std::array<int, 3> warpgroup_extent{};  ///< of the positions of one
+  int split_axis = 2;                     ///< on which they lie side by side
+  int producers = 0;                      ///< threads that bring the region in
+  int stages = 0;                         ///< of the ring in shared memory
+  int repeat = 1;                         ///< tiles that a threadgroup does one after the other, at most
+  int ping_pong = 0;                      ///< whether two warpgroups take turns at the matrix units
+  MaskKind mask = MaskKind::none;
+  std::array<int, 3> mask_channels{};                  ///< of each axis, where the mask is a product
+  std::array<int, 3> reach{};                          ///< positions that a tile meets, at most
+  int producer_registers = 0, consumer_registers = 0;  ///< 0: as launched
   Stream a, b;
 
   // The text does not know of these: they depend on what a launch may change.
   std::array<std::int64_t, 3> tiles{};  ///< per axis, over all dilation groups
-  std::int64_t parts = 0;  ///< threadgroups per head; those that sum up a gradient of rpb take several tiles
+  std::int64_t parts = 0;               ///< threadgroups per head; some take several tiles
 
   int positions() const { return extent[0] * extent[1] * extent[2]; }  ///< of a tile
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
-  int shared_bytes() const;
+  int shared_bytes() const;                ///< declared
+  int dynamic_bytes() const;               ///< asked for with the launch
   std::array<int, 3> simd_extent() const;  ///< of the tile that a simdgroup holds, as tile_of() deals positions out
   std::string describe() const;
 };
 
 /// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them;
-/// "matrix=0" does without matrix units. Plans are remembered, up to a limit.
+/// "matrix=0" does without matrix units, "warpgroup=0" without warpgroup instructions, and "warpgroup=1" takes them
+/// wherever they can be taken. Plans are remembered, up to a limit.
 Plan plan(const Problem& problem, KernelId kernel, Target target);
 
 /// Threadgroup memory that a kernel may declare.

@@ -12,6 +12,7 @@ constexpr int kKilobyte = 1024;
 /// The plan of a kernel that has a body for the engine, made of `plan`, which has streams and run axis; nothing where
 /// the engine does not suit the problem.
 std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
+std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
 std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
 
 inline int ceil_div64(std::int64_t a, std::int64_t b) {
@@ -30,6 +31,8 @@ void choose_extent(const Problem& p, const KernelRow& kernel,
                    double (*cost_of)(const Problem&, const KernelRow&, const Plan&), Plan& plan);
 
 void override_from_environment(Plan& plan);
+/// A number of NATTEN_FAST_TILE that concerns more than one plan; -1 where it is not there.
+int override_of(const std::string& name);
 [[noreturn]] void refuse(const Plan& plan);
 
 }  // namespace natten::fast

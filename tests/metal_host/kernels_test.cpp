@@ -478,6 +478,40 @@ TEST(Fragments, OfAWrongLayoutGiveWrongNumbers) {
   }
 }
 
+/// MLX gives stride 1 to axes that it inserts, as it does to calls of rank 1 and 2. Rows are aligned none the less.
+TEST(Views, IgnoreTheStridesOfAxesWithOnePosition) {
+  Problem p;
+  p.batch = p.heads = p.kv_heads = 1;
+  p.head_dim = p.value_dim = 16;
+  p.query_type = p.key_type = p.value_type = FloatType::float16;
+  p.axes = {Axis{1, 1, 1, 1, 1, false}, Axis{1, 1, 1, 1, 1, false}, Axis{40, 7, 1, 1, 1, false}};
+  KernelSource k = fast::kernel_source(p, fast::KernelId::forward, fast::Platform::metal);
+  k.source =
+      "natten::Site na_site = natten::locate<true>(natten::Extent{{na_key_shape[1], na_key_shape[2], "
+      "na_key_shape[3]}}, "
+      "0, 0, 1, int(thread_position_in_threadgroup.x));\n"
+      "const natten::Tile na_tile = natten::tile_of<true>(na_site);\n"
+      "if (thread_position_in_threadgroup.x == 0) na_lse[0] = natten::view(natten::tensor(na_key, na_key_strides, 6), "
+      "natten::Indexed::keys, na_tile, 0).vectors ? 1.0f : 0.0f;\n";
+  k.outputs = {{"na_lse", ElementType::float32, {1}}};
+  k.grid = k.threadgroup;
+  k.shared_bytes = 0;
+  const std::vector<std::uint16_t> data(40 * 16 + 8);
+  const float scale = 1.0f;
+  for (const auto& [strides, vectors] : {std::pair{std::vector<std::int64_t>{640, 1, 1, 16, 16, 1}, 1.0f},
+                                         {{640, 640, 640, 16, 16, 1}, 1.0f},
+                                         {{640, 640, 640, 15, 16, 1}, 0.0f},
+                                         {{640, 640, 640, 16, 16, 2}, 0.0f}}) {
+    std::vector<Input> inputs;
+    for (const ArraySpec& input : k.inputs) {
+      inputs.push_back(input.name == fast::kScaleName ? Input{&scale, {1}} : Input{data.data(), strides});
+    }
+    float result = -1;
+    EXPECT_EQ(metal_host::run(k, inputs, {&result}).error, "");
+    EXPECT_EQ(result, vectors);
+  }
+}
+
 /// 2-D, half types, windows up to 7x7, head dims up to 64: tiles share what they load.
 TEST(CostModel, ForwardMovesAtMostTwiceTheCompulsoryBytes) {
   for (const std::int64_t kernel_size : {3, 5, 7}) {

@@ -1,5 +1,5 @@
-// What plans choose, without running anything: which kernels run on matrix units, what their text depends on, and that
-// every launch fits its device.
+// What plans choose, without running anything: which kernels run on which matrix instructions, what their text depends
+// on, and that every launch fits its device.
 #include "fast/plan.h"
 
 #include <gtest/gtest.h>
@@ -117,6 +117,116 @@ TEST(MatrixUnits, CanBeSwitchedOff) {
   EXPECT_EQ(on_matrix_units(attention(f16, 64, 64)), 3);
 }
 
+// --- Hopper's warpgroup instructions ---
+
+const Target kHopper{Platform::cuda, 90};
+
+Plan forward_on_hopper(const Problem& p) {
+  return plan(p, KernelId::forward, kHopper);
+}
+
+TEST(Warpgroups, AreThoseOfComputeCapability9) {
+  const Problem p = attention(f16, 64, 64);
+  EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
+  EXPECT_EQ(forward_on_hopper(p).engine, Engine::warpgroup);
+  for (const int capability : {80, 89, 100, 120}) {
+    EXPECT_EQ(plan(p, KernelId::forward, {Platform::cuda, capability}).warpgroups, 0) << capability;
+  }
+  EXPECT_EQ(plan(p, KernelId::forward, Platform::metal).warpgroups, 0);
+}
+
+TEST(Warpgroups, TakeForwardsOfHalfTypesWithoutBias) {
+  for (const FloatType type : {f16, bf16}) {
+    for (const std::int64_t dim : {48, 64, 80, 96, 128}) {
+      EXPECT_GT(forward_on_hopper(attention(type, dim, dim)).warpgroups, 0) << dim;
+      EXPECT_GT(forward_on_hopper(attention(type, dim, 144 - dim)).warpgroups, 0) << dim;
+    }
+    for (const std::int64_t dim : {8, 40, 136, 256}) {
+      EXPECT_EQ(forward_on_hopper(attention(type, dim, 64)).warpgroups, 0) << dim;
+      EXPECT_EQ(forward_on_hopper(attention(type, 64, dim)).warpgroups, 0) << dim;
+    }
+  }
+  EXPECT_EQ(forward_on_hopper(attention(f32, 64, 64)).warpgroups, 0);
+  Problem p = attention(f16, 64, 64);
+  EXPECT_EQ(plan(p, KernelId::backward_query, kHopper).warpgroups, 0);
+  EXPECT_EQ(plan(p, KernelId::backward_key_value, kHopper).warpgroups, 0);
+  p.has_rpb = true;
+  EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
+}
+
+TEST(Warpgroups, LeaveWhatIsSlowerToTheOtherEngine) {
+  Problem p = attention(f16, 64, 64);
+  p.axes[1] = {1, 1, 1, 1, 1, false};
+  p.axes[2] = {1000, 31, 1, 1, 1, false};
+  EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
+  p.axes[2].kernel_size = 63;
+  EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
+  p = attention(f16, 32, 32);
+  EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
+  EXPECT_EQ(forward_on_hopper(p).engine, Engine::matrix);
+  setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
+  EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
+  setenv("NATTEN_FAST_TILE", "warpgroup=0", 1);
+  EXPECT_EQ(forward_on_hopper(attention(f16, 64, 64)).warpgroups, 0);
+  unsetenv("NATTEN_FAST_TILE");
+}
+
+/// Boxes of 64 positions whose coordinates on all axes have a channel of the mask each.
+TEST(Warpgroups, HoldBoxesThatTheMaskCanTell) {
+  for (const auto& lengths : {std::array<std::int64_t, 3>{1, 1, 500},
+                              {1, 500, 1},
+                              {500, 1, 1},
+                              {1, 40, 50},
+                              {40, 1, 50},
+                              {40, 50, 1},
+                              {20, 30, 40},
+                              {2, 40, 50},
+                              {40, 2, 50},
+                              {40, 50, 2},
+                              {2, 2, 500}}) {
+    Problem p = attention(f16, 64, 64);
+    std::int64_t volume = 1;
+    int axes = 0;
+    for (int a = 0; a < kAxes; ++a) {
+      p.axes[a] = {lengths[a], std::min<std::int64_t>(lengths[a], 10), 1, 1, 1, false};
+      volume *= p.axes[a].kernel_size;
+      axes += lengths[a] > 1;
+    }
+    setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
+    const Plan plan = forward_on_hopper(p);
+    unsetenv("NATTEN_FAST_TILE");
+    const std::string what = plan.describe();
+    if (plan.warpgroups == 0) {  // no such box has two channels for each of three axes
+      EXPECT_EQ(axes, 3) << what;
+      continue;
+    }
+    int positions = 1, channels = 0;
+    for (int a = 0; a < kAxes; ++a) {
+      positions *= plan.warpgroup_extent[a];
+      channels += plan.mask_channels[a];
+      if (lengths[a] == 1) EXPECT_EQ(plan.extent[a], 1) << what;
+      if (a == plan.split_axis) EXPECT_GT(lengths[a], 1) << what;
+      EXPECT_EQ(plan.extent[a], plan.warpgroup_extent[a] * (a == plan.split_axis ? plan.warpgroups : 1)) << what;
+    }
+    EXPECT_EQ(positions, 64) << what;
+    EXPECT_EQ(plan.mask, axes == 1 ? MaskKind::row : MaskKind::units) << what;
+    if (axes > 1) EXPECT_LE(channels, 16) << what;
+  }
+}
+
+TEST(Warpgroups, MaskNothingWhereWindowsCoincide) {
+  Problem p = attention(f16, 128, 128);
+  p.axes[1] = p.axes[2] = {256, 64, 1, 1, 16, false};
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::none);
+  p.axes[2].gna_stride = 12;  // no multiple of a tile
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
+  p.axes[2].gna_stride = 16;
+  p.axes[2].is_causal = true;
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
+  p.axes[2] = {256, 63, 1, 1, 16, false};  // blocks of keys do not divide it
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
+}
+
 // --- What is in the text, and what is not ---
 
 TEST(Text, HasNeitherScaleNorBatchNorNumberOfHeads) {
@@ -190,6 +300,7 @@ void expect_fits(const Problem& p, KernelId kernel, Target target) {
   const std::string what = std::string(kernel_name(kernel)) + " on platform " +
                            std::to_string(static_cast<int>(target.platform)) + ": " + plan.describe();
   EXPECT_LE(launch.shared_bytes, target.platform == Platform::metal ? 32 << 10 : 48 << 10) << what;
+  EXPECT_LE(launch.dynamic_bytes, plan.engine == Engine::warpgroup ? (227 << 10) / plan.groups : 0) << what;
   EXPECT_LE(launch.threadgroup[0], target.platform == Platform::metal ? 512 : 1024) << what;
   EXPECT_EQ(launch.threadgroup[0] % 32, 0) << what;
   EXPECT_GT(launch.grid[0], 0) << what;
@@ -199,9 +310,11 @@ void expect_fits(const Problem& p, KernelId kernel, Target target) {
   if (row_of(kernel).has_tiles()) {
     EXPECT_GE(plan.chunk, 1) << what;
     EXPECT_GE(plan.batch, 1) << what;
-    EXPECT_EQ(plan.extent[0] * plan.extent[1] * plan.extent[2] * plan.lanes, plan.threads * plan.run) << what;
+    EXPECT_EQ(plan.extent[0] * plan.extent[1] * plan.extent[2] * plan.lanes, (plan.threads - plan.producers) * plan.run)
+        << what;
     EXPECT_EQ(plan.extent[plan.run_axis] % plan.run, 0) << what;
     EXPECT_EQ(launch.grid[0] / plan.threads, plan.parts) << what;
+    if (plan.repeat > 1) EXPECT_GE(plan.parts * plan.repeat, plan.tile_count() * p.batch) << what;
   }
   for (const ArraySpec& output : launch.outputs) {
     if (output.name != "na_partials") continue;
@@ -222,15 +335,15 @@ TEST(Plans, FitOrAreRefused) {
       p.op = op;
       if (op == Op::qk) p.value_dim = 0;
       if (op == Op::av) p.head_dim = 0, p.has_rpb = false;
-      for (const Platform platform : {Platform::metal, Platform::cuda}) {
-        if (const auto reason = objection(p, platform)) {
+      for (const Target& target : {Target(Platform::metal), Target(Platform::cuda), kHopper}) {
+        if (const auto reason = objection(p, target)) {
           EXPECT_FALSE(reason->empty());
           ++refused;
           continue;
         }
         ++served;
-        for (const KernelId kernel : forward_kernels(p)) expect_fits(p, kernel, platform);
-        for (const KernelId kernel : gradient_kernels(p)) expect_fits(p, kernel, platform);
+        for (const KernelId kernel : forward_kernels(p)) expect_fits(p, kernel, target);
+        for (const KernelId kernel : gradient_kernels(p)) expect_fits(p, kernel, target);
       }
     }
   };
@@ -260,7 +373,7 @@ TEST(Plans, FitOrAreRefused) {
       }
     }
   }
-  EXPECT_GT(served, 8000);
+  EXPECT_GT(served, 12000);
   EXPECT_GT(refused, 0);
 }
 

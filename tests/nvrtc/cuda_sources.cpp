@@ -1,9 +1,12 @@
-// Writes the CUDA source of every kernel of the case table, as MLX would hand it to NVRTC, into the given folder.
+// Writes the CUDA source of every kernel of the case table, as MLX would hand it to NVRTC, into the given folder. Those
+// of Hopper's warpgroup instructions, which no other GPU has, end with "_sm_90a".
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
 #include "cases.h"
+#include "fast/plan.h"
 #include "kernel_text.h"
 
 int main(int argc, char** argv) {
@@ -25,6 +28,13 @@ int main(int argc, char** argv) {
         if (tf32 && !is_other) continue;
         std::ofstream(folder / (name + (tf32 ? "_tf32.cu" : ".cu"))) << metal_host::cuda_text(source).text;
       }
+      const fast::Target hopper{fast::Platform::cuda, 90};
+      setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);  // also where another engine is faster
+      if (fast::plan(kernel.problem, kernel.id, hopper).engine == fast::Engine::warpgroup) {
+        std::ofstream(folder / (name + "_sm_90a.cu"))
+            << metal_host::cuda_text(fast::kernel_source(kernel.problem, kernel.id, hopper)).text;
+      }
+      unsetenv("NATTEN_FAST_TILE");
     }
   }
 }

@@ -41,7 +41,9 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
     const AxisGroup g = tile.groups[a];
     const int stride = indexed == Indexed::query_tokens ? c.axis.stride : 1;
     first += (indexed == Indexed::keys ? g.group : g.first_query * stride) * t.stride[a + 1];
-    v.step[a] = (indexed == Indexed::keys ? c.axis.dilation : c.classes * stride) * t.stride[a + 1];
+    // Where there is one position its stride means nothing: MLX gives 1 to the axes that it inserts.
+    const int positions = indexed == Indexed::keys ? g.places : g.queries;
+    v.step[a] = positions > 1 ? (indexed == Indexed::keys ? c.axis.dilation : c.classes * stride) * t.stride[a + 1] : 0;
     multiples |= v.step[a];
   }
   v.data = t.data + first;

@@ -1,0 +1,356 @@
+// The fused forward on Hopper's warpgroup instructions: producers bring keys and values in, and each consumer warpgroup
+// has the products of one block under way while it makes weights of the next one's logits.
+namespace natten {
+
+/// Of logits, to powers of two; below it the penalties of pairs that do not meet are not penalties.
+constexpr float kLeastFactor = 1e-6f;
+
+struct WarpgroupForward {
+  float factor;  ///< of logits, to powers of two
+  Held<NA_A_TYPE, NA_A_CHANNELS> query;
+  unsigned ones[4];
+  float out[NA_B_CHANNELS / 8][4];
+  float maximum[2];  ///< of logits without the factor; with it in the end
+  float sum[2];      ///< of this thread's keys
+  unsigned weights[NA_BLOCK / 16][4];
+
+  NATTEN_FN void clear() {
+    clear_blocks(out);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      maximum[r] = NA_LEAST_LOGIT;
+      sum[r] = 0.0f;
+    }
+  }
+
+  NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
+    pin(logits);
+    begin_products();
+    typedef Panels<NA_A_CHANNELS> Layout;
+    const unsigned long long keys = Layout::across(stage);
+    NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
+      multiply_block(logits, query.v[s], keys + Layout::across_step(s), s > 0);
+    }
+    if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
+    commit_products();
+  }
+
+  NATTEN_FN void begin_sums(unsigned stage) {
+    pin(out);
+    begin_products();
+    typedef Panels<NA_B_CHANNELS> Layout;
+    const unsigned long long values = Layout::along(stage);
+    NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
+      multiply_values(out, weights[s], values + Layout::along_step(s), 1);
+    }
+    commit_products();
+  }
+
+  /// Logits to weights; how much smaller the weights before have become. The maximum is one that was true some blocks
+  /// ago, as long as no weight exceeds kMostWeight: then sums need not shrink. Two chains for each row, for latency.
+  NATTEN_FN bool weigh(float (&logits)[NA_BLOCK / 8][4], float (&shrunk)[2]) {
+    constexpr float kMostWeight = 8.0f;  // as a power of two
+    float highest[2][2];
+    NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2][e % 2] = fmaxf(maximum[e / 2], logits[0][e]);
+    NA_UNROLL for (int i = 1; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2][e % 2] = fmaxf(highest[e / 2][e % 2], logits[i][e]);
+    }
+    bool grown = false;
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      float& most = highest[r][0];
+      most = fmaxf(most, highest[r][1]);
+      most = fmaxf(most, exchange(most, 1));
+      most = fmaxf(most, exchange(most, 2));
+      grown = grown || (most - maximum[r]) * factor > kMostWeight;
+    }
+    grown = any_lane(grown);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      shrunk[r] = grown ? exp2_of((maximum[r] - highest[r][0]) * factor) : 1.0f;
+      maximum[r] = grown ? highest[r][0] : maximum[r];
+    }
+    const float least[2] = {maximum[0] * factor, maximum[1] * factor};
+    float sums[2][2] = {{sum[0] * shrunk[0], 0.0f}, {sum[1] * shrunk[1], 0.0f}};
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        logits[i][e] = exp2_of(logits[i][e] * factor - least[e / 2]);
+        sums[e / 2][e % 2] += logits[i][e];
+      }
+    }
+    NA_UNROLL for (int r = 0; r < 2; ++r) sum[r] = sums[r][0] + sums[r][1];
+    return grown;
+  }
+  NATTEN_FN void keep_weights(const float (&logits)[NA_BLOCK / 8][4]) {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
+      NA_UNROLL for (int h = 0; h < 4; ++h) {
+        weights[i][h] = rounded_pair<NA_A_TYPE>(logits[2 * i + h / 2][h % 2 * 2], logits[2 * i + h / 2][h % 2 * 2 + 1]);
+      }
+    }
+  }
+  NATTEN_FN void shrink(const float (&shrunk)[2]) {
+    NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) out[j][e] *= shrunk[e / 2];
+    }
+  }
+
+  /// Where the region is one row, a comparison does.
+  NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int first, const Range<int> (&row)[2]) {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        const int n = first + 8 * i + hardware_lane() % 4 * 2 + e % 2;
+        if (n < row[e / 2].start || n >= row[e / 2].end) logits[i][e] = -NA_INFINITY;
+      }
+    }
+  }
+
+  /// The same for one warp without matrix units, without rounding, and with only the pairs that meet: for tiles whose
+  /// results are not finite.
+  template <class KeyP, class ValueP>
+  NATTEN_FN void redo(View<KeyP> key, View<ValueP> value, const Items& items, int lane) {
+    clear_blocks(out);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      maximum[r] = -3.4e38f;
+      sum[r] = 0.0f;
+      int extent[3], count = 1;
+      NA_UNROLL for (int a = 0; a < 3; ++a) {
+        extent[a] = greater(items.met[r][a].end - items.met[r][a].start, 0);
+        count *= extent[a];
+      }
+      const int most = __reduce_max_sync(0xffffffffu, count);
+      _Pragma("unroll 1") for (int n = 0; n < most; ++n) {
+        const bool on = n < count;
+        const int m = on ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
+        const int p[3] = {items.met[r][0].start + m / columns / rows, items.met[r][1].start + m / columns % rows,
+                          items.met[r][2].start + m % columns};
+        const KeyP k = key.data + offset_of(key, p);
+        float logit = 0.0f;
+        NA_UNROLL for (int i = 0; i < NA_A_CHANNELS / 8; ++i) {
+          NA_UNROLL for (int e = 0; e < 2; ++e) {
+            if (on) {
+              logit += half_of(query.v[i / 2][i % 2 * 2 + r], e) * float(k[(8 * i + 2 * lane + e) * key.channel]);
+            }
+          }
+        }
+        logit += exchange(logit, 1);
+        logit = (logit + exchange(logit, 2)) * factor;
+        if (!on) continue;
+        const float highest = greater(maximum[r], logit), shrunk = exp2_of(maximum[r] - highest);
+        const float weight = exp2_of(logit - highest);
+        maximum[r] = highest;
+        sum[r] = sum[r] * shrunk + (lane == 0 ? weight : 0.0f);
+        const ValueP v = value.data + offset_of(value, p);
+        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+          NA_UNROLL for (int e = 0; e < 2; ++e) {
+            out[j][2 * r + e] = out[j][2 * r + e] * shrunk + weight * float(v[(8 * j + 2 * lane + e) * value.channel]);
+          }
+        }
+      }
+    }
+  }
+  template <class T>
+  NATTEN_FN void store(const Tile& tile, T* to, float* lse) const {
+    constexpr int kBlocks = NA_B_CHANNELS / 8;
+    const int lane = tile.lane;
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      const float all = sum_row(sum[r]), inverse = 1.0f / all;
+      const bool is_empty = all == 0.0f;  // every logit is -inf
+      const bool stored = is_stored<true>(tile, r), inside = is_inside<true>(tile, r);
+      const Offset row = stored ? dense_row<true>(tile, r) : 0;
+      if (stored && lane == 0) {
+        lse[row] = inside ? (is_empty ? -NA_INFINITY : maximum[r] + log2_of(all)) * NA_LN_2 : 0.0f;
+      }
+      NA_UNROLL for (int g = 0; g < kBlocks; g += 4) {
+        unsigned w[4];
+        NA_UNROLL for (int j = 0; j < 4; ++j) {
+          const int block = g + j < kBlocks ? g + j : 0;
+          w[j] = inside && !is_empty
+                     ? rounded_pair<NA_A_TYPE>(out[block][2 * r] * inverse, out[block][2 * r + 1] * inverse)
+                     : 0u;
+        }
+        // Transposed among the four lanes of a row, which so get 16 bytes each.
+        swap_words(w[0], w[1], lane, 1);
+        swap_words(w[2], w[3], lane, 1);
+        swap_words(w[0], w[2], lane, 2);
+        swap_words(w[1], w[3], lane, 2);
+        if (stored && g + lane < kBlocks) {
+          *reinterpret_cast<uint4*>(to + row * NA_B_CHANNELS + 8 * (g + lane)) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+      }
+    }
+  }
+  NATTEN_FN static void swap_words(unsigned& low, unsigned& high, int lane, int distance) {
+    const bool upper = (lane & distance) != 0;
+    const unsigned got = __shfl_xor_sync(0xffffffffu, upper ? low : high, distance);
+    (upper ? low : high) = got;
+  }
+  NATTEN_FN static float half_of(unsigned pair, int e) {
+    const unsigned short bits = (unsigned short)(e == 0 ? pair & 0xffff : pair >> 16);
+    NA_A_TYPE x;
+    *reinterpret_cast<unsigned short*>(&x) = bits;
+    return float(x);
+  }
+};
+
+/// Ranges of blocks [start, end) of which a warpgroup meets some.
+NATTEN_FN Range<int> active_blocks(const WarpgroupSpan& s) {
+  return s.any.end == 0 ? Range<int>{0, 0} : Range<int>{s.any.start / NA_BLOCK, ceil_div(s.any.end, NA_BLOCK)};
+}
+
+NATTEN_FN void skip_blocks(const Stages& stages, Ring& ring, int count) {
+  for (int i = 0; i < count; ++i) {
+    wait_for(stages.full_a(ring.stage), ring.phase);
+    release(stages.empty_a(ring.stage));
+    wait_for(stages.full_b(ring.stage), ring.phase);
+    release(stages.empty_b(ring.stage));
+    ring.advance();
+  }
+}
+
+/// One warpgroup's work on one tile, after which `body` has its sums.
+NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, const WarpgroupSpan& span,
+                       const Range<int> (&row)[2], Range<int> active, Range<int> shared, int warpgroup) {
+  float logits[NA_BLOCK / 8][4], shrunk[2];
+  Ring keys = ring;
+  wait_until_full(stages.full_a(keys.stage), keys.phase);
+  body.begin_logits(logits, stages.a(keys.stage), stages.address + stages.penalties(keys.stage, warpgroup));
+  wait_for_products<0>();
+  pin(logits);
+  release(stages.empty_a(keys.stage));
+  keys.advance();
+  const auto mask = [&](int block) {
+    if (NA_MASK != kMaskRow) return;
+    const int first = block * NA_BLOCK;
+    if (first < span.all.start || first + NA_BLOCK > span.all.end) body.mask_row(logits, first, row);
+  };
+  mask(active.start);
+  body.weigh(logits, shrunk);
+  body.keep_weights(logits);
+  _Pragma("unroll 1") for (int block = active.start + 1; block < active.end; ++block) {
+    wait_until_full(stages.full_a(keys.stage), keys.phase);
+    const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
+    if (in_turn) named_barrier(1 + warpgroup, 256);
+    body.begin_logits(logits, stages.a(keys.stage), stages.address + stages.penalties(keys.stage, warpgroup));
+    wait_until_full(stages.full_b(ring.stage), ring.phase);
+    body.begin_sums(stages.b(ring.stage));
+    if (in_turn) arrive_at_named(2 - warpgroup, 256);
+    wait_for_products<1>();
+    pin(logits);
+    release(stages.empty_a(keys.stage));
+    mask(block);
+    const bool grown = body.weigh(logits, shrunk);
+    hold_back(body.sum[0] + body.sum[1], stages.address);
+    wait_for_products<0>();
+    pin(body.out);
+    release(stages.empty_b(ring.stage));
+    if (grown) body.shrink(shrunk);
+    body.keep_weights(logits);
+    ring = keys;
+    keys.advance();
+  }
+  wait_until_full(stages.full_b(ring.stage), ring.phase);
+  body.begin_sums(stages.b(ring.stage));
+  wait_for_products<0>();
+  pin(body.out);
+  release(stages.empty_b(ring.stage));
+  ring.advance();
+}
+
+template <class Query, class KeyP, class ValueP, class OutT>
+NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, OutT* out, float* lse,
+                                 unsigned char* memory, Extent full, int batches, int heads, const int* lengths,
+                                 float scale) {
+  const Stages stages = stages_at(memory);
+  start_stages(stages);
+  __syncthreads();
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
+  const bool produces = warpgroup == NA_WARPGROUPS;
+  Ring ring = {0, 0};
+  int groups = batches;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    groups *= tiles_on_axis(array_length<true>(full, a), groups_on_axis<true>(a), tile_extent(a));
+  }
+  const int head = blockIdx.y;
+  const auto tile_at = [&](int group) {
+    Site site = locate<true>(full, group, head, heads, threadIdx.x);
+    if (NA_HAS_LENGTHS) {
+      site.lengths = Extent{{lengths[3 * site.batch], lengths[3 * site.batch + 1], lengths[3 * site.batch + 2]}};
+    }
+    return tile_of<true>(site);
+  };
+  if (produces) {
+#if NA_PRODUCER_REGISTERS
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(NA_PRODUCER_REGISTERS));
+#endif
+    _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+      const Tile tile = tile_at(group);
+      if (tile.empty) continue;
+      produce(stages, ring, tile, view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+              view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), threadIdx.x - 128 * NA_WARPGROUPS);
+    }
+  } else {
+#if NA_PRODUCER_REGISTERS
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NA_CONSUMER_REGISTERS));
+#endif
+    if (NA_PING_PONG && warpgroup == 1) arrive_at_named(1, 256);
+    const int lane = hardware_lane() % 4;
+    _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+      Tile tile = tile_at(group);
+      tile.lane = lane;
+      int position = threadIdx.x % 128 / 32 * 8 + hardware_lane() / 4, ones_at[2][3];
+      NA_UNROLL for (int a = 2; a >= 0; --a) {
+        const int threads = warpgroup_extent(a) / run_on_axis(a);
+        const int c = position % threads * run_on_axis(a);
+        NA_UNROLL for (int r = 0; r < 2; ++r) ones_at[r][a] = c + (a == NA_RUN_AXIS ? r : 0);
+        tile.coordinate[a] = c + (a == NA_SPLIT_AXIS ? warpgroup * warpgroup_extent(a) : 0);
+        position /= threads;
+      }
+      WarpgroupForward body;
+      body.clear();
+      body.factor = fabsf(scale) * NA_LOG2_E;
+      int skipped = 0;
+      if (!tile.empty) {
+        const Items items = items_of<true>(tile);
+        const FlatRegion f = flat_region_of(tile);
+        const WarpgroupSpan span = span_of(tile, f, warpgroup);
+        const Range<int> active = active_blocks(span);
+        Range<int> shared = {0, 0};
+        if (NA_PING_PONG) {
+          const Range<int> other = active_blocks(span_of(tile, f, 1 - warpgroup));
+          shared = Range<int>{greater(active.start, other.start) + 1, lesser(active.end, other.end)};
+        }
+        Range<int> row[2];
+        NA_UNROLL for (int r = 0; r < 2; ++r) {
+          row[r] = Range<int>{items.met[r][kOuter].start - tile.region[kOuter].start,
+                              items.met[r][kOuter].end - tile.region[kOuter].start};
+        }
+        const int blocks = ceil_div(f.size, NA_BLOCK);
+        skipped = blocks - active.end;
+        if (active.end > 0) {
+          body.query.load(view(query, Indexed::query_tokens, tile, head), items, lane_of(threadIdx.x));
+          if (scale < 0.0f) {
+            NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
+              NA_UNROLL for (int h = 0; h < 4; ++h) body.query.v[s][h] ^= 0x80008000u;
+            }
+          }
+          if (NA_MASK == kMaskUnits) {
+            load_ones(body.ones, ones_at, lane);
+            NA_UNROLL for (int h = 0; h < 4; ++h) asm volatile("" : "+r"(body.ones[h]));  // now, not among products
+          }
+          skip_blocks(stages, ring, active.start);
+          consume(body, stages, ring, span, row, active, shared, warpgroup);
+          bool good = all_finite(body.out) && body.factor > kLeastFactor;
+          NA_UNROLL for (int r = 0; r < 2; ++r) {
+            good = good && fabsf(body.sum[r]) < NA_INFINITY && body.maximum[r] > NA_LEAST_LOGIT;
+            body.maximum[r] *= body.factor;
+          }
+          if (any_lane(!good)) {
+            body.redo(view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+                      view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items, lane);
+          }
+        }
+      }
+      body.store(tile, out, lse);
+      skip_blocks(stages, ring, skipped);
+    }
+  }
+}
+
+}  // namespace natten

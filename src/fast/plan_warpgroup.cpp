@@ -1,0 +1,142 @@
+// Plans of kernels on Hopper's warpgroup instructions (bodies/warpgroup.h).
+#include <algorithm>
+#include <limits>
+
+#include "fast/planner.h"
+
+namespace natten::fast {
+
+namespace {
+
+/// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup.h).
+bool suits(const Problem& p, Target target) {
+  const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
+  return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
+         p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
+         !p.has_rpb;
+}
+
+/// Axes of more than one token.
+int proper_axes(const Problem& p) {
+  return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
+}
+
+/// Whether it is faster than mma.sync then, as measured on an H100 (docs/fast-tier.md).
+bool pays(const Problem& p) {
+  if (proper_axes(p) < 2) return p.kernel_volume() >= 63;
+  return std::max(p.head_dim, p.value_dim) > 32 || p.kernel_volume() > 64;
+}
+
+/// The shapes of the table of warpgroup plans, each with the reason.
+struct Shape {
+  int warpgroups, producers, groups, block, stages, repeat;
+};
+Shape shape_of(const Problem& p) {
+  constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
+  if (channels > 64) return {2, 128, 1, 128, 3, 1};
+  // A third warpgroup hides more of the softmax, as soon as accumulators leave registers for it.
+  if (p.kernel_volume() >= kLongWindow && p.axes[0].length > 1) return {3, 128, 1, 96, 4, 1};
+  if (p.kernel_volume() >= kLongWindow) return {2, 128, 1, 128, 4, 1};
+  // Short windows are prologue and epilogue: threadgroups of one warpgroup and one loading warp, to overlap them.
+  if (channels > 32) return {1, 32, 3, 64, 3, 4};
+  return {1, 32, 4, 64, 4, 1};
+}
+
+/// The box of a warpgroup's 64 positions, and the axis on which warpgroups lie side by side, that multiply least. The
+/// mask has a channel for each coordinate of a box, 16 in all.
+void choose_box(const Problem& p, Plan& plan) {
+  constexpr int kPositions = 64, kMaskChannels = 16;
+  constexpr double kTileCost = 128;  // queries, results, indices: in keys that a warpgroup multiplies
+  double best = std::numeric_limits<double>::max();
+  std::array<int, 3> chosen{};
+  const int proper = proper_axes(p);
+  for (int e0 = 1; e0 <= kPositions; e0 *= 2) {
+    for (int e1 = 1; e0 * e1 <= kPositions; e1 *= 2) {
+      const std::array<int, 3> extent{e0, e1, kPositions / (e0 * e1)};
+      if (extent[plan.run_axis] % plan.run != 0) continue;
+      for (int split = 0; split < kAxes; ++split) {
+        if (p.axes[split].length == 1 && proper > 0) continue;  // its coordinates tell nothing
+        int channels = 0;
+        double tiles = 1, met = 1;
+        bool outside = false;
+        for (int a = 0; a < kAxes; ++a) {
+          const int all = extent[a] * (a == split ? plan.warpgroups : 1);
+          outside = outside || (p.axes[a].length == 1 && all > 1);
+          channels += p.axes[a].length == 1 ? 0 : std::max(2, extent[a]);
+          tiles *= double(tiles_on(p.axes[a], all, false));
+          met *= double(reach(p.axes[a], extent[a], false));
+        }
+        if (outside || (proper > 1 && channels > kMaskChannels)) continue;
+        const double cost = tiles * (met + kTileCost);
+        if (cost < best) {
+          best = cost;
+          chosen = extent;
+          plan.split_axis = split;
+        }
+      }
+    }
+  }
+  plan.extent = chosen;
+}
+
+}  // namespace
+
+std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
+  const int wanted = override_of(engine_name(Engine::warpgroup));
+  if (!suits(p, target) || (wanted < 0 && !pays(p))) return std::nullopt;
+  const Shape shape = shape_of(p);
+  plan.run = 2;
+  plan.lanes = 4;
+  plan.vector = 8;
+  plan.warpgroups = shape.warpgroups;
+  plan.producers = shape.producers;
+  plan.groups = shape.groups;
+  plan.block = shape.block;
+  plan.stages = shape.stages;
+  plan.repeat = shape.repeat;
+  plan.ping_pong = 1;
+  plan.run_axis = p.axes[1].length > 1 ? 1 : p.axes[2].length > 1 ? 2 : 0;
+  override_from_environment(plan);
+  choose_box(p, plan);
+  override_from_environment(plan);
+  plan.warpgroup_extent = plan.extent;
+  if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
+  plan.extent[plan.split_axis] *= plan.warpgroups;
+  plan.threads = 128 * plan.warpgroups + plan.producers;
+  if (plan.warpgroups != 2) plan.ping_pong = 0;
+  finish_streams(kernel, plan);
+  plan.position_bytes = 0;  // of what is declared
+
+  bool coincide = true;  // the windows of a tile's positions
+  int channels = 0;
+  std::int64_t region = 1;
+  for (int a = 0; a < kAxes; ++a) {
+    const Axis& axis = p.axes[a];
+    const bool trivial = axis.length == 1;
+    plan.reach[a] = static_cast<int>(reach(axis, plan.extent[a], false));
+    region *= plan.reach[a];
+    plan.mask_channels[a] = trivial ? 0 : std::max(2, plan.warpgroup_extent[a]);
+    channels += plan.mask_channels[a];
+    coincide = coincide && (trivial || (!axis.is_causal && axis.stride == 1 && axis.gna_stride % plan.extent[a] == 0));
+  }
+  // Then there is nothing to mask, if blocks divide the window too.
+  plan.mask = proper_axes(p) < 2 ? MaskKind::row : MaskKind::units;
+  if (coincide && p.kernel_volume() % plan.block == 0) plan.mask = MaskKind::none;
+  constexpr std::int64_t kMostRegion = 1 << 19;
+  if ((plan.mask == MaskKind::units && channels > 16) || region > kMostRegion) return std::nullopt;
+  constexpr int kRegisters = 65536;  // of a multiprocessor
+  if (plan.producers == 128) {       // a warpgroup, which can hand registers on
+    const int launched = kRegisters / (plan.threads * plan.groups) / 8 * 8;
+    plan.producer_registers = plan.warpgroups > 2 ? 40 : 56;
+    plan.consumer_registers = std::min(
+        240, (launched * plan.threads - plan.producer_registers * plan.producers) / (128 * plan.warpgroups) / 8 * 8);
+  }
+  constexpr int kMostBytes = 227 * kKilobyte;
+  while (plan.stages > 2 && plan.dynamic_bytes() > kMostBytes / plan.groups) --plan.stages;
+  if (plan.dynamic_bytes() > kMostBytes / plan.groups) return std::nullopt;
+  return plan;
+}
+
+}  // namespace natten::fast

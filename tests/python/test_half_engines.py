@@ -1,0 +1,160 @@
+"""Half types at head dims that matrix instructions take: windows of every kind, arrays of any layout, and what NaN and
+infinity reach. Once as planned, and once with NATTEN_FAST_TILE such that a Hopper GPU takes its warpgroup instructions
+also where the other engine is faster."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import natten_mlx
+from cases import Case
+from harness import assert_half_near, assert_near, attention, naive_attention, rounded, to_mlx, to_numpy
+from test_attention import check_half
+
+F16, BF16 = "float16", "bfloat16"
+CASES = [
+    Case((200,), (100,), batch=2, heads=4, kv_heads=2, dim=64, dtype=F16),
+    Case((131,), (33,), heads=2, dim=128, dtype=BF16, scale=-0.3),
+    Case((150,), (64,), is_causal=(True,), dilation=(2,), dim=32, dtype=F16),
+    Case((120,), (40,), gna_stride=(8,), heads=2, dim=16, value_dim=48, dtype=BF16),
+    Case((97,), (31,), stride=(3,), dim=64, value_dim=128, dtype=F16),
+    Case((23, 19), (9, 8), heads=2, dim=32, dtype=F16),
+    Case((24, 33), (6, 7), (), (2, 3), (True, False), (3, 2), dim=96, value_dim=80, dtype=BF16),
+    Case((32, 32), (16, 16), gna_stride=(16, 8), heads=2, dim=128, dtype=F16),
+    Case((20, 21), (7, 5), stride=(2, 5), heads=4, kv_heads=1, dim=48, dtype=BF16),
+    Case((18, 17), (5, 7), batch=3, lengths=((18, 17), (5, 9), (11, 7)), heads=2, dim=64, dtype=F16),
+    Case((9, 10, 11), (3, 5, 4), heads=2, dim=64, dtype=BF16, scale=1.0),
+    Case((8, 12, 10), (4, 3, 5), dilation=(2, 1, 2), is_causal=(False, True, True), dim=32, value_dim=64, dtype=F16),
+    Case((7, 9, 8), (3, 3, 4), stride=(2, 1, 3), gna_stride=(1, 3, 1), batch=2, dim=80, dtype=F16),
+    Case((6, 1, 20), (3, 1, 7), heads=2, dim=64, dtype=F16),
+    Case((40, 1, 1), (9, 1, 1), is_causal=(True, False, False), dim=112, dtype=BF16),
+]
+
+
+@pytest.fixture(params=["", "warpgroup=1"], ids=["planned", "warpgroups"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param:
+        monkeypatch.setenv("NATTEN_FAST_TILE", request.param)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_half(tier: str, engine: None, case: Case) -> None:
+    check_half(case)
+
+
+def forward(case: Case, inputs: list[mx.array]) -> tuple[np.ndarray, np.ndarray]:
+    _, call = attention(case)
+    out, lse = call(*inputs)
+    return to_numpy(out), to_numpy(lse)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10]], ids=str)
+def test_any_layout(tier: str, engine: None, case: Case) -> None:
+    """Heads first, channels apart, rows that are not aligned: the same bits as from dense arrays."""
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    dense = [to_mlx(arrays[name], case.dtype) for name in names]
+    expected = forward(case, dense)
+    heads = case.rank + 1
+
+    def heads_first(x: mx.array) -> mx.array:
+        return mx.contiguous(x.swapaxes(1, heads)).swapaxes(1, heads)
+
+    def channels_apart(x: mx.array) -> mx.array:
+        return mx.contiguous(x.swapaxes(heads, heads + 1)).swapaxes(heads, heads + 1)
+
+    def unaligned(x: mx.array) -> mx.array:
+        wide = mx.concatenate([x[..., :1], x, x[..., :1]], axis=-1)
+        mx.eval(wide)
+        return wide[..., 1:-1]
+
+    for layout in (heads_first, channels_apart, unaligned):
+        for got, wanted in zip(forward(case, [layout(x) for x in dense]), expected, strict=True):
+            assert np.array_equal(got, wanted), layout.__name__
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], CASES[10]], ids=str)
+def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
+    """NaN and infinity change the queries whose windows hold them, and no other (in `pure`, a block of queries)."""
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    clean = forward(case, [to_mlx(arrays[n], case.dtype) for n in names])
+    alike = case.with_(scale=0.01)  # where no weight is too small to be seen
+    right = alike.call(arrays).forward()
+    place = (0, *(length // 2 for length in case.spatial), 0, 3)
+    arrays[name][place] = 50.0
+    changed = alike.call(arrays).forward()
+    met = (changed[1] != right[1]) | (changed[0] != right[0]).any(axis=-1)
+    arrays[name][place] = poison
+    out, lse = forward(case, [to_mlx(arrays[n], case.dtype) for n in names])
+    if name == "value":
+        assert not np.isfinite(out[met][:, 3]).any()
+    elif np.isnan(poison):
+        assert not np.isfinite(out[met]).any() and not np.isfinite(lse[met]).any()
+    if tier == "pure":
+        return
+    if name == "value":
+        assert np.isfinite(np.delete(out, 3, axis=-1)).all()
+    # Others of a tile may be computed again, without rounding weights: near, not the same bits.
+    tolerance = 2e-3 if case.dtype == F16 else 2e-2
+    assert np.allclose(out[~met], clean[0][~met], atol=tolerance, rtol=tolerance)
+    assert np.allclose(lse[~met], clean[1][~met], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_that_are_all_minus_infinity(tier: str, engine: None) -> None:
+    """Such queries get zeros, with any instructions."""
+    query = mx.full((1, 80, 2, 64), 60000.0, dtype=mx.float16)
+    key = mx.full((1, 80, 2, 64), -np.inf, dtype=mx.float16)
+    value = mx.ones((1, 80, 2, 64), dtype=mx.float16)
+    out, lse = natten_mlx.na1d(query, key, value, 63, return_lse=True)
+    if tier == "pure":  # MLX's softmax of them
+        assert np.isnan(to_numpy(out)).all() or np.all(to_numpy(out) == 0)
+        return
+    assert np.all(to_numpy(out) == 0)
+    assert np.all(to_numpy(lse) == -np.inf)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, -1e-9])
+def test_scales_that_make_logits_alike(tier: str, engine: None, scale: float) -> None:
+    case = CASES[5].with_(scale=scale)
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    inputs = [to_mlx(arrays[n], case.dtype) for n in names]
+    _, call = attention(case)
+    out, lse = call(*inputs)
+    right, right_lse = case.call(arrays).forward()
+    assert_half_near(out, naive_attention(case)(*inputs)[0], right, case.dtype, "out")
+    assert_near(lse, right_lse, 1e-5, "lse")
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[11]], ids=str)
+def test_same_bits_on_every_run(tier: str, engine: None, case: Case) -> None:
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    inputs = [to_mlx(arrays[n], case.dtype) for n in names]
+    first = forward(case, inputs)
+    for _ in range(3):
+        for got, wanted in zip(forward(case, inputs), first, strict=True):
+            assert np.array_equal(got, wanted)
+
+
+def test_logits_of_any_size(tier: str, engine: None) -> None:
+    """Beyond what a weight in half precision can be, and with maxima that grow from block to block of keys."""
+    length = 400
+    ramp = np.linspace(-40, 40, length)
+    query = np.ones((1, length, 1, 64))
+    key = np.zeros((1, length, 1, 64))
+    key[0, :, 0, 0] = ramp
+    value = np.random.default_rng(0).standard_normal((1, length, 1, 64))
+    case = Case((length,), (300,), dim=64, dtype=F16, scale=3.0)
+    arrays = rounded({"query": query, "key": key, "value": value}, F16)
+    inputs = [to_mlx(arrays[n], F16) for n in ("query", "key", "value")]
+    _, call = attention(case)
+    out, lse = call(*inputs)
+    right, right_lse = case.call(arrays).forward()
+    assert_half_near(out, naive_attention(case)(*inputs)[0], right, F16, "out")
+    assert_near(lse, right_lse, 1e-5, "lse")
