@@ -20,8 +20,8 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-clang test-neon test-python test-fast test-texts test-metal bench guardrail wheel lint tidy format docs example-cpp \
-        clean
+.PHONY: help demo test test-cpp test-clang test-neon test-python test-random test-fast test-kernels test-metal bench \
+        guardrail wheel lint tidy format docs example-cpp clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,7 +37,10 @@ $(VENV)/.demo: $(SOURCES) scripts/setup
 demo: $(VENV)/.demo  ## train a digit classifier with neighborhood attention and write reports/digits.png
 	$(BIN)/python examples/digits/train.py --report reports/digits.png
 
-test: test-cpp test-python $(FAST_TESTS)  ## build and run every test, C++ and Python
+# The Python tests have one thread most of the time: they and the C++ tests share two cores.
+test: $(VENV)/.dev  ## build and run every test, C++ and Python
+	$(MAKE) -j2 test-cpp test-python
+	$(if $(FAST_TESTS),$(MAKE) $(FAST_TESTS))
 
 test-cpp: $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=asan, ubsan, tsan for sanitizers)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset $(PRESET)
@@ -46,6 +49,8 @@ test-cpp: $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=
 
 test-python: $(VENV)/.dev  ## the Python tests
 	$(BIN)/python -m pytest -q tests/python
+
+test-random: $(VENV)/.dev  ## 800 random calls of the CPU kernels, of each kind
 	NATTEN_TEST_TIERS=nanobind NATTEN_TEST_EXAMPLES=800 $(BIN)/python -m pytest -q tests/python -k "random and not float64"
 
 # As near as Linux gets to Apple's toolchain, which is the compiler of a Mac in every build.
@@ -72,14 +77,14 @@ test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the e
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal $(BIN)/python -m pytest -q tests/python
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=12 $(BIN)/python -m pytest -q tests/python/test_attention.py
-	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
-# Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it.
-test-texts: $(VENV)/.dev  ## the text of every GPU kernel through every compiler: clang as a model of Metal, NVRTC
+# Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it, on Linux.
+test-kernels: $(VENV)/.dev  ## all GPU kernels of all cases emulated, read by clang and compiled by NVRTC
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
-	NATTEN_TEST_EVERY_TEXT=1 build/dev/tests/metal_host/natten_kernel_text_test --gtest_filter='Fast/*' --gtest_brief=1
+	PATH="$(CURDIR)/$(BIN):$$PATH" NATTEN_TEST_EVERY_KERNEL=1 ctest --preset dev -j $(JOBS) -R 'emulated_kernels|kernel_text'
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
 
 test-metal: $(VENV)/.dev  ## on a Mac: the tests of what a tier computes, on its GPU

@@ -1,6 +1,7 @@
 #include "cases.h"
 
 #include <cmath>
+#include <cstdlib>
 
 namespace natten::metal_host {
 
@@ -88,6 +89,10 @@ class Builder {
 };
 
 }  // namespace
+
+bool wants_every_kernel() {
+  return std::getenv("NATTEN_TEST_EVERY_KERNEL") != nullptr;
+}
 
 std::vector<KernelOf> kernels_of(const Problem& problem) {
   Problem attention = problem, qk = problem, av = problem;

@@ -1,5 +1,5 @@
 // The text of the kernels for Metal, checked by clang in two ways (lint.h): all kernels of a few cases of the table, or
-// of every case with NATTEN_TEST_EVERY_TEXT=1.
+// of every case with NATTEN_TEST_EVERY_KERNEL=1.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -37,7 +37,7 @@ std::vector<KernelSource> metal_sources(const Case& test) {
 
 std::vector<Case> chosen_cases() {
   std::vector<Case> all = cases();
-  if (std::getenv("NATTEN_TEST_EVERY_TEXT") != nullptr) return all;
+  if (wants_every_kernel()) return all;
   const std::vector<std::string> sample = {"1d_f32", "2d_f16", "3d_bf16", "all_3d", "tiny"};
   std::erase_if(all,
                 [&](const Case& test) { return std::find(sample.begin(), sample.end(), test.name) == sample.end(); });

@@ -47,16 +47,21 @@ HWY_INLINE void store_float(D, hn::Vec<D> value, BFloat* HWY_RESTRICT to) {
              reinterpret_cast<std::uint16_t*>(to));
 }
 
-#if HWY_TARGET == HWY_SCALAR
-// Highway's own scalar conversions of float16 truncate and know no infinity.
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+// Highway's own conversions of float16 truncate on these targets (the first is GCC's, the second clang's) and know no
+// infinity.
 template <class D>
 HWY_INLINE hn::Vec<D> load_float(D d, const Half* HWY_RESTRICT from) {
-  return hn::Set(d, to_float(*from));
+  HWY_ALIGN float lanes[hn::MaxLanes(d)];
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = to_float(from[i]);
+  return hn::Load(d, lanes);
 }
 
 template <class D>
-HWY_INLINE void store_float(D, hn::Vec<D> value, Half* HWY_RESTRICT to) {
-  from_float(hn::GetLane(value), *to);
+HWY_INLINE void store_float(D d, hn::Vec<D> value, Half* HWY_RESTRICT to) {
+  HWY_ALIGN float lanes[hn::MaxLanes(d)];
+  hn::Store(value, d, lanes);
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) from_float(lanes[i], to[i]);
 }
 #else
 template <class D>
