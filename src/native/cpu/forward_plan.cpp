@@ -14,12 +14,18 @@ namespace natten::cpu::forward {
 // One task of the kernel of that name.
 void run_task(const Pass& pass, const Task& task);
 void run_lanes_task(const Pass& pass, const Task& task);
+void run_direct_task(const Pass& pass, const Task& task);
 
 Design choose_design(const Problem& p) {
   if (cpu_target() == "SCALAR" || cpu_target() == "EMU128") return Design::generic;
   const bool is_one_axis = p.axes[0].kernel_size == 1 && p.axes[1].kernel_size == 1;
-  if (is_one_axis && p.axes[2].kernel_size >= tuning::kQueryLanesKernel) return Design::query_lanes;
-  return Design::shift;
+  if (!is_one_axis) return Design::shift;
+  const std::int64_t channels = p.head_dim + p.value_dim, kernel_size = p.axes[2].kernel_size;
+  const std::int64_t longest = channels > tuning::kDirectChannels    ? tuning::kDirectKernelWide
+                               : channels == tuning::kDirectChannels ? tuning::kDirectKernel
+                                                                     : 0;
+  if (kernel_size <= longest) return Design::direct;
+  return kernel_size >= tuning::kQueryLanesKernel ? Design::query_lanes : Design::shift;
 }
 
 bool is_segmented(const Problem& p) {
@@ -67,9 +73,10 @@ Partition partition_of(const Problem& p) {
   const auto drop_heads = [&](std::int64_t least_run) {
     while (heads > 1 && is_too_large() && run_of_heads() >= 2 * least_run) heads = (heads + 1) / 2;
   };
-  const bool in_segments = is_segmented(p);
+  const bool in_segments = is_segmented(p), is_direct = choose_design(p) == Design::direct;
   if (in_segments) heads = 1;
-  if (!is_lanes && !in_segments) {
+  if (is_direct) cut(2, row = tuning::kDirectRow);
+  if (!is_lanes && !in_segments && !is_direct) {
     while (heads > 1 && run_of_heads() > tuning::kForwardLongestRun) heads = (heads + 1) / 2;
     const auto shorten = [&](std::int64_t least) {
       while (slide_axis == 1 && is_too_large() && row > least) cut(2, row /= 2);
@@ -112,7 +119,8 @@ Description describe(const Problem& p) {
     if (!tile.empty()) tile += 'x';
     tile += std::to_string((places + parts[a] - 1) / parts[a]);
   }
-  const std::string name = choose_design(p) == Design::shift ? "shift" : "query lanes";
+  const Design design = choose_design(p);
+  const std::string name = design == Design::shift ? "shift" : design == Design::direct ? "direct" : "query lanes";
   tile += is_segmented(p) ? " queries, windows in segments" : " queries";
   return {name + backward, "tasks of " + tile + ", " + cpu_target()};
 }
@@ -137,7 +145,10 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
                        static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
   const Pass pass{inputs, out, lse};
-  const auto run = choose_design(p) == Design::query_lanes ? run_lanes_task : run_task;
+  const Design design = choose_design(p);
+  const auto run = design == Design::query_lanes ? run_lanes_task
+                   : design == Design::direct    ? run_direct_task
+                                                 : run_task;
   for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
     const TaskList tasks(p, plans, partition);
     const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);

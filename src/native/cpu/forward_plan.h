@@ -11,6 +11,7 @@ namespace natten::cpu::forward {
 enum class Design {
   generic,      ///< one query at a time
   query_lanes,  ///< lanes are queries, keys are broadcast: long windows along one axis
+  direct,       ///< lanes are channels, nothing is packed: where memory binds
   shift,        ///< lanes are queries, keys packed transposed, every load of keys serves several rows of queries
 };
 

@@ -11,6 +11,7 @@ add_library(
   ${NATTEN_CPU_DIR}/delta.cpp
   ${NATTEN_CPU_DIR}/dense_copy.cpp
   ${NATTEN_CPU_DIR}/forward.cpp
+  ${NATTEN_CPU_DIR}/forward_direct.cpp
   ${NATTEN_CPU_DIR}/forward_lanes.cpp
   ${NATTEN_CPU_DIR}/forward_plan.cpp
   ${NATTEN_CPU_DIR}/forward_tiled.cpp

@@ -33,11 +33,12 @@ inline constexpr std::int64_t kForwardPackedBytes = 1 << 20;
 /// Scores (and packed queries) of the unfinished rows of one tile, at most, unless one row alone needs more.
 inline constexpr std::int64_t kForwardScoreBytes = 512 << 10;
 /// Windows whose scores, of one row of a tile, or whose packed keys and values take more are computed in segments; rows
-/// of queries of a step then, scores of these rows and packed keys and values of a segment.
+/// of queries of a step then, scores of these rows and packed keys and values of a segment. At 31x31, which takes 61
+/// KiB, segments take 1.15 times as long; a step of 8 rows and 256 KiB of scores 1.05 times at 80x80.
 inline constexpr std::int64_t kSegmentedScoreBytes = 96 << 10;
 inline constexpr std::int64_t kSegmentedPackedBytes = 8 << 20;
-inline constexpr int kSegmentStep = 8;
-inline constexpr std::int64_t kSegmentScoreBytes = 256 << 10;
+inline constexpr int kSegmentStep = 16;
+inline constexpr std::int64_t kSegmentScoreBytes = 384 << 10;
 inline constexpr std::int64_t kSegmentPackedBytes = 512 << 10;
 /// Rows of queries of a step, whose queries and keys should not crowd each other out of the second-level cache. 32
 /// instead of 16 at most: 2 % slower.
@@ -54,6 +55,13 @@ inline constexpr int kForwardInPlaceStep = 64;
 /// Along a single axis, from this kernel size on lanes are queries and keys are broadcast ("query lanes"); below,
 /// shift.
 inline constexpr int kQueryLanesKernel = 24;
+/// Along a single axis, the direct design up to these kernel sizes where query and value have so many channels
+/// together, or more: 0.8 times the time of query lanes at K 31, D 64, and 1.08 at K 47; 0.63 to 0.9 times that of
+/// shift at K 7, but 1.05 at K 23, D 32 and 1.1 at D 16. Places of one of its tasks, and inputs that are fetched ahead:
+/// 0.85 to 0.55 of the time at K 7, but 1.2 where all is in the second-level cache.
+inline constexpr int kDirectKernel = 7, kDirectKernelWide = 35, kDirectChannels = 64;
+inline constexpr int kDirectRow = 256;
+inline constexpr std::int64_t kFarBytes = 1 << 20;
 /// Two tiles of queries share every key from this kernel size on: half the loads, but a longer border.
 inline constexpr int kQueryLanesTwoTiles = 96;
 /// Places of one task of query lanes, in kernel sizes: a task packs one kernel size more.

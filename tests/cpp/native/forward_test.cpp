@@ -12,6 +12,36 @@ class Forward : public EveryTarget {
   }
 };
 
+// Windows that are not transposed: every option, every number of channels at a time, the kernel sizes where it ends.
+TEST_P(Forward, ShortWindowsAlongOneAxis) {
+  std::uint64_t seed = 500;
+  for (const std::int64_t kernel_size : {1, 2, 3, 7, 8, 16, 34, 35, 36}) {
+    for (const std::int64_t dim : {32, 33, 48, 64, 65, 100, 128, 200, 257}) {
+      Problem p = plain_problem(1, 1 + seed % 2, dim);
+      if (seed % 3 == 0) p.heads *= 2;
+      p.value_dim = seed % 4 == 0 ? dim + 5 : dim;
+      p.axes[2] = {2 * kernel_size + 5 * static_cast<std::int64_t>(seed % 9), kernel_size, 1, 1, 1, seed % 4 == 1};
+      if (seed % 5 == 1) p.axes[2].gna_stride = std::max<std::int64_t>(kernel_size / 2, 1);
+      if (seed % 5 == 2) p.axes[2].stride = kernel_size;
+      if (seed % 5 == 3) p.axes[2].dilation = 2;
+      if (seed % 6 == 0) p.query_type = p.key_type = FloatType::float16;
+      if (seed % 6 == 1) p.key_type = p.value_type = FloatType::bfloat16;
+      p.has_rpb = seed % 3 == 1;
+      p.has_lengths = seed % 7 == 1;
+      run(seed++, p);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Large enough to be fetched ahead of time, in several parts, beside other axes.
+TEST_P(Forward, ShortWindowsOfLargeTensors) {
+  Problem p = plain_problem(2, 4, 64);
+  p.axes[1] = {3, 1, 1, 1, 1, false};
+  p.axes[2] = {420, 5, 1, 1, 1, false};
+  run(600, p);
+}
+
 // Windows from the first that the broadcast kernel takes to those of which two tiles share every key.
 TEST_P(Forward, LongWindowsAlongOneAxis) {
   std::uint64_t seed = 1;
@@ -46,10 +76,10 @@ TEST_P(Forward, LongWindowsWithDilationAndHalfTypes) {
 // So long that their keys and values are packed some at a time.
 TEST_P(Forward, LongWindowsInChunks) {
   std::uint64_t seed = 150;
-  for (const Axis& axis : {Axis{2600, 2400, 6, 1, 1, false}, Axis{2300, 2049, 64, 1, 1, true},
-                           Axis{4700, 2048, 50, 2, 1, false}, Axis{2111, 2100, 30, 1, 1, false}}) {
+  for (const Axis& axis : {Axis{560, 516, 2, 1, 1, false}, Axis{530, 517, 33, 1, 1, true},
+                           Axis{1100, 515, 20, 2, 1, false}, Axis{700, 600, 30, 1, 1, false}}) {
     Problem p = plain_problem(1, 1, 16);
-    p.value_dim = 1009;
+    p.value_dim = 500;
     p.axes[2] = axis;
     p.has_rpb = seed % 2 == 0;
     if (seed % 3 == 0) {
@@ -127,14 +157,17 @@ NATTEN_ON_EVERY_TARGET(Forward);
 TEST(Design, IsDescribed) {
   if (cpu_target() == "SCALAR") GTEST_SKIP() << "the scalar target has the generic kernel only";
   Problem p = plain_problem(1, 1, 32);
+  p.axes[2] = {4096, 7, 1, 1, 1, false};
+  EXPECT_EQ(forward::describe(p).kernel, "direct; backward tiled");
   p.axes[2] = {4096, 31, 1, 1, 1, false};
-  EXPECT_EQ(forward::describe(p).kernel, "query lanes");
+  EXPECT_EQ(forward::describe(p).kernel, "query lanes; backward tiled");
+  p.head_dim = p.value_dim = 16;
   p.axes[2].kernel_size = 7;
-  EXPECT_EQ(forward::describe(p).kernel, "shift");
+  EXPECT_EQ(forward::describe(p).kernel, "shift; backward tiled");
   const std::vector<std::string> targets = cpu_targets();
   if (std::find(targets.begin(), targets.end(), "SCALAR") == targets.end()) return;  // Arm always has NEON
   set_cpu_target("SCALAR");
-  EXPECT_EQ(forward::describe(p).kernel, "generic");
+  EXPECT_EQ(forward::describe(p).kernel, "generic; backward tiled");
   set_cpu_target("");
 }
 
