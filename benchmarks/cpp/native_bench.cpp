@@ -1,8 +1,10 @@
-// Times the CPU kernels against the machine: every measurement is a ratio to an FMA loop (and, where memory binds, a
-// copy) that ran right before it.
+// Times the CPU kernels against the machine: every measurement is a ratio to an FMA loop and a copy of the same run.
+// The bound is the larger of FLOPs over the peak and bytes, every tensor once, over the copy rate.
 //
-// native_bench [--case NAME] [--direction forward|backward] [--dtype f32|f16|bf16] [--threads N] [--repeats N] [--json
-// FILE]
+// native_bench [--case NAME] [--size small|large] [--direction forward|backward|training] [--dtype f32|f16|bf16]
+//              [--threads N] [--repeats N] [--json FILE]
+//
+// Large: a batch whose results exceed 64 MiB. Training: forward and backward.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -28,7 +30,7 @@ using cpu::SavedForward;
 using cpu::Tensor;
 
 struct Options {
-  std::string name, direction, dtype, json;
+  std::string name, size, direction, dtype, json;
   int threads = 0, repeats = 15;
 };
 
@@ -58,9 +60,9 @@ class Array {
 };
 
 struct Result {
-  std::string name, direction, dtype, kernel, tile;
+  std::string name, size, direction, dtype, kernel, tile;
   int threads;
-  double milliseconds, gflops, peak_percent, roofline_percent, bandwidth, peak_gflops, target;
+  double milliseconds, gflops, peak_percent, bound_percent, bandwidth, peak_gflops, target;
 };
 
 double median(std::vector<double> values) {
@@ -68,20 +70,19 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Result measure(const Case& c, const std::string& direction, FloatType type, const char* dtype, int threads,
-               int repeats) {
-  const Problem p = problem_of(c, type);
+Result measure(const Case& c, const std::string& size, const std::string& direction, FloatType type, const char* dtype,
+               int threads, int repeats) {
+  const Problem p = problem_of(c, type, size == "large");
   const Array query(p, c.heads, c.dim, type, 1), key(p, c.heads, c.dim, type, 2), value(p, c.heads, c.dim, type, 3);
   const Array out(p, c.heads, c.dim, type, 4), dout(p, c.heads, c.dim, type, 5);
   const Array dq(p, c.heads, c.dim, type, 6), dk(p, c.heads, c.dim, type, 7), dv(p, c.heads, c.dim, type, 8);
-  std::vector<float> lse(p.tokens() * c.heads);
+  std::vector<float> lse(p.batch * p.tokens() * c.heads);
   const AttentionInputs inputs{p, query.tensor(), key.tensor(), value.tensor(), nullptr, nullptr};
   const SavedForward saved{out.tensor(), lse.data(), dout.tensor(), nullptr};
-  const bool forward = direction == "forward";
+  const bool forward = direction == "forward", training = direction == "training";
   const auto run = [&] {
-    if (forward) {
-      cpu::attention_forward(inputs, out.tensor(), lse.data());
-    } else {
+    if (forward || training) cpu::attention_forward(inputs, out.tensor(), lse.data());
+    if (!forward) {
       cpu::attention_backward(inputs, saved, dq.tensor(), nullptr, dk.tensor(), dv.tensor());
     }
   };
@@ -89,11 +90,13 @@ Result measure(const Case& c, const std::string& direction, FloatType type, cons
   cpu::attention_forward(inputs, out.tensor(), lse.data());
   run();
 
-  const double pairs = static_cast<double>(p.tokens() * c.heads * p.kernel_volume() * c.dim);
-  const double flops = (forward ? 4.0 : 10.0) * pairs;
-  const double bytes = (forward ? 4.0 : 8.0) * static_cast<double>(p.tokens() * c.heads * c.dim) *
-                       static_cast<double>(cpu::element_size(type));
-  const double bandwidth = c.bandwidth_bound ? copy_bandwidth() : 0;
+  const double elements = static_cast<double>(p.batch * p.tokens() * c.heads * c.dim);
+  const double flops = (forward ? 4.0 : training ? 14.0 : 10.0) * elements * static_cast<double>(p.kernel_volume());
+  const double bytes = (forward    ? 4.0
+                        : training ? 12.0
+                                   : 8.0) *
+                       elements * static_cast<double>(cpu::element_size(type));
+  const double bandwidth = copy_bandwidth();
   std::vector<double> times, peaks, percents;
   for (int i = 0; i < repeats; ++i) {
     const double peak = fma_peak();
@@ -111,9 +114,10 @@ Result measure(const Case& c, const std::string& direction, FloatType type, cons
   }
   cpu::set_thread_count(0);
   const double time = median(times);
-  const double roofline = std::max(flops / median(peaks), bandwidth > 0 ? bytes / bandwidth : 0.0);
+  const double bound = std::max(flops / (threads * median(peaks)), bytes / bandwidth);
   const cpu::forward::Description kernel = cpu::forward::describe(p);
   return {c.name,
+          size,
           direction,
           dtype,
           forward ? kernel.kernel : "",
@@ -122,10 +126,12 @@ Result measure(const Case& c, const std::string& direction, FloatType type, cons
           time * 1e3,
           flops / time * 1e-9,
           median(percents),
-          100 * roofline / time,
+          100 * bound / time,
           bandwidth * 1e-9,
           median(peaks) * 1e-9,
-          forward ? c.forward_target : c.backward_target};
+          forward    ? c.forward_target
+          : training ? c.training_target
+                     : 0};
 }
 
 void write_json(const std::string& file, const std::vector<Result>& results) {
@@ -133,12 +139,12 @@ void write_json(const std::string& file, const std::vector<Result>& results) {
   json << "{\"target\": \"" << cpu::cpu_target() << "\", \"results\": [";
   for (std::size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
-    json << (i ? ",\n" : "\n") << "  {\"case\": \"" << r.name << "\", \"direction\": \"" << r.direction
-         << "\", \"dtype\": \"" << r.dtype << "\", \"threads\": " << r.threads << ", \"kernel\": \"" << r.kernel
-         << "\", \"tile\": \"" << r.tile << "\", \"milliseconds\": " << r.milliseconds << ", \"gflops\": " << r.gflops
-         << ", \"fma_peak_gflops\": " << r.peak_gflops << ", \"percent_of_peak\": " << r.peak_percent
-         << ", \"percent_of_roofline\": " << r.roofline_percent << ", \"copy_gb_per_s\": " << r.bandwidth
-         << ", \"target_percent\": " << r.target << "}";
+    json << (i ? ",\n" : "\n") << "  {\"case\": \"" << r.name << "\", \"size\": \"" << r.size << "\", \"direction\": \""
+         << r.direction << "\", \"dtype\": \"" << r.dtype << "\", \"threads\": " << r.threads << ", \"kernel\": \""
+         << r.kernel << "\", \"tile\": \"" << r.tile << "\", \"milliseconds\": " << r.milliseconds
+         << ", \"gflops\": " << r.gflops << ", \"fma_peak_gflops\": " << r.peak_gflops
+         << ", \"percent_of_peak\": " << r.peak_percent << ", \"percent_of_bound\": " << r.bound_percent
+         << ", \"copy_gb_per_s\": " << r.bandwidth << ", \"target_percent\": " << r.target << "}";
   }
   json << "\n]}\n";
 }
@@ -150,6 +156,8 @@ Options parse(int argc, char** argv) {
     if (i + 1 >= argc) throw std::invalid_argument("no value for " + flag);
     if (flag == "--case") {
       options.name = argv[i + 1];
+    } else if (flag == "--size") {
+      options.size = argv[i + 1];
     } else if (flag == "--direction") {
       options.direction = argv[i + 1];
     } else if (flag == "--dtype") {
@@ -177,24 +185,29 @@ int run(const Options& options) {
       {FloatType::float32, "f32"}, {FloatType::float16, "f16"}, {FloatType::bfloat16, "bf16"}};
   std::printf("target %s, FMA peak %.1f GFLOP/s, copy %.1f GB/s\n", cpu::cpu_target().c_str(), fma_peak() * 1e-9,
               copy_bandwidth() * 1e-9);
-  std::printf("%-13s %-8s %-5s %7s %10s %9s %8s %8s %7s  %s\n", "case", "pass", "dtype", "threads", "ms", "GFLOP/s",
-              "% peak", "% roof", "target", "kernel");
+  std::printf("%-13s %-5s %-8s %-5s %7s %10s %9s %8s %8s %7s  %s\n", "case", "size", "pass", "dtype", "threads", "ms",
+              "GFLOP/s", "% peak", "% bound", "target", "kernel");
   std::vector<Result> results;
   for (const Case& c : cases()) {
     if (!is_wanted(c.name, options.name)) continue;
-    for (const char* direction : {"forward", "backward"}) {
-      if (!options.direction.empty() && options.direction != direction) continue;
+    const auto measure_all = [&](const char* size, const char* direction) {
       for (const auto& [type, dtype] : kTypes) {
         if (!options.dtype.empty() && options.dtype != dtype) continue;
         for (int threads : {1, 2}) {
           if (options.threads != 0 && options.threads != threads) continue;
-          const Result r = measure(c, direction, type, dtype, threads, options.repeats);
-          std::printf("%-13s %-8s %-5s %7d %10.3f %9.1f %8.1f %8.1f %7.0f  %s %s\n", r.name.c_str(), direction, dtype,
-                      threads, r.milliseconds, r.gflops, r.peak_percent, r.roofline_percent, r.target, r.kernel.c_str(),
-                      r.tile.c_str());
+          const Result r = measure(c, size, direction, type, dtype, threads, options.repeats);
+          std::printf("%-13s %-5s %-8s %-5s %7d %10.3f %9.1f %8.1f %8.1f %7.0f  %s %s\n", r.name.c_str(), size,
+                      direction, dtype, threads, r.milliseconds, r.gflops, r.peak_percent, r.bound_percent, r.target,
+                      r.kernel.c_str(), r.tile.c_str());
           std::fflush(stdout);
           results.push_back(r);
         }
+      }
+    };
+    for (const char* size : {"small", "large"}) {
+      if (!options.size.empty() && options.size != size) continue;
+      for (const char* direction : {"forward", "backward", "training"}) {
+        if (options.direction.empty() || options.direction == direction) measure_all(size, direction);
       }
     }
   }
