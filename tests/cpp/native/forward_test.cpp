@@ -133,13 +133,13 @@ TEST_P(Forward, Segments) {
     EXPECT_TRUE(cpu_target() == "SCALAR" || forward::is_segmented(p));
     run(seed++, p);
   };
-  run_case({{40, 40, 1, 1, 1, false}, {41, 41, 1, 1, 1, false}}, 4);
-  run_case({{45, 37, 1, 1, 1, false}, {60, 43, 1, 1, 1, true}}, 3);
-  run_case({{50, 41, 1, 1, 7, true}, {44, 44, 5, 1, 1, false}}, 8);
+  run_case({{40, 40, 2, 1, 1, false}, {41, 41, 3, 1, 1, false}}, 4);
+  run_case({{45, 37, 2, 1, 1, false}, {60, 43, 4, 1, 1, true}}, 3);
+  run_case({{50, 41, 1, 1, 7, true}, {44, 44, 9, 1, 1, false}}, 8);
   run_case({{3, 3, 1, 1, 1, false}, {900, 600, 30, 1, 1, false}}, 5);
-  run_case({{100, 50, 3, 2, 1, false}, {33, 32, 1, 1, 1, false}}, 17);
-  run_case({{13, 12, 1, 1, 1, false}, {14, 13, 1, 1, 2, false}, {15, 12, 1, 1, 1, false}}, 4);
-  run_case({{7, 6, 1, 1, 1, true}, {12, 12, 3, 1, 1, false}, {40, 33, 1, 1, 1, true}}, 2);
+  run_case({{100, 50, 3, 2, 1, false}, {33, 32, 4, 1, 1, false}}, 17);
+  run_case({{13, 12, 1, 1, 1, false}, {14, 13, 1, 1, 2, false}, {15, 12, 5, 1, 1, false}}, 4);
+  run_case({{7, 6, 1, 1, 1, true}, {12, 12, 3, 1, 1, false}, {40, 33, 7, 1, 1, true}}, 2);
   run_case({{14, 14, 1, 1, 1, false}, {12, 11, 11, 1, 1, false}, {25, 25, 1, 1, 1, false}}, 2);
 }
 
