@@ -49,7 +49,7 @@ using A = Array;
 
 // clang-format off
 /// In the order of KernelId.
-const KernelRow kKernels[] = {
+constexpr KernelRow kKernels[] = {
     {"forward", Role::forward, Side::queries,
      {A::query, A::key, A::value, A::rpb, A::lengths, A::scale}, {A::out, A::lse},
      {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward},

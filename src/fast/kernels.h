@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <vector>
 
 #include "fast/kernel_source.h"
 
@@ -30,8 +29,9 @@ enum class Role : std::uint8_t { forward, query_gradient, key_gradient, split };
 struct KernelRow {
   const char* name;
   Role role;
-  Side held;                                     ///< by threads, the other side streams past; none: no tiles
-  std::vector<Array> inputs, outputs;            ///< those that a problem lacks drop out
+  Side held;                    ///< by threads, the other side streams past; none: no tiles
+  std::array<Array, 9> inputs;  ///< those that a problem lacks, and `none`, drop out
+  std::array<Array, 2> outputs;
   std::array<int, 2> products;                   ///< of a pair: D long, Dv long; without tiles: operations per element
   std::array<const char*, kEngineCount> bodies;  ///< nullptr: not on that engine
   /// @x is the tensor of array x, $x a word that depends on the plan (Writer::call), all else stands as it is.
