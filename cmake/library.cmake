@@ -23,7 +23,7 @@ target_sources(
           src/ops/canonical.cpp
           src/ops/differentiable.cpp
           src/ops/fold.cpp
-          src/ops/operations.cpp
+          src/ops/tier.cpp
           src/ops/validate.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <iterator>
 #include <stdexcept>
 
 #include "api/registry.h"
@@ -12,9 +14,10 @@ namespace natten::bindings {
 
 namespace {
 
-constexpr const char* kFunctions[] = {
-    "supports",        "forward", "backward_query",   "backward_key_value", "qk", "qk_backward_query",
-    "qk_backward_key", "av",      "av_backward_attn", "av_backward_value"};
+// Per operation, in the order of Role.
+constexpr const char* kFunctions[3][3] = {{"forward", "backward_query", "backward_key_value"},
+                                          {"qk", "qk_backward_query", "qk_backward_key"},
+                                          {"av", "av_backward_attn", "av_backward_value"}};
 
 std::vector<mx::array> to_arrays(const char* function, const nb::object& result) {
   std::vector<mx::array> arrays;
@@ -37,10 +40,21 @@ class Function {
  public:
   Function(nb::handle module, const char* name) : name_(name), callable_(module.attr(name)) { callable_.inc_ref(); }
 
-  template <class... Arguments>
-  std::vector<mx::array> operator()(const Problem& problem, const Arguments&... arguments) const {
+  // rpb and lengths that the call lacks are None.
+  Arrays operator()(const Call& call) const {
     const nb::gil_scoped_acquire gil;
-    return to_arrays(name_, callable_(to_dict(problem), arguments...));
+    Problem with_all = call.problem;
+    with_all.has_rpb = with_all.op != Op::av;
+    with_all.has_lengths = true;
+    nb::list arguments;
+    arguments.append(to_dict(call.problem));
+    for (const Argument argument : inputs_of(with_all, call.role)) arguments.append(nb::cast(call.find(argument)));
+    Arrays results = to_arrays(name_, callable_(*arguments));
+    const Arguments expected = outputs_of(call.problem, call.role);
+    if (results.size() == expected.size()) return results;
+    std::string names;
+    for (const Argument result : expected) names += (names.empty() ? "" : ", ") + std::string(name_of(result));
+    throw std::runtime_error(std::string("external tier: ") + name_ + " must return (" + names + ")");
   }
 
   Objection objection(const Problem& problem) const {
@@ -53,8 +67,6 @@ class Function {
   const char* name_;
   nb::handle callable_;
 };
-
-using Optional = std::optional<mx::array>;
 
 }  // namespace
 
@@ -91,47 +103,29 @@ nb::dict to_dict(const Problem& p) {
 
 Tier external_tier(nb::handle module) {
   std::string missing;
-  for (const char* name : kFunctions) {
-    if (nb::hasattr(module, name) && PyCallable_Check(nb::object(module.attr(name)).ptr())) continue;
+  const auto check = [&](const char* name) {
+    if (nb::hasattr(module, name) && PyCallable_Check(nb::object(module.attr(name)).ptr())) return;
     missing += (missing.empty() ? "" : ", ") + std::string(name);
-  }
+  };
+  check("supports");
+  for (const auto& names : kFunctions) std::for_each(std::begin(names), std::end(names), check);
   if (!missing.empty()) throw std::invalid_argument("external tier: the module lacks the functions " + missing);
+  std::vector<std::vector<Function>> functions(3);
+  for (int op = 0; op < 3; ++op) {
+    for (const char* name : kFunctions[op]) functions[op].emplace_back(module, name);
+  }
   Tier tier;
   tier.name = kCompiled;
   tier.is_fused = true;
   tier.unavailable = [] { return Objection(); };
-  tier.supports = [f = Function(module, "supports")](const Problem& p) { return f.objection(p); };
+  tier.supports = [f = Function(module, "supports")](const Problem& p, Role role) {
+    if (role == Role::backward) return Objection("a module has a function for each part of the backward");
+    return role == Role::forward ? f.objection(p) : Objection();
+  };
   tier.choice = [](const Problem&) { return KernelChoice{"external module", ""}; };
-  tier.forward = [f = Function(module, "forward")](const Problem& p, const AttentionInputs& in, mx::Stream) {
-    const auto results = f(p, in.query, in.key, in.value, in.rpb, in.lengths);
-    if (results.size() != 2) throw std::runtime_error("external tier: forward must return (out, lse)");
-    return std::pair(results[0], results[1]);
+  tier.run = [functions](const Call& call) {
+    return functions[static_cast<int>(call.problem.op)][static_cast<int>(call.role)](call);
   };
-  const auto backward = [](Function f) {
-    return [f](const Problem& p, const AttentionInputs& in, const mx::array& out, const mx::array& lse,
-               const mx::array& dout, const mx::array& dlse,
-               mx::Stream) { return f(p, in.query, in.key, in.value, in.rpb, in.lengths, out, lse, dout, dlse); };
-  };
-  tier.backward_query = backward(Function(module, "backward_query"));
-  tier.backward_key_value = backward(Function(module, "backward_key_value"));
-  tier.qk = [f = Function(module, "qk")](const Problem& p, const mx::array& q, const mx::array& k, const Optional& rpb,
-                                         const Optional& lengths, mx::Stream) { return f(p, q, k, rpb, lengths)[0]; };
-  tier.qk_backward_query = [f = Function(module, "qk_backward_query")](
-                               const Problem& p, const mx::array& q, const mx::array& k, const Optional& rpb,
-                               const Optional& lengths, const mx::array& dlogits,
-                               mx::Stream) { return f(p, q, k, rpb, lengths, dlogits); };
-  tier.qk_backward_key = [f = Function(module, "qk_backward_key")](
-                             const Problem& p, const mx::array& q, const mx::array& k, const Optional& rpb,
-                             const Optional& lengths, const mx::array& dlogits,
-                             mx::Stream) { return f(p, q, k, rpb, lengths, dlogits)[0]; };
-  tier.av = [f = Function(module, "av")](const Problem& p, const mx::array& attn, const mx::array& value,
-                                         const Optional& lengths, mx::Stream) { return f(p, attn, value, lengths)[0]; };
-  const auto av_backward = [](Function f) {
-    return [f](const Problem& p, const mx::array& attn, const mx::array& value, const Optional& lengths,
-               const mx::array& dout, mx::Stream) { return f(p, attn, value, lengths, dout)[0]; };
-  };
-  tier.av_backward_attn = av_backward(Function(module, "av_backward_attn"));
-  tier.av_backward_value = av_backward(Function(module, "av_backward_value"));
   return tier;
 }
 

@@ -7,6 +7,7 @@
 #include "api/registry.h"
 #include "mlx/ops.h"
 #include "ops/canonical.h"
+#include "ops/differentiable.h"
 #include "pure/padding.h"
 #include "pure/pure.h"
 
@@ -38,6 +39,17 @@ mx::Shape result_shape(const Problem& p, std::optional<std::int64_t> last) {
   return shape;
 }
 
+// What tiers get: the tensors, then rpb and lengths as far as the call has them.
+Arrays with_tables(Arrays tensors, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths) {
+  if (rpb) tensors.push_back(*rpb);
+  if (lengths) tensors.push_back(*lengths);
+  return tensors;
+}
+
+Arrays run_call(const Caller& caller, const Problem& p, const Arrays& inputs, mx::Stream s) {
+  return run({choose_tier(caller, p), reference_tier(), p}, inputs, s);
+}
+
 std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
                                          const std::optional<mx::array>& lengths, mx::Stream s) {
   if (!lengths) return std::nullopt;
@@ -59,16 +71,17 @@ mx::array scaled(const mx::array& query, const std::optional<Scale>& scale, mx::
 }
 
 // Softmax is joint over window and additional tokens: two attentions, merged in the type of the sums.
-std::pair<mx::array, mx::array> with_additional(const Caller& caller, Problem p, AttentionInputs inputs,
-                                                const mx::array& keys, const mx::array& values, mx::Stream s) {
-  const mx::Dtype out_type = inputs.query.dtype(), type = sum_type(p);
-  for (mx::array* a : {&inputs.query, &inputs.key, &inputs.value}) *a = mx::astype(*a, type, s);
+AttentionResult with_additional(const Caller& caller, Problem p, Arrays inputs, const mx::array& keys,
+                                const mx::array& values, mx::Stream s) {
+  const mx::Dtype out_type = inputs[0].dtype(), type = sum_type(p);
+  for (int tensor = 0; tensor < 3; ++tensor) inputs[tensor] = mx::astype(inputs[tensor], type, s);
   p = window_problem(p);
-  const auto [window_out, window_lse] = run_attention(choose_tier(caller, p), p, inputs, s);
+  const std::optional<mx::array> lengths = p.has_lengths ? std::optional(inputs.back()) : std::nullopt;
+  const Arrays window = run_call(caller, p, inputs, s);
   const auto [dense_out, dense_lse] =
-      pure::dense_attention(p, inputs.query, mx::astype(keys, type, s), mx::astype(values, type, s), inputs.lengths, s);
-  const auto [out, lse] = pure::merge({window_out, dense_out}, {window_lse, dense_lse}, out_type, s);
-  const Padding padding(p, inputs.lengths, s);
+      pure::dense_attention(p, inputs[0], mx::astype(keys, type, s), mx::astype(values, type, s), lengths, s);
+  const auto [out, lse] = pure::merge({window[0], dense_out}, {window[1], dense_lse}, out_type, s);
+  const Padding padding(p, lengths, s);
   return {padding.zero_queries(out), padding.zero_queries(lse)};
 }
 
@@ -90,13 +103,15 @@ AttentionResult attention(const Caller& caller, const mx::array& query, const mx
     return {mx::zeros(result_shape(p, p.value_dim), query.dtype(), s),
             mx::zeros(result_shape(p, std::nullopt), sum_type(p), s)};
   }
-  const AttentionInputs inputs{with_three_axes(scaled(query, options.scale, s), p.rank, s),
-                               with_three_axes(key, p.rank, s), with_three_axes(value, p.rank, s),
-                               wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s)};
-  const auto [out, lse] =
-      has_additional ? with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s)
-                     : run_attention(choose_tier(caller, p), p, inputs, s);
-  return {with_rank_axes(out, p.rank, s), with_rank_axes(lse, p.rank, s)};
+  const auto canonical = [&](const mx::array& x) { return with_three_axes(x, p.rank, s); };
+  const Arrays inputs = with_tables({canonical(scaled(query, options.scale, s)), canonical(key), canonical(value)},
+                                    wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
+  if (has_additional) {
+    const auto [out, lse] = with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s);
+    return {with_rank_axes(out, p.rank, s), with_rank_axes(lse, p.rank, s)};
+  }
+  const Arrays results = run_call(caller, p, inputs, s);
+  return {with_rank_axes(results[0], p.rank, s), with_rank_axes(results[1], p.rank, s)};
 }
 
 mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
@@ -105,10 +120,10 @@ mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key,
   const Problem p =
       validate_qk(caller, query, key, neighborhood, options.scale, spec(options.rpb), spec(options.lengths), s.device);
   if (p.batch == 0) return mx::zeros(result_shape(p, p.kernel_volume()), query.dtype(), s);
-  const mx::array logits = run_qk(
-      choose_tier(caller, p), p, with_three_axes(scaled(query, options.scale, s), p.rank, s),
-      with_three_axes(key, p.rank, s), wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s), s);
-  return with_rank_axes(logits, p.rank, s);
+  const Arrays inputs =
+      with_tables({with_three_axes(scaled(query, options.scale, s), p.rank, s), with_three_axes(key, p.rank, s)},
+                  wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
+  return with_rank_axes(run_call(caller, p, inputs, s)[0], p.rank, s);
 }
 
 mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
@@ -116,9 +131,9 @@ mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value
   const mx::Stream s = mx::to_stream(options.stream);
   const Problem p = validate_av(caller, attn, value, neighborhood, spec(options.lengths), s.device);
   if (p.batch == 0) return mx::zeros(result_shape(p, p.value_dim), attn.dtype(), s);
-  const mx::array out = run_av(choose_tier(caller, p), p, with_three_axes(attn, p.rank, s),
-                               with_three_axes(value, p.rank, s), checked_lengths(caller, p, options.lengths, s), s);
-  return with_rank_axes(out, p.rank, s);
+  const Arrays inputs = with_tables({with_three_axes(attn, p.rank, s), with_three_axes(value, p.rank, s)}, std::nullopt,
+                                    checked_lengths(caller, p, options.lengths, s));
+  return with_rank_axes(run_call(caller, p, inputs, s)[0], p.rank, s);
 }
 
 std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Shape& shape, const mx::array& lengths,

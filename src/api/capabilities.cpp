@@ -60,7 +60,7 @@ TierSupport support(const Tier& tier) {
 
   std::vector<DeviceType> devices;
   for (DeviceType device : {DeviceType::cpu, DeviceType::gpu}) {
-    if (tier.supports(probe(1, Op::attention, device))) continue;
+    if (objection(tier, probe(1, Op::attention, device))) continue;
     devices.push_back(device);
     row.devices.push_back(device == DeviceType::cpu ? "cpu" : "gpu");
   }
@@ -69,21 +69,20 @@ TierSupport support(const Tier& tier) {
   bool split = true;
   for (int rank = 1; rank <= kAxes; ++rank) {
     const std::string name = "na" + std::to_string(rank) + "d";
-    row.forward[name] = on_some_device([&](DeviceType d) { return !tier.supports(probe(rank, Op::attention, d)); });
+    row.forward[name] = on_some_device([&](DeviceType d) { return !objection(tier, probe(rank, Op::attention, d)); });
     row.fusion[name] = row.forward[name] && tier.is_fused;
-    row.backward[name] = row.forward[name] && (tier.differentiated_by_mlx || tier.backward_query);
     row.varlen[name] = on_some_device([&](DeviceType d) {
       Problem p = probe(rank, Op::attention, d);
       p.has_lengths = true;
-      return !tier.supports(p);
+      return !objection(tier, p);
     });
     split = split && on_some_device([&](DeviceType d) {
-              return !tier.supports(probe(rank, Op::qk, d)) && !tier.supports(probe(rank, Op::av, d));
+              return !objection(tier, probe(rank, Op::qk, d)) && !objection(tier, probe(rank, Op::av, d));
             });
     for (DeviceType device : devices) {
       for (Op op : {Op::attention, Op::qk, Op::av}) {
         for (const Problem& p : feature_probes(rank, op, device)) {
-          const Objection reason = tier.supports(p);
+          const Objection reason = objection(tier, p);
           if (reason && std::find(row.constraints.begin(), row.constraints.end(), *reason) == row.constraints.end()) {
             row.constraints.push_back(*reason);
           }
@@ -92,9 +91,9 @@ TierSupport support(const Tier& tier) {
     }
   }
   row.forward["split_qk_av"] = split;
-  row.backward["split_qk_av"] = split && (tier.differentiated_by_mlx || tier.qk_backward_query);
+  row.backward = row.forward;  // a tier takes calls that it can differentiate
   for (FloatType type : kTypes) {
-    if (on_some_device([&](DeviceType d) { return !tier.supports(probe(1, Op::attention, d, type)); })) {
+    if (on_some_device([&](DeviceType d) { return !objection(tier, probe(1, Op::attention, d, type)); })) {
       row.dtypes.push_back(to_string(to_dtype(type)));
     }
   }
@@ -157,7 +156,7 @@ std::string gpu_cost(const CallDescription& call, const Neighborhood& neighborho
   problem.device = DeviceType::gpu;
   for (const TierPtr& tier : tiers()) {
     if (!tier->cost) continue;
-    const Objection reason = tier->supports(problem);
+    const Objection reason = objection(*tier, problem);
     return reason ? "none: tier '" + tier->name + "' cannot run this call: " + *reason : tier->cost(problem);
   }
   return "none: no tier has a model";

@@ -103,9 +103,9 @@ bool is_named(const Tier& tier, const std::string& backend) {
   return tier.name == backend || (backend == kFast && tier.name == kFastCuda);
 }
 
-Objection objection(const Tier& tier, const Problem& problem) {
+Objection objection_now(const Tier& tier, const Problem& problem) {
   if (Objection reason = tier.unavailable()) return reason;
-  return tier.supports(problem);
+  return objection(tier, problem);
 }
 
 struct Candidates {
@@ -138,7 +138,7 @@ template <class Decline>
 std::size_t first_to_accept(const Candidates& all, const Problem& problem, Decline&& decline) {
   std::size_t i = all.first;
   for (; i < all.tiers.size(); ++i) {
-    const Objection reason = objection(*all.tiers[i], problem);
+    const Objection reason = objection_now(*all.tiers[i], problem);
     if (!reason) break;
     decline(i, *reason);
   }
@@ -160,6 +160,11 @@ bool is_fallback(const Candidates& all, const Problem& problem, std::size_t chos
 
 std::array<TierPtr, 3> tiers() {
   return Registry::instance().tiers();
+}
+
+TierPtr reference_tier() {
+  static const TierPtr tier = Registry::instance().tiers().back();
+  return tier;
 }
 
 void replace_compiled_tier(Tier tier) {

@@ -5,13 +5,16 @@
 #include <functional>
 #include <string>
 
-#include "ops/operations.h"
+#include "ops/tier.h"
 #include "ops/validate.h"
 
 namespace natten {
 
 /// In order of preference: compiled, JIT, pure.
 std::array<TierPtr, 3> tiers();
+
+/// The last of them, which takes every call and is differentiated by MLX.
+TierPtr reference_tier();
 
 /// Replaces the in-tree compiled tier (NATTEN_MLX_NANOBIND_MODULE).
 void replace_compiled_tier(Tier tier);

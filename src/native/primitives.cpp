@@ -7,6 +7,7 @@
 #include "graph/trace.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/primitives.h"
 #include "native/cpu/dense_copy.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/tuning.h"
@@ -15,18 +16,10 @@
 namespace natten::cpu {
 namespace {
 
-using Arrays = std::vector<mx::array>;
-
-constexpr const char* kNames[] = {"NattenAttention",
-                                  "NattenAttentionBackwardQuery",
-                                  "NattenAttentionBackwardKeyValue",
-                                  "NattenAttentionBackward",
-                                  "NattenQk",
-                                  "NattenQkBackwardQuery",
-                                  "NattenQkBackwardKey",
-                                  "NattenAv",
-                                  "NattenAvBackwardAttn",
-                                  "NattenAvBackwardValue"};
+constexpr const char* kNames[3][4] = {
+    {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue", "NattenAttentionBackward"},
+    {"NattenQk", "NattenQkBackwardQuery", "NattenQkBackwardKey", "NattenQkBackward"},
+    {"NattenAv", "NattenAvBackwardAttn", "NattenAvBackwardValue", "NattenAvBackward"}};
 
 // Blocks do not start at a cache line: large ones are shifted to one, which writing past the caches needs.
 void allocate(mx::array& a) {
@@ -42,9 +35,9 @@ void allocate(mx::array& a) {
   }
 }
 
-// Raw memory of a kernel's arguments: a task must not hold arrays.
-struct Task {
-  Kernel kernel;
+// Raw memory of a kernel's arguments: what runs later must not hold arrays.
+struct Launch {
+  Role role;
   AttentionInputs inputs;
   SavedForward saved;
   Tensor x, y;  // what the split form reads besides, in the order of the primitive's inputs
@@ -54,27 +47,31 @@ struct Task {
 
   void run() const {
     for (const DenseCopy& copy : copies) copy.run();
-    switch (kernel) {
-      case Kernel::attention_forward:
-        return attention_forward(inputs, outputs[0], float_output);
-      case Kernel::attention_backward_query:
-        return attention_backward_query(inputs, saved, outputs[0], float_output);
-      case Kernel::attention_backward_key_value:
-        return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
-      case Kernel::attention_backward:
-        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
-      case Kernel::qk:
-        return qk(inputs, outputs[0]);
-      case Kernel::qk_backward_query:
-        return qk_backward_query(inputs, x, outputs[0], float_output);
-      case Kernel::qk_backward_key:
+    switch (inputs.problem.op) {
+      case Op::attention:
+        return run_attention();
+      case Op::qk:
+        if (role == Role::forward) return qk(inputs, outputs[0]);
+        if (role == Role::backward_query) return qk_backward_query(inputs, x, outputs[0], float_output);
         return qk_backward_key(inputs, x, outputs[0]);
-      case Kernel::av:
-        return av(inputs, x, outputs[0]);
-      case Kernel::av_backward_attn:
-        return av_backward_attn(inputs, y, outputs[0]);
-      case Kernel::av_backward_value:
+      case Op::av:
+        if (role == Role::forward) return av(inputs, x, outputs[0]);
+        if (role == Role::backward_query) return av_backward_attn(inputs, y, outputs[0]);
         return av_backward_value(inputs, x, y, outputs[0]);
+    }
+  }
+
+ private:
+  void run_attention() const {
+    switch (role) {
+      case Role::forward:
+        return attention_forward(inputs, outputs[0], float_output);
+      case Role::backward_query:
+        return attention_backward_query(inputs, saved, outputs[0], float_output);
+      case Role::backward_key_value:
+        return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
+      case Role::backward:
+        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
     }
   }
 };
@@ -125,30 +122,30 @@ class Reader {
 
 class KernelPrimitive : public mx::Primitive {
  public:
-  KernelPrimitive(mx::Stream s, Kernel kernel, const Problem& problem, std::vector<mx::Shape> input_shapes,
+  KernelPrimitive(mx::Stream s, Role role, const Problem& problem, std::vector<mx::Shape> input_shapes,
                   std::vector<mx::Shape> output_shapes)
       : Primitive(s),
-        kernel_(kernel),
+        role_(role),
         problem_(problem),
         input_shapes_(std::move(input_shapes)),
         output_shapes_(std::move(output_shapes)) {}
 
-  const char* name() const override { return kNames[static_cast<int>(kernel_)]; }
+  const char* name() const override { return kNames[static_cast<int>(problem_.op)][static_cast<int>(role_)]; }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     for (mx::array& output : outputs) allocate(output);
-    Task task{kernel_, {}, {}, {}, {}, {}, nullptr, {}};
-    read(inputs, Reader(inputs, encoder, task.copies), task);
+    Launch launch{role_, {}, {}, {}, {}, {}, nullptr, {}};
+    read(Reader(inputs, encoder, launch.copies), launch);
     int tensors = 0;
     for (mx::array& output : outputs) {
       if (output.ndim() == 6) {
-        task.outputs[tensors++] = dense_tensor(output);
+        launch.outputs[tensors++] = dense_tensor(output);
       } else {
-        task.float_output = output.data<float>();
+        launch.float_output = output.data<float>();
       }
     }
-    encoder.dispatch([task = std::move(task)] { task.run(); });
+    encoder.dispatch([launch = std::move(launch)] { launch.run(); });
   }
 
   void eval_gpu(const Arrays&, Arrays&) override {
@@ -157,7 +154,7 @@ class KernelPrimitive : public mx::Primitive {
 
   bool is_equivalent(const Primitive& other) const override {
     const auto& o = static_cast<const KernelPrimitive&>(other);
-    return kernel_ == o.kernel_ && problem_ == o.problem_ && input_shapes_ == o.input_shapes_;
+    return role_ == o.role_ && problem_ == o.problem_ && input_shapes_ == o.input_shapes_;
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
@@ -166,25 +163,42 @@ class KernelPrimitive : public mx::Primitive {
   }
 
  private:
-  void read(const Arrays& inputs, Reader reader, Task& task) const {
-    const bool is_attention = problem_.op == Op::attention;
-    task.inputs.problem = problem_;
-    if (problem_.op != Op::av) task.inputs.query = reader.tensor();
-    if (problem_.op == Op::av) task.x = reader.tensor();
-    if (problem_.op != Op::av) task.inputs.key = reader.tensor();
-    if (problem_.op != Op::qk) task.inputs.value = reader.tensor();
-    if (problem_.has_rpb) task.inputs.rpb = reader.dense<float>();
-    if (problem_.has_lengths) task.inputs.lengths = reader.dense<std::int32_t>();
-    const std::size_t first_saved =
-        (is_attention ? 3 : 2) + (problem_.has_rpb ? 1 : 0) + (problem_.has_lengths ? 1 : 0);
-    if (inputs.size() == first_saved) return;
-    if (is_attention) {
-      task.saved.out = reader.tensor();
-      task.saved.lse = reader.dense<float>();
-      task.saved.dout = reader.tensor();
-      task.saved.dlse = reader.dense<float>();
-    } else {
-      (problem_.op == Op::av ? task.y : task.x) = reader.tensor();
+  void read(Reader reader, Launch& launch) const {
+    AttentionInputs& inputs = launch.inputs;
+    SavedForward& saved = launch.saved;
+    inputs.problem = problem_;
+    for (const Argument argument : inputs_of(problem_, role_)) {
+      switch (argument) {
+        case Argument::query:
+          inputs.query = reader.tensor();
+          break;
+        case Argument::key:
+          inputs.key = reader.tensor();
+          break;
+        case Argument::value:
+          inputs.value = reader.tensor();
+          break;
+        case Argument::rpb:
+          inputs.rpb = reader.dense<float>();
+          break;
+        case Argument::lengths:
+          inputs.lengths = reader.dense<std::int32_t>();
+          break;
+        case Argument::out:
+          saved.out = reader.tensor();
+          break;
+        case Argument::lse:
+          saved.lse = reader.dense<float>();
+          break;
+        case Argument::dout:
+          (problem_.op == Op::attention ? saved.dout : launch.y) = reader.tensor();
+          break;
+        case Argument::dlse:
+          saved.dlse = reader.dense<float>();
+          break;
+        default:  // attn, dlogits
+          launch.x = reader.tensor();
+      }
     }
   }
 
@@ -197,7 +211,7 @@ class KernelPrimitive : public mx::Primitive {
     return tensor;
   }
 
-  Kernel kernel_;
+  Role role_;
   Problem problem_;
   std::vector<mx::Shape> input_shapes_;
   std::vector<mx::Shape> output_shapes_;
@@ -211,64 +225,24 @@ mx::Shape rows(const Problem& p, std::int64_t last) {
   return shape;
 }
 
-struct Outputs {
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> dtypes;
-};
-
-Outputs outputs_of(Kernel kernel, const Problem& p, const Arrays& inputs) {
-  Outputs outputs;
-  const auto add = [&](mx::Shape shape, mx::Dtype dtype) {
-    outputs.shapes.push_back(std::move(shape));
-    outputs.dtypes.push_back(dtype);
-  };
-  const auto like = [&](int i) { add(inputs[i].shape(), inputs[i].dtype()); };
-  const mx::Dtype type = inputs[0].dtype();
-  switch (kernel) {
-    case Kernel::attention_forward:
-      add(rows(p, p.value_dim), type);
-      add(rows(p, -1), mx::float32);
-      break;
-    case Kernel::attention_backward_query:
-    case Kernel::qk_backward_query:
-      like(0);
-      if (p.has_rpb) like(p.op == Op::attention ? 3 : 2);
-      break;
-    case Kernel::attention_backward_key_value:
-      like(1);
-      like(2);
-      break;
-    case Kernel::attention_backward:
-      like(0);
-      if (p.has_rpb) like(3);
-      like(1);
-      like(2);
-      break;
-    case Kernel::qk:
-      add(rows(p, p.kernel_volume()), type);
-      break;
-    case Kernel::av:
-      add(rows(p, p.value_dim), type);
-      break;
-    case Kernel::qk_backward_key:
-    case Kernel::av_backward_value:
-      like(1);
-      break;
-    case Kernel::av_backward_attn:
-      like(0);
-      break;
-  }
-  return outputs;
-}
-
 }  // namespace
 
-std::vector<mx::array> run_kernel(Kernel kernel, const Problem& problem, std::vector<mx::array> inputs, mx::Stream s) {
-  Outputs outputs = outputs_of(kernel, problem, inputs);
-  std::vector<mx::Shape> input_shapes;
-  for (const mx::array& input : inputs) input_shapes.push_back(input.shape());
-  auto primitive = std::make_shared<KernelPrimitive>(s, kernel, problem, std::move(input_shapes), outputs.shapes);
-  return mx::array::make_arrays(std::move(outputs.shapes), outputs.dtypes, primitive, inputs);
+Arrays run_kernel(const Call& call) {
+  const Problem& p = call.problem;
+  const mx::Dtype type = call.inputs[0].dtype();
+  std::vector<mx::Shape> input_shapes, shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (const mx::array& input : call.inputs) input_shapes.push_back(input.shape());
+  for (const Argument result : outputs_of(p, call.role)) {
+    const bool is_result = call.role == Role::forward;
+    shapes.push_back(!is_result                   ? call[primal_of(result)].shape()
+                     : result == Argument::lse    ? rows(p, -1)
+                     : result == Argument::logits ? rows(p, p.kernel_volume())
+                                                  : rows(p, p.value_dim));
+    dtypes.push_back(!is_result ? call[primal_of(result)].dtype() : result == Argument::lse ? mx::float32 : type);
+  }
+  auto primitive = std::make_shared<KernelPrimitive>(call.stream, call.role, p, std::move(input_shapes), shapes);
+  return mx::array::make_arrays(std::move(shapes), dtypes, primitive, call.inputs);
 }
 
 }  // namespace natten::cpu

@@ -14,15 +14,7 @@ namespace natten {
 
 namespace {
 
-// `function` of the inputs `argnums` alone, the others held.
-std::function<Arrays(const Arrays&)> of_arguments(const std::function<Arrays(const Arrays&)>& function,
-                                                  const Arrays& inputs, const std::vector<int>& argnums) {
-  return [function, inputs, argnums](const Arrays& arguments) {
-    Arrays all = inputs;
-    for (std::size_t i = 0; i < argnums.size(); ++i) all[argnums[i]] = arguments[i];
-    return function(all);
-  };
-}
+using Function = std::function<Arrays(const Arrays&)>;
 
 Arrays select(const Arrays& arrays, const std::vector<int>& argnums) {
   Arrays selected;
@@ -30,19 +22,87 @@ Arrays select(const Arrays& arrays, const std::vector<int>& argnums) {
   return selected;
 }
 
-std::function<Arrays(const Arrays&)> reference_of(const Operation& operation, mx::Stream s) {
-  return [operation, s](const Arrays& inputs) { return operation.reference(operation.problem, inputs, s); };
+// `function` of the inputs `argnums` alone, the others held.
+Function of_arguments(const Function& function, const Arrays& inputs, const std::vector<int>& argnums) {
+  return [function, inputs, argnums](const Arrays& arguments) {
+    Arrays all = inputs;
+    for (std::size_t i = 0; i < argnums.size(); ++i) all[argnums[i]] = arguments[i];
+    return function(all);
+  };
+}
+
+// Cotangents of the inputs `argnums`, as MLX differentiates `function`.
+Arrays gradients(const Function& function, const Arrays& inputs, const std::vector<int>& argnums,
+                 const Arrays& cotangents) {
+  return mx::vjp(of_arguments(function, inputs, argnums), select(inputs, argnums), cotangents).second;
+}
+
+// The operation as MLX operations that can be differentiated. A backward is the reference's gradient, which depends on
+// the saved results only through the inputs.
+Arrays reference_of(const Operation& operation, const Arrays& inputs, mx::Stream s) {
+  const auto forward = [&](const Arrays& a) {
+    return operation.reference->run({operation.problem, Role::forward, a, s});
+  };
+  if (operation.role == Role::forward) return forward(inputs);
+  const Arguments arguments = inputs_of(operation.problem, Role::forward);
+  const auto cotangents = static_cast<std::ptrdiff_t>(outputs_of(operation.problem, Role::forward).size());
+  std::vector<int> wanted;
+  for (const Argument gradient : outputs_of(operation.problem, operation.role)) {
+    const auto found = std::find(arguments.begin(), arguments.end(), primal_of(gradient));
+    wanted.push_back(static_cast<int>(found - arguments.begin()));
+  }
+  return gradients(forward, {inputs.begin(), inputs.begin() + static_cast<std::ptrdiff_t>(arguments.size())}, wanted,
+                   {inputs.end() - cotangents, inputs.end()});
+}
+
+Function reference_of(const Operation& operation, mx::Stream s) {
+  return [operation, s](const Arrays& inputs) { return reference_of(operation, inputs, s); };
+}
+
+// The parts of a backward that the gradients of the inputs `wanted` need.
+std::vector<Role> asked_roles(const Operation& forward, const Arguments& wanted) {
+  std::vector<Role> roles;
+  for (const Role role : {Role::backward_query, Role::backward_key_value}) {
+    const Arguments outputs = outputs_of(forward.problem, role);
+    const bool is_asked = std::any_of(outputs.begin(), outputs.end(), [&](Argument gradient) {
+      return std::find(wanted.begin(), wanted.end(), primal_of(gradient)) != wanted.end();
+    });
+    if (is_asked) roles.push_back(role);
+  }
+  const bool at_once = roles.size() == 2 && !forward.tier->supports(forward.problem, Role::backward);
+  return at_once ? std::vector{Role::backward} : roles;
 }
 
 Arrays cotangents_of(const Operation& operation, const Arrays& inputs, const Arrays& cotangents,
                      const std::vector<int>& argnums, const Arrays& outputs, mx::Stream s) {
-  if (operation.vjp) return operation.vjp(operation.problem, inputs, cotangents, argnums, outputs, s);
-  return gradients(reference_of(operation, s), inputs, argnums, cotangents);
+  if (operation.role != Role::forward) return gradients(reference_of(operation, s), inputs, argnums, cotangents);
+  const Arguments arguments = inputs_of(operation.problem, Role::forward);
+  Arguments wanted;
+  for (int arg : argnums) wanted.push_back(arguments[arg]);
+  Arrays all = inputs;
+  if (operation.problem.op == Op::attention) all.insert(all.end(), outputs.begin(), outputs.end());
+  all.insert(all.end(), cotangents.begin(), cotangents.end());
+
+  std::vector<std::pair<Argument, mx::array>> found;
+  for (const Role role : asked_roles(operation, wanted)) {
+    const Operation backward{operation.tier, operation.reference, operation.problem, role};
+    const bool has_kernel = !operation.tier->supports(operation.problem, role);
+    const Arrays results = has_kernel ? run(backward, all, s) : reference_of(backward, all, s);
+    const Arguments gradients = outputs_of(operation.problem, role);
+    for (std::size_t i = 0; i < gradients.size(); ++i) found.emplace_back(primal_of(gradients[i]), results[i]);
+  }
+  Arrays result;
+  for (std::size_t i = 0; i < argnums.size(); ++i) {  // lengths have none
+    const auto gradient =
+        std::find_if(found.begin(), found.end(), [&](const auto& entry) { return entry.first == wanted[i]; });
+    result.push_back(gradient == found.end() ? mx::zeros_like(inputs[argnums[i]], s) : gradient->second);
+  }
+  return result;
 }
 
-Arrays tangents_of(const std::function<Arrays(const Arrays&)>& function, const Arrays& inputs, const Arrays& tangents,
-                   const std::vector<int>& argnums) {
-  return mx::jvp(of_arguments(function, inputs, argnums), select(inputs, argnums), tangents).second;
+Arrays tangents_of(const Operation& operation, const Arrays& inputs, const Arrays& tangents,
+                   const std::vector<int>& argnums, mx::Stream s) {
+  return mx::jvp(of_arguments(reference_of(operation, s), inputs, argnums), select(inputs, argnums), tangents).second;
 }
 
 // Whether `a` is `input`, perhaps behind a change of layout.
@@ -63,15 +123,23 @@ bool is_one_primitive(const Arrays& outputs, const Arrays& inputs) {
                      [&](const mx::array& a) { return a.has_primitive() && a.primitive_id() == first.primitive_id(); });
 }
 
+std::string node_name(const Operation& operation) {
+  const Op op = operation.problem.op;
+  std::string name = operation.tier->name + (op == Op::attention ? "_attention" : op == Op::qk ? "_qk" : "_av");
+  if (operation.role != Role::forward) name += "_backward";
+  return name + ":natten_mlx.exportable";  // what mx.export_function says about it
+}
+
 // Decorates the primitive of a tier. Evaluation is the inner primitive's.
 class Differentiable : public mx::Primitive {
  public:
-  Differentiable(mx::Stream s, std::shared_ptr<mx::Primitive> inner, Operation operation,
+  Differentiable(mx::Stream s, std::shared_ptr<mx::Primitive> inner, const Operation& operation, std::size_t results,
                  std::vector<mx::Shape> input_shapes, std::vector<mx::Shape> shapes)
       : Primitive(s),
         inner_(std::move(inner)),
-        operation_(std::move(operation)),
-        name_(operation_.name + ":natten_mlx.exportable"),
+        operation_(operation),
+        name_(node_name(operation)),
+        results_(static_cast<std::ptrdiff_t>(results)),
         input_shapes_(std::move(input_shapes)),
         output_shapes_(std::move(shapes)) {}
 
@@ -86,7 +154,7 @@ class Differentiable : public mx::Primitive {
   }
 
   Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
-    return tangents_of(reference_of(operation_, stream()), primals, tangents, argnums);
+    return tangents_of(operation_, primals, tangents, argnums, stream());
   }
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
@@ -95,8 +163,8 @@ class Differentiable : public mx::Primitive {
 
   bool is_equivalent(const Primitive& other) const override {
     const auto& o = static_cast<const Differentiable&>(other);
-    return operation_.name == o.operation_.name && operation_.problem == o.operation_.problem &&
-           input_shapes_ == o.input_shapes_;
+    return operation_.tier == o.operation_.tier && operation_.problem == o.operation_.problem &&
+           operation_.role == o.operation_.role && input_shapes_ == o.input_shapes_;
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
@@ -106,59 +174,55 @@ class Differentiable : public mx::Primitive {
 
  private:
   // Without the scratch that a tier's primitive hands on between its kernels.
-  Arrays results(const Arrays& outputs) const {
-    return {outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(operation_.outputs.size())};
-  }
+  Arrays results(const Arrays& outputs) const { return {outputs.begin(), outputs.begin() + results_}; }
 
   std::shared_ptr<mx::Primitive> inner_;
   Operation operation_;
   std::string name_;
+  std::ptrdiff_t results_;
   std::vector<mx::Shape> input_shapes_;
   std::vector<mx::Shape> output_shapes_;
 };
 
 // What a tier composes of MLX operations (an external module in Python does) has no primitive to decorate. Its parts
 // have a vmap, without which custom_function would not do. MLX refuses to compile it shapeless.
-Arrays composed(const Operation& operation, const Arrays& inputs, mx::Stream s) {
+Arrays composed(const Operation& operation, const Arrays& inputs, const Arrays& results, mx::Stream s) {
   std::vector<int> every(inputs.size());
   std::iota(every.begin(), every.end(), 0);
   return mx::custom_function(
-      [operation, s](const Arrays& a) { return operation.run(operation.problem, a, s); },
+      [&](const Arrays&) { return results; },  // of these inputs
       [operation, every, s](const Arrays& primals, const Arrays& cotangents, const Arrays& outputs) {
         return cotangents_of(operation, primals, cotangents, every, outputs, s);
       },
       [operation, s](const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
-        return tangents_of(reference_of(operation, s), primals, tangents, argnums);
+        return tangents_of(operation, primals, tangents, argnums, s);
       },
       [operation, count = inputs.size(), s](const Arrays& a, const std::vector<int>& axes) {
-        // After the inputs come what `run` made of them, which is not mapped but computed anew.
+        // After the inputs come the results, which are not mapped but computed anew.
         return map_folded(operation, {a.begin(), a.begin() + count}, {axes.begin(), axes.begin() + count}, s);
       })(inputs);
 }
 
 }  // namespace
 
-Arrays gradients(const std::function<Arrays(const Arrays&)>& function, const Arrays& inputs,
-                 const std::vector<int>& argnums, const Arrays& cotangents) {
-  return mx::vjp(of_arguments(function, inputs, argnums), select(inputs, argnums), cotangents).second;
-}
-
-Arrays differentiable(const Operation& operation, const Arrays& inputs, mx::Stream s) {
-  const Arrays inner = operation.run(operation.problem, inputs, s);
-  if (!is_one_primitive(inner, inputs)) return composed(operation, inputs, s);
-  const mx::array& first = inner.front();
+Arrays run(const Operation& operation, const Arrays& inputs, mx::Stream s) {
+  const Arrays results = operation.tier->run({operation.problem, operation.role, inputs, s});
+  if (operation.tier->differentiated_by_mlx) return results;
+  if (!is_one_primitive(results, inputs)) return composed(operation, inputs, results, s);
+  const mx::array& first = results.front();
   std::vector<mx::Shape> input_shapes, shapes;
   std::vector<mx::Dtype> dtypes;
   for (const mx::array& a : first.inputs()) input_shapes.push_back(a.shape());
-  for (const mx::array& a : first.outputs()) {  // `inner`, then scratch, which must live as long as the results
+  for (const mx::array& a : first.outputs()) {  // `results`, then scratch, which must live as long
     shapes.push_back(a.shape());
     dtypes.push_back(a.dtype());
   }
-  Arrays outputs = mx::array::make_arrays(
-      shapes, dtypes,
-      std::make_shared<Differentiable>(s, first.primitive_ptr(), operation, std::move(input_shapes), shapes),
-      first.inputs());
-  outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(inner.size()), outputs.end());
+  Arrays outputs =
+      mx::array::make_arrays(shapes, dtypes,
+                             std::make_shared<Differentiable>(s, first.primitive_ptr(), operation, results.size(),
+                                                              std::move(input_shapes), shapes),
+                             first.inputs());
+  outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(results.size()), outputs.end());
   return outputs;
 }
 

@@ -8,13 +8,16 @@ namespace natten {
 
 namespace {
 
-constexpr int kHeadAxis = 4;  // of Role::tokens
+// Axis of an array that a mapped axis joins; -1 where it has none. Tensors have the batch first and heads on axis 4, a
+// bias has heads only, lengths the batch only.
+int joined_axis(Argument argument, bool into_heads) {
+  if (argument == Argument::lengths) return into_heads ? -1 : 0;
+  if (argument == Argument::rpb || argument == Argument::drpb) return into_heads ? 0 : -1;
+  return into_heads ? 4 : 0;
+}
 
-// Axis of `role` that a mapped axis joins; -1 where the array has none.
-int joined_axis(Role role, bool into_heads) {
-  if (role == Role::tokens) return into_heads ? kHeadAxis : 0;
-  if (role == Role::bias) return into_heads ? 0 : -1;
-  return into_heads ? -1 : 0;
+bool holds(const Arguments& arguments, Argument argument) {
+  return std::find(arguments.begin(), arguments.end(), argument) != arguments.end();
 }
 
 // Adds the mapped axis (of size `count`) to `axis` as its outer part, repeating an array that is not mapped.
@@ -41,22 +44,28 @@ Problem folded(Problem problem, bool into_heads, std::int64_t count) {
 
 // The most examples that the tier takes as one call; it takes one.
 int largest_fold(const Operation& operation, bool into_heads, int count) {
-  while (count > 1 && !operation.fits(folded(operation.problem, into_heads, count))) count = (count + 1) / 2;
+  const auto fits = [&](int examples) {
+    const Problem p = folded(operation.problem, into_heads, examples);
+    return p.batch * p.tokens() <= kMaxTokens && !objection(*operation.tier, p);
+  };
+  while (count > 1 && !fits(count)) count = (count + 1) / 2;
   return count;
 }
 
-// All examples as one call; axes as in map_folded, the outputs' new axes in `output_axes`.
+// All examples as one call; `axes` are those of the mapped axis, -1 where an input is not mapped.
 Arrays run_folded(Operation operation, bool into_heads, const Arrays& inputs, const std::vector<int>& axes, int count,
                   mx::Stream s) {
+  const Arguments arguments = inputs_of(operation.problem, operation.role);
+  const Arguments results = outputs_of(operation.problem, operation.role);
   operation.problem = folded(operation.problem, into_heads, count);
   Arrays arrays;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const int axis = joined_axis(operation.inputs[i], into_heads);
+    const int axis = joined_axis(arguments[i], into_heads);
     arrays.push_back(axis < 0 ? inputs[i] : fold(inputs[i], axes[i], axis, count, s));
   }
-  Arrays outputs = differentiable(operation, arrays, s);
+  Arrays outputs = run(operation, arrays, s);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    outputs[i] = mx::unflatten(outputs[i], joined_axis(operation.outputs[i], into_heads), {count, -1}, s);
+    outputs[i] = mx::unflatten(outputs[i], joined_axis(results[i], into_heads), {count, -1}, s);
   }
   return outputs;
 }
@@ -74,37 +83,37 @@ mx::array examples(const mx::array& x, int axis, int first, int last, mx::Stream
 
 std::pair<Arrays, std::vector<int>> map_folded(const Operation& operation, const Arrays& inputs,
                                                const std::vector<int>& axes, mx::Stream s) {
+  const Arguments arguments = inputs_of(operation.problem, operation.role);
+  const Arguments results = outputs_of(operation.problem, operation.role);
   int count = 1;
-  bool maps_lengths = false, maps_bias = false;
+  Arguments mapped;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (axes[i] < 0) continue;
     count = inputs[i].shape(axes[i]);
-    maps_lengths = maps_lengths || operation.inputs[i] == Role::lengths;
-    maps_bias = maps_bias || operation.inputs[i] == Role::bias;
+    mapped.push_back(arguments[i]);
   }
-  const bool into_heads = maps_bias || std::count(operation.outputs.begin(), operation.outputs.end(), Role::bias) > 0;
+  const bool into_heads = holds(mapped, Argument::rpb) || holds(results, Argument::drpb);
   std::vector<int> output_axes;
-  for (const Role role : operation.outputs) output_axes.push_back(joined_axis(role, into_heads));
+  for (const Argument result : results) output_axes.push_back(joined_axis(result, into_heads));
   // Lengths and a bias mapped together fold into neither batch nor heads: example by example.
-  const int step = into_heads && maps_lengths ? 1 : largest_fold(operation, into_heads, count);
-  std::vector<Arrays> pieces(operation.outputs.size());
+  const bool one_by_one = into_heads && holds(mapped, Argument::lengths);
+  const int step = one_by_one ? 1 : largest_fold(operation, into_heads, count);
+  std::vector<Arrays> pieces(results.size());
   for (int first = 0; first < count; first += step) {
     const int last = std::min(first + step, count);
-    Arrays inputs_of_piece;
+    Arrays part;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      inputs_of_piece.push_back(step < count ? examples(inputs[i], axes[i], first, last, s) : inputs[i]);
-      if (axes[i] >= 0 && joined_axis(operation.inputs[i], into_heads) < 0) {
-        inputs_of_piece[i] = mx::squeeze(inputs_of_piece[i], axes[i], s);
-      }
+      part.push_back(step < count ? examples(inputs[i], axes[i], first, last, s) : inputs[i]);
+      if (axes[i] >= 0 && joined_axis(arguments[i], into_heads) < 0) part[i] = mx::squeeze(part[i], axes[i], s);
     }
-    const Arrays outputs = run_folded(operation, into_heads, inputs_of_piece, axes, last - first, s);
+    const Arrays outputs = run_folded(operation, into_heads, part, axes, last - first, s);
     for (std::size_t i = 0; i < outputs.size(); ++i) pieces[i].push_back(outputs[i]);
   }
-  Arrays results;
+  Arrays joined;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
-    results.push_back(pieces[i].size() == 1 ? pieces[i][0] : mx::concatenate(pieces[i], output_axes[i], s));
+    joined.push_back(pieces[i].size() == 1 ? pieces[i][0] : mx::concatenate(pieces[i], output_axes[i], s));
   }
-  return {results, output_axes};
+  return {joined, output_axes};
 }
 
 }  // namespace natten

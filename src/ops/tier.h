@@ -1,11 +1,12 @@
-// A tier: one way to compute neighborhood attention. A table of functions on MLX arrays that knows nothing of autograd,
-// vmap or Python. All arrays are canonical (problem.h).
+// The contract between operations and tiers. A tier is one way to compute neighborhood attention: a small table of
+// functions on MLX arrays that knows nothing of autograd, vmap or Python. Arrays are canonical (problem.h).
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "definition/problem.h"
@@ -16,21 +17,59 @@ namespace natten {
 
 namespace mx = mlx::core;
 
-inline constexpr const char* kPure = "pure";
-inline constexpr const char* kFast = "fast_metal";
-inline constexpr const char* kFastCuda = "fast_cuda";  // what kFast is called with an NVIDIA GPU
-inline constexpr const char* kCompiled = "nanobind";
+using Arrays = std::vector<mx::array>;
 
 /// Why a tier cannot serve a call; nothing when it can.
 using Objection = std::optional<std::string>;
 
-/// Inputs of Op::attention. rpb is float32 (float64 where the call sums in float64), lengths int32 [B, 3].
-struct AttentionInputs {
-  mx::array query;
-  mx::array key;
-  mx::array value;
-  std::optional<mx::array> rpb;
-  std::optional<mx::array> lengths;
+/// The part of an operation that a tier computes.
+enum class Role : std::uint8_t {
+  forward,
+  backward_query,      ///< gradients of what queries have: query and rpb, or attn
+  backward_key_value,  ///< gradients of what keys have: key and value, as far as the operation reads them
+  backward,            ///< both from one pass, which a tier need not have
+};
+
+enum class Argument : std::uint8_t {
+  query,
+  key,
+  value,
+  attn,
+  rpb,
+  lengths,  // inputs
+  out,
+  lse,
+  logits,  // results
+  dout,
+  dlse,
+  dlogits,  // cotangents of results
+  dquery,
+  dkey,
+  dvalue,
+  dattn,
+  drpb,  // gradients of inputs
+};
+using Arguments = std::vector<Argument>;
+
+const char* name_of(Argument argument);
+/// The input whose gradient it is.
+Argument primal_of(Argument gradient);
+/// The arrays of a role, in the order in which a tier gets and returns them. rpb is float32 (float64 where the call
+/// sums in float64), lengths int32 [B, 3].
+/// - forward: the operation's tensors, rpb?, lengths? -> out, lse; logits; out
+/// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients
+Arguments inputs_of(const Problem& problem, Role role);
+Arguments outputs_of(const Problem& problem, Role role);
+
+/// What a tier is asked to run.
+struct Call {
+  const Problem& problem;
+  Role role;
+  const Arrays& inputs;
+  mx::Stream stream;
+
+  const mx::array& operator[](Argument argument) const;
+  std::optional<mx::array> find(Argument argument) const;
 };
 
 /// What a call would run on its tier, for `explain`. Empty strings where the tier has nothing to say.
@@ -43,61 +82,29 @@ struct Tier {
   std::string name;
   /// Why no device of this machine can run the tier now; nothing when one can.
   std::function<Objection()> unavailable;
-  /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed.
-  std::function<Objection(const Problem&)> supports;
+  /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed. A
+  /// tier gets calls of which it takes the forward and both parts of the backward.
+  std::function<Objection(const Problem&, Role)> supports;
+  /// Unless differentiated_by_mlx, the results are outputs of one primitive whose inputs are the given arrays in order,
+  /// each perhaps behind a change of layout such as `contiguous` (further outputs may be scratch that must live as
+  /// long); or a composition of MLX operations, which know vmap.
+  std::function<Arrays(const Call&)> run;
+
   std::function<KernelChoice(const Problem&)> choice;
-  /// What the kernels of a call that `supports` accepts would cost, a line for each; unset where there is no model.
+  /// What the kernels of a call that the tier takes would cost, a line for each; unset where there is no model.
   std::function<std::string(const Problem&)> cost;
 
-  /// The forward never stores the attention matrix.
-  bool is_fused = false;
-
-  /// When set, MLX differentiates and maps what the functions below return (the pure tier), and backwards are unused.
-  bool differentiated_by_mlx = false;
-
-  /// -> out, lse. Unless differentiated_by_mlx both are outputs of one primitive whose inputs are the given arrays in
-  /// order (query, key, value, rpb?, lengths?), each perhaps behind a change of layout such as `contiguous`.
-  std::function<std::pair<mx::array, mx::array>(const Problem&, const AttentionInputs&, mx::Stream)> forward;
-  /// (inputs, out, lse, dout, dlse) -> dq [, drpb]
-  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
-                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
-      backward_query;
-  /// (inputs, out, lse, dout, dlse) -> dk, dv
-  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
-                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
-      backward_key_value;
-
-  /// Optional: (inputs, out, lse, dout, dlse) -> dq [, drpb], dk, dv in one pass, for when both sides are asked for.
-  std::function<std::vector<mx::array>(const Problem&, const AttentionInputs&, const mx::array& out,
-                                       const mx::array& lse, const mx::array& dout, const mx::array& dlse, mx::Stream)>
-      backward;
-
-  /// (query, key, rpb?, lengths?) -> logits
-  std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
-                          const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths, mx::Stream)>
-      qk;
-  /// (query, key, rpb?, lengths?, dlogits) -> dq [, drpb]
-  std::function<std::vector<mx::array>(const Problem&, const mx::array& query, const mx::array& key,
-                                       const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
-                                       const mx::array& dlogits, mx::Stream)>
-      qk_backward_query;
-  /// (query, key, rpb?, lengths?, dlogits) -> dk
-  std::function<mx::array(const Problem&, const mx::array& query, const mx::array& key,
-                          const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
-                          const mx::array& dlogits, mx::Stream)>
-      qk_backward_key;
-  /// (attn, value, lengths?) -> out
-  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
-                          const std::optional<mx::array>& lengths, mx::Stream)>
-      av;
-  /// (attn, value, lengths?, dout) -> dattn
-  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
-                          const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
-      av_backward_attn;
-  /// (attn, value, lengths?, dout) -> dv
-  std::function<mx::array(const Problem&, const mx::array& attn, const mx::array& value,
-                          const std::optional<mx::array>& lengths, const mx::array& dout, mx::Stream)>
-      av_backward_value;
+  bool is_fused = false;               ///< the forward never stores the attention matrix
+  bool differentiated_by_mlx = false;  ///< MLX differentiates and maps what `run` returns, which is the forward only
 };
+using TierPtr = std::shared_ptr<const Tier>;
+
+/// Why a tier does not take a call, be there a device or not.
+Objection objection(const Tier& tier, const Problem& problem);
+
+inline constexpr const char* kPure = "pure";
+inline constexpr const char* kFast = "fast_metal";
+inline constexpr const char* kFastCuda = "fast_cuda";  // what kFast is called with an NVIDIA GPU
+inline constexpr const char* kCompiled = "nanobind";
 
 }  // namespace natten

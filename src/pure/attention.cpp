@@ -14,8 +14,6 @@ namespace natten::pure {
 
 namespace {
 
-using Arrays = std::vector<mx::array>;
-
 int as_int(std::int64_t value) {
   return static_cast<int>(value);
 }
@@ -103,11 +101,11 @@ std::int64_t bytes_per_query(const Problem& p) {
 
 constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
-}  // namespace
-
-std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInputs& inputs, mx::Stream s) {
-  const mx::Dtype type = sum_type({inputs.query, inputs.key, inputs.value});
-  const Padding padding(p, inputs.lengths, s);
+Arrays attention(const Call& call) {
+  const Problem p = call.problem;
+  const mx::Stream s = call.stream;
+  const mx::Dtype type = sum_type(call.inputs);
+  const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
@@ -117,19 +115,22 @@ std::pair<mx::array, mx::array> attention(const Problem& p, const AttentionInput
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
     return {weighted_values(weights, arrays[2], windows, s), mx::flatten(mx::squeeze(lse, -1, s), 2, 3, s)};
   };
-  Arrays shared{token_rows(tokens(inputs.key), type, s), token_rows(tokens(inputs.value), type, s)};
-  if (p.has_rpb) shared.push_back(bias_rows(*inputs.rpb, s));
-  const Arrays results = in_blocks(block, p.queries(), bytes_per_query(p),
-                                   {computed_queries(p, tokens(inputs.query), s)}, with_lengths(shared, padding), s);
+  Arrays shared{token_rows(tokens(call[Argument::key]), type, s), token_rows(tokens(call[Argument::value]), type, s)};
+  if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
+  const Arrays results =
+      in_blocks(block, p.queries(), bytes_per_query(p), {computed_queries(p, tokens(call[Argument::query]), s)},
+                with_lengths(shared, padding), s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
-  return {padding.zero_queries(mx::astype(out, inputs.query.dtype(), s)), padding.zero_queries(lse)};
+  return {padding.zero_queries(mx::astype(out, call[Argument::query].dtype(), s)), padding.zero_queries(lse)};
 }
 
-mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, const std::optional<mx::array>& rpb,
-             const std::optional<mx::array>& lengths, mx::Stream s) {
+Arrays qk(const Call& call) {
+  const Problem p = call.problem;
+  const mx::Stream s = call.stream;
+  const mx::array &query = call[Argument::query], &key = call[Argument::key];
   const mx::Dtype type = sum_type({query, key});
-  const Padding padding(p, lengths, s);
+  const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
@@ -139,17 +140,19 @@ mx::array qk(const Problem& p, const mx::array& query, const mx::array& key, con
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
   Arrays shared{token_rows(tokens(key), type, s)};
-  if (p.has_rpb) shared.push_back(bias_rows(*rpb, s));
+  if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
   const mx::array logits = in_blocks(block, p.queries(), bytes_per_query(p), {computed_queries(p, tokens(query), s)},
                                      with_lengths(shared, padding), s)[0];
-  return padding.zero_queries(
-      mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s));
+  return {padding.zero_queries(
+      mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s))};
 }
 
-mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, const std::optional<mx::array>& lengths,
-             mx::Stream s) {
+Arrays av(const Call& call) {
+  const Problem p = call.problem;
+  const mx::Stream s = call.stream;
+  const mx::array &attn = call[Argument::attn], &value = call[Argument::value];
   const mx::Dtype type = sum_type({attn, value});
-  const Padding padding(p, lengths, s);
+  const Padding padding(p, call.find(Argument::lengths), s);
 
   const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
     const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
@@ -160,8 +163,11 @@ mx::array av(const Problem& p, const mx::array& attn, const mx::array& value, co
   const mx::array out =
       in_blocks(block, p.queries(), bytes_per_query(p), {mx::flatten(weights, 1, kAxes, s)},
                 with_lengths({token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, padding), s)[0];
-  return padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s));
+  return {
+      padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s))};
 }
+
+}  // namespace
 
 std::pair<mx::array, mx::array> dense_attention(const Problem& p, const mx::array& query, const mx::array& keys,
                                                 const mx::array& values, const std::optional<mx::array>& lengths,
@@ -236,15 +242,16 @@ Tier pure_tier() {
   Tier tier;
   tier.name = "pure";
   tier.unavailable = [] { return Objection(); };
-  tier.supports = [](const Problem& p) {
+  tier.supports = [](const Problem& p, Role) {
     if (is_float64(p) && p.device == DeviceType::gpu) return Objection("float64 runs on the CPU device only");
     return block_objection(p.queries(), pure::bytes_per_query(p));
   };
   tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
   tier.differentiated_by_mlx = true;
-  tier.forward = pure::attention;
-  tier.qk = pure::qk;
-  tier.av = pure::av;
+  tier.run = [](const Call& call) {
+    const Op op = call.problem.op;
+    return op == Op::attention ? pure::attention(call) : op == Op::qk ? pure::qk(call) : pure::av(call);
+  };
   return tier;
 }
 

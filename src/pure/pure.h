@@ -14,15 +14,6 @@
 
 namespace natten::pure {
 
-/// -> out, lse.
-std::pair<mx::array, mx::array> attention(const Problem& problem, const AttentionInputs& inputs, mx::Stream s);
-/// -> logits.
-mx::array qk(const Problem& problem, const mx::array& query, const mx::array& key, const std::optional<mx::array>& rpb,
-             const std::optional<mx::array>& lengths, mx::Stream s);
-/// -> out.
-mx::array av(const Problem& problem, const mx::array& attn, const mx::array& value,
-             const std::optional<mx::array>& lengths, mx::Stream s);
-
 /// The neighborhood as a dense mask [B, 1, queries, tokens], true where a query attends; of a floating type 0 there and
 /// -inf elsewhere, or with rpb [B, Hq, queries, tokens] the bias.
 mx::array mask(const Problem& problem, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,

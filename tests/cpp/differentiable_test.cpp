@@ -11,7 +11,7 @@
 namespace natten {
 namespace {
 
-// Inputs: query [B, x, x, x, H, D], bias [H, 1, 1, 1].
+// Inputs: query [B, x, x, x, H, D], key, which counts for nothing, rpb [H, 1, 1, 1].
 class Affine : public mx::Primitive {
  public:
   Affine(mx::Stream s, float scale) : Primitive(s), scale_(scale) {}
@@ -21,7 +21,7 @@ class Affine : public mx::Primitive {
     mx::array& out = outputs[0];
     out.set_data(mx::allocator::malloc(out.nbytes()));
     const int heads = out.shape(4), dim = out.shape(5);
-    mx::cpu::get_command_encoder(stream()).dispatch([q = inputs[0].data<float>(), b = inputs[1].data<float>(),
+    mx::cpu::get_command_encoder(stream()).dispatch([q = inputs[0].data<float>(), b = inputs[2].data<float>(),
                                                      o = out.data<float>(), n = out.size(), heads, dim,
                                                      scale = scale_] {
       for (std::size_t i = 0; i < n; ++i) o[i] = q[i] * scale + b[(i / dim) % heads];
@@ -36,24 +36,57 @@ mx::array reference(const mx::array& query, const mx::array& bias, float scale, 
   return mx::add(mx::multiply(query, mx::array(scale), s), mx::reshape(bias, {-1, 1}, s), s);
 }
 
-Operation affine(float scale) {
-  Operation op;
-  op.name = "affine";
-  op.problem.scale = scale;
-  op.inputs = {Role::tokens, Role::bias};
-  op.outputs = {Role::tokens};
-  op.run = [](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
-    return mx::array::make_arrays({a[0].shape()}, {mx::float32}, std::make_shared<Affine>(s, p.scale),
-                                  {mx::contiguous(a[0], false, s), mx::contiguous(a[1], false, s)});
+Arrays run_reference(const Call& call) {
+  return {reference(call[Argument::query], call[Argument::rpb], call.problem.scale, call.stream)};
+}
+
+// `factor` times the true gradients.
+Arrays run_backward(const Call& call, float factor) {
+  if (call.role == Role::backward_key_value) return {mx::zeros_like(call[Argument::key], call.stream)};
+  const mx::array dout = mx::multiply(call[Argument::dlogits], mx::array(factor), call.stream);
+  const mx::array dbias = mx::sum(dout, std::vector<int>{0, 1, 2, 3, 5}, false, call.stream);
+  return {mx::multiply(dout, mx::array(static_cast<float>(call.problem.scale)), call.stream),
+          mx::reshape(dbias, call[Argument::rpb].shape(), call.stream)};
+}
+
+Tier tier_of(std::function<Arrays(const Call&)> forward, float factor = 1.0f) {
+  Tier tier;
+  tier.name = "affine";
+  tier.supports = [](const Problem&, Role role) {
+    return role == Role::backward ? Objection("one by one") : Objection();
   };
-  op.reference = [](const Problem& p, const Arrays& a, mx::Stream s) -> Arrays {
-    return {reference(a[0], a[1], p.scale, s)};
+  tier.run = [forward, factor](const Call& call) {
+    return call.role == Role::forward ? forward(call) : run_backward(call, factor);
   };
-  return op;
+  return tier;
+}
+
+Arrays run_affine(const Call& call) {
+  return mx::array::make_arrays({call.inputs[0].shape()}, {mx::float32},
+                                std::make_shared<Affine>(call.stream, call.problem.scale),
+                                {mx::contiguous(call.inputs[0], false, call.stream), call.inputs[1],
+                                 mx::contiguous(call.inputs[2], false, call.stream)});
+}
+
+Arrays run_on(const Tier& tier, const mx::array& query, const mx::array& bias, float scale = 2.0f) {
+  static const TierPtr pure = [] {
+    Tier reference = tier_of(run_reference);
+    reference.differentiated_by_mlx = true;
+    return std::make_shared<const Tier>(reference);
+  }();
+  Problem problem;
+  problem.op = Op::qk;
+  problem.has_rpb = true;
+  problem.scale = scale;
+  problem.heads = problem.kv_heads = 2;
+  problem.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  return run({std::make_shared<const Tier>(tier), pure, problem}, {query, mx::zeros({2, 1, 2, 3, 2, 4}), bias},
+             mx::default_stream(mx::Device::cpu));
 }
 
 mx::array run(const mx::array& query, const mx::array& bias, float scale = 2.0f) {
-  return differentiable(affine(scale), {query, bias}, mx::default_stream(mx::Device::cpu))[0];
+  static const Tier tier = tier_of(run_affine);
+  return run_on(tier, query, bias, scale)[0];
 }
 
 // Something that is not linear in the decorated primitive, so that second derivatives are not zero.
@@ -133,16 +166,14 @@ TEST_F(Differentiable, VmapOverAnInnerAxis) {
 }
 
 TEST_F(Differentiable, VmapOverMoreThanTheTierTakes) {
-  Operation narrow = affine(2.0f);
-  narrow.fits = [](const Problem& p) { return p.heads <= 5; };
-  narrow.problem.heads = narrow.problem.kv_heads = 2;
   std::vector<int> heads;
-  narrow.run = [run = narrow.run, &heads](const Problem& p, const Arrays& a, mx::Stream s) {
-    heads.push_back(a[0].shape(4));
-    return run(p, a, s);
-  };
+  Tier narrow = tier_of([&](const Call& call) {
+    heads.push_back(call.inputs[0].shape(4));
+    return run_affine(call);
+  });
+  narrow.supports = [](const Problem& p, Role) { return p.heads <= 5 ? Objection() : Objection("too many heads"); };
   const mx::array biases = mx::random::normal({5, 2, 1, 1, 1}, mx::float32, mx::random::key(4));
-  const auto call = [&](const Arrays& a) { return differentiable(narrow, a, mx::default_stream(mx::Device::cpu)); };
+  const auto call = [&](const Arrays& a) { return run_on(narrow, a[0], a[1]); };
   const mx::array mapped = mx::vmap(call, {-1, 0})({query(), biases})[0];
   EXPECT_EQ(heads, (std::vector<int>{2, 4, 4, 2}));  // while vmap traces, then two examples at once
   for (int i = 0; i < 5; ++i) expect_close(mx::take(mapped, i, 0), run(query(), mx::take(biases, i, 0)));
@@ -179,23 +210,34 @@ TEST_F(Differentiable, NotEquivalentWhenTheProblemDiffers) {
   expect_close(results[1], run(query(), bias(), 3.0f));
 }
 
-// A tier without a primitive of its own: MLX operations, here with a vjp that doubles the true gradient of query, to
-// see that it is the one asked.
-Operation composed_affine() {
-  Operation op = affine(2.0f);
-  op.run = op.reference;
-  op.vjp = [](const Problem& p, const Arrays& inputs, const Arrays& cotangents, const std::vector<int>& argnums,
-              const Arrays&, mx::Stream s) {
-    Arrays all{mx::multiply(cotangents[0], mx::array(2.0f * static_cast<float>(p.scale)), s),
-               mx::reshape(mx::sum(cotangents[0], std::vector<int>{0, 1, 2, 3, 5}, false, s), inputs[1].shape(), s)};
-    Arrays wanted;
-    for (int arg : argnums) wanted.push_back(all[arg]);
-    return wanted;
-  };
-  return op;
-}
+// A tier without a primitive of its own: MLX operations, here with gradients twice the true ones, to see that the tier
+// is the one asked.
 Arrays run_composed(const Arrays& inputs) {
-  return differentiable(composed_affine(), inputs, mx::default_stream(mx::Device::cpu));
+  static const Tier tier = tier_of(run_reference, 2.0f);
+  return run_on(tier, inputs[0], inputs[1]);
+}
+
+TEST_F(Differentiable, AComposingTierRunsOnce) {
+  int runs = 0;
+  const Tier counting = tier_of([&](const Call& call) {
+    ++runs;
+    return run_reference(call);
+  });
+  run_on(counting, query(), bias());
+  EXPECT_EQ(runs, 1);
+}
+
+TEST_F(Differentiable, BackwardIsMadeWhenSomebodyDifferentiates) {
+  std::vector<Role> roles;
+  Tier tier = tier_of(run_affine);
+  tier.run = [&roles, run = tier.run](const Call& call) {
+    roles.push_back(call.role);
+    return run(call);
+  };
+  run_on(tier, query(), bias());
+  EXPECT_EQ(roles, std::vector{Role::forward});
+  mx::vjp([&](const Arrays& a) { return run_on(tier, a[0], bias()); }, {query()}, {mx::ones(kShape)});
+  EXPECT_EQ(roles, (std::vector{Role::forward, Role::forward, Role::backward_query}));
 }
 
 TEST_F(Differentiable, ATierMayComposeOperations) {
@@ -206,7 +248,7 @@ TEST_F(Differentiable, ATierMayComposeOperations) {
   const auto pulled = [](const Arrays& a) { return mx::vjp(run_composed, {a[0], a[1]}, {a[2]}).second; };
   const Arrays gradients = pulled({q, b, ones});
   expect_close(gradients[0], mx::full(kShape, 4.0f));
-  expect_close(gradients[1], mx::full({2, 1, 1, 1}, 48.0f));
+  expect_close(gradients[1], mx::full({2, 1, 1, 1}, 96.0f));
 
   const auto pushed = mx::jvp(run_composed, {q, b}, {ones, mx::zeros_like(b)}).second;
   expect_close(pushed[0], mx::full(kShape, 2.0f));
@@ -217,7 +259,7 @@ TEST_F(Differentiable, ATierMayComposeOperations) {
   expect_close(mx::take(mapped[0], 1, 0), reference(mx::negative(q), b, 2.0f, s));
   const Arrays mapped_gradients = map(pulled)({stacked, b, ones});
   expect_close(mx::take(mapped_gradients[0], 1, 0), mx::full(kShape, 4.0f));
-  expect_close(mx::take(mapped_gradients[1], 1, 0), mx::full({2, 1, 1, 1}, 48.0f));
+  expect_close(mx::take(mapped_gradients[1], 1, 0), mx::full({2, 1, 1, 1}, 96.0f));
 }
 
 TEST_F(Differentiable, ACompositionIsNotCompiledShapeless) {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -25,13 +23,6 @@ CASES = [
     Case((40,), (7,), heads=2, rpb=True, dim=16, dtype="float16"),
     Case((40,), (7,), heads=2, rpb=True, dim=64, dtype="bfloat16"),
 ]
-
-
-@pytest.fixture
-def tier() -> Iterator[str]:
-    """Until the other tiers' kernels do it."""
-    with natten_mlx.backend("pure"):
-        yield "pure"
 
 
 def masked(case: Case) -> dict[str, np.ndarray]:

@@ -1,0 +1,89 @@
+#include "ops/tier.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace natten {
+
+namespace {
+
+Arguments joined(Arguments a, const Arguments& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+}  // namespace
+
+const char* name_of(Argument argument) {
+  constexpr const char* kNames[] = {"query", "key",  "value",   "attn",   "rpb",  "lengths", "out",   "lse", "logits",
+                                    "dout",  "dlse", "dlogits", "dquery", "dkey", "dvalue",  "dattn", "drpb"};
+  return kNames[static_cast<int>(argument)];
+}
+
+Argument primal_of(Argument gradient) {
+  switch (gradient) {
+    case Argument::dquery:
+      return Argument::query;
+    case Argument::dkey:
+      return Argument::key;
+    case Argument::dvalue:
+      return Argument::value;
+    case Argument::dattn:
+      return Argument::attn;
+    case Argument::drpb:
+      return Argument::rpb;
+    default:
+      throw std::logic_error(std::string(name_of(gradient)) + " is no gradient");
+  }
+}
+
+Arguments inputs_of(const Problem& problem, Role role) {
+  Arguments arguments = problem.op == Op::attention ? Arguments{Argument::query, Argument::key, Argument::value}
+                        : problem.op == Op::qk      ? Arguments{Argument::query, Argument::key}
+                                                    : Arguments{Argument::attn, Argument::value};
+  if (problem.has_rpb) arguments.push_back(Argument::rpb);
+  if (problem.has_lengths) arguments.push_back(Argument::lengths);
+  if (role == Role::forward) return arguments;
+  return joined(arguments, problem.op == Op::attention
+                               ? Arguments{Argument::out, Argument::lse, Argument::dout, Argument::dlse}
+                           : problem.op == Op::qk ? Arguments{Argument::dlogits}
+                                                  : Arguments{Argument::dout});
+}
+
+Arguments outputs_of(const Problem& problem, Role role) {
+  switch (role) {
+    case Role::forward:
+      return problem.op == Op::attention ? Arguments{Argument::out, Argument::lse}
+             : problem.op == Op::qk      ? Arguments{Argument::logits}
+                                         : Arguments{Argument::out};
+    case Role::backward_query:
+      if (problem.op == Op::av) return {Argument::dattn};
+      return problem.has_rpb ? Arguments{Argument::dquery, Argument::drpb} : Arguments{Argument::dquery};
+    case Role::backward_key_value:
+      return problem.op == Op::attention ? Arguments{Argument::dkey, Argument::dvalue}
+             : problem.op == Op::qk      ? Arguments{Argument::dkey}
+                                         : Arguments{Argument::dvalue};
+    default:
+      return joined(outputs_of(problem, Role::backward_query), outputs_of(problem, Role::backward_key_value));
+  }
+}
+
+std::optional<mx::array> Call::find(Argument argument) const {
+  const Arguments arguments = inputs_of(problem, role);
+  const auto found = std::find(arguments.begin(), arguments.end(), argument);
+  return found == arguments.end() ? std::nullopt : std::optional(inputs[found - arguments.begin()]);
+}
+
+const mx::array& Call::operator[](Argument argument) const {
+  const Arguments arguments = inputs_of(problem, role);
+  return inputs[std::find(arguments.begin(), arguments.end(), argument) - arguments.begin()];
+}
+
+Objection objection(const Tier& tier, const Problem& problem) {
+  for (const Role role : {Role::forward, Role::backward_query, Role::backward_key_value}) {
+    if (Objection reason = tier.supports(problem, role)) return reason;
+  }
+  return {};
+}
+
+}  // namespace natten
