@@ -20,8 +20,8 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-clang test-neon test-python test-random test-fast test-kernels test-metal bench \
-        guardrail wheel lint tidy format docs example-cpp clean
+.PHONY: help demo test test-cpp test-clang test-neon test-python test-random test-fast test-fast-metal test-fast-cuda test-kernels test-metal \
+        bench guardrail wheel lint tidy format docs example-cpp clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -75,7 +75,12 @@ endif
 test-fast: $(VENV)/.dev  ## the GPU kernels without a GPU: Python tests on the emulator, some CUDA text compiled by NVRTC
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
-	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal $(BIN)/python -m pytest -q tests/python
+	$(MAKE) -j2 test-fast-metal test-fast-cuda
+
+test-fast-metal:
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=12 $(BIN)/python -m pytest -q tests/python
+
+test-fast-cuda:
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=12 $(BIN)/python -m pytest -q tests/python/test_attention.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
@@ -84,6 +89,7 @@ test-kernels: $(VENV)/.dev  ## all GPU kernels of all cases emulated, read by cl
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" NATTEN_TEST_EVERY_KERNEL=1 ctest --preset dev -j $(JOBS) -R 'emulated_kernels|kernel_text'
+	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal $(BIN)/python -m pytest -q tests/python
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
 	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
 
