@@ -261,6 +261,10 @@ def test_a_few_training_steps(tier: str) -> None:
     [
         ({"model_type": "swin"}, r"config\.json: 'model_type' must be one of 'dinat', 'nat'.*, got 'swin'"),
         ({"model_type": "absent"}, r"config\.json: 'model_type' must be one of .* got None"),
+        ({"hidden_act": ["gelu"]}, r"config\.json: 'hidden_act' must be one of 'gelu', .*, got \['gelu'\]"),
+        ({"embed_dim": 10**12}, r"config\.json: asks for a size that no array can have"),
+        ({"mlp_ratio": 1e308}, r"config\.json: asks for a size that no array can have"),
+        ({"layer_norm_eps": 0}, r"config\.json: 'layer_norm_eps' must be a number of at least 1e-30, got 0"),
         ({"hidden_act": "mish"}, r"config\.json: 'hidden_act' must be one of 'gelu', .*, got 'mish'"),
         ({"patch_size": 8}, r"config\.json: 'patch_size' must be 4, .*, got 8"),
         ({"kernel_size": 0}, r"config\.json: 'kernel_size' must be an integer of at least 1, got 0"),
@@ -624,6 +628,28 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "out").exists()
 
 
+SET_DEFAULTS = b"N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b"  # by the opcode BUILD, on what lies on the stack
+NEW_VALUES = b"}X\x04\x00\x00\x00nameX\x03\x00\x00\x00foosb"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"ctorch._utils\n_rebuild_parameter\n" + SET_DEFAULTS,
+        b"ctorch._utils\n_rebuild_tensor_v2\n" + NEW_VALUES,
+        b"ctorch\nFloatStorage\n" + NEW_VALUES,
+        b"ccollections\nOrderedDict\n" + SET_DEFAULTS,
+        b"\x82\x01",  # a registered extension
+    ],
+)
+def test_a_pickle_cannot_change_what_it_is_answered(program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "nat.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + program + b".")
+    with pytest.raises(ValueError, match=r"nat\.pth: data\.pkl can't be read"):
+        models.convert(path, tmp_path / "out")
+
+
 def test_checkpoints_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = tmp_path / "nat.pth", tmp_path / "out"
     with pytest.raises(ValueError, match="there is no checkpoint"):
@@ -666,7 +692,12 @@ def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path: Path, monke
         files = {name: archive.read(name) for name in archive.namelist()}
     wide = files | {"archive/data.pkl": files["archive/data.pkl"].replace(b"K\x04K\x04\x86", b"K\x04K\x7f\x86")}
     short = files | {"archive/data/0": b"\0" * 60}
-    for changed, message in ((wide, "reaches past the end of its storage"), (short, "isn't 16 raw values")):
+    repeated = wide | {"archive/data.pkl": wide["archive/data.pkl"].replace(b"K\x01K\x04\x86", b"K\x01K\x00\x86")}
+    for changed, message in (
+        (wide, "reaches past the end of its storage"),
+        (short, "isn't 16 raw values"),
+        (repeated, "is larger than its storage"),
+    ):
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in changed.items():
                 archive.writestr(name, content)
@@ -748,7 +779,11 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
         ({"size": {"width": 3}}, "'size' must be a number, or an object with height and width"),
         ({"size": {"height": 3, "width": 0}}, "'size' must be"),
         ({"resample": 9}, "'resample' must be a filter of Pillow"),
+        ({"size": True}, "'size' must be a number"),
+        ({"size": 10**9}, "'size' must be a number, .*, of 1 to 16384 pixels"),
         ({"image_mean": [0.5]}, "'image_mean' must be three numbers"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "'image_mean' must be three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "'image_std' must be three numbers above 0"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "'crop_size' must be"),
         ({"do_resize": 1}, "'do_resize' must be true or false"),
     ],

@@ -98,6 +98,11 @@ def test_classify_what_cannot_be_classified(
     assert "has no preprocessor_config.json" in message
     assert "which doesn't classify images" in fails(capsys, "classify", str(image), "--model", str(DECODER))
     assert "there is no folder 'nowhere'" in fails(capsys, "classify", str(image), "--model", "nowhere")
+    broken, _ = models.load(classifier)
+    broken.head.bias = broken.head.bias * float("nan")
+    models.save(broken, tmp_path / "broken")
+    models.Preprocessor.load(classifier).save(tmp_path / "broken")
+    assert "scores are NaN" in fails(capsys, "classify", str(image), "--model", str(tmp_path / "broken"))
 
 
 def test_classify_without_a_network(image: Path, tmp_path: Path) -> None:
@@ -190,12 +195,15 @@ def test_decode_what_cannot_be_decoded(
     assert "holds NaN" in fails(capsys, "decode", str(tmp_path / "nan.npy"), *DECODE, *output)
     assert "a name that ends in .png, .mp4" in fails(capsys, "decode", latents, *DECODE, "-o", "out.txt")
     assert "there is no folder" in fails(capsys, "decode", latents, *DECODE, "-o", str(tmp_path / "no" / "out.mp4"))
-    assert "--fps expects" in fails(capsys, "decode", latents, *DECODE, *output, "--fps", "0")
+    for fps in ("0", "inf"):
+        assert "--fps expects" in fails(capsys, "decode", latents, *DECODE, *output, "--fps", fps)
     assert "--seed expects" in fails(capsys, "decode", latents, *DECODE, *output, "--seed", "-1")
     assert "steps must be an integer" in fails(capsys, "decode", latents, *DECODE, *output, "--steps", "0")
     assert "[Tiling] width must be at least 40" in fails(
         capsys, "decode", latents, *DECODE, *output, "--tile-width", "32"
     )
+    (tmp_path / "taken-0000.png").mkdir()
+    assert "taken-0000.png" in fails(capsys, "decode", latents, *DECODE, "-o", str(tmp_path / "taken.png"))
     message = fails(capsys, "decode", latents, "--model", str(classifier), *output)
     assert "holds a Dinat, which doesn't decode latents" in message
     assert not list(tmp_path.glob("out*"))
@@ -209,5 +217,6 @@ def test_convert(
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: Dinat, nat, 7 classes\n"
     assert main(["classify", str(image), "--model", str(tmp_path / "out")]) == 0
     assert "there is no checkpoint" in fails(capsys, "convert", str(tmp_path / "x.pth"), "-o", str(tmp_path / "o"))
+    assert "image" in fails(capsys, "convert", str(tmp_path / "nat_mini.pth"), "-o", str(image / "inside"))
     arguments = ("convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "o"), "--image-size", "8")
     assert "--image-size expects at least 32" in fails(capsys, *arguments)

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `natten-mlx matrix | head`: without a traceback, also from the interpreter's last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, RuntimeError) as error:  # InputError, and what the library says of arguments and environment
+    # InputError, what the library says of arguments and environment, and files that can't be written.
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"natten-mlx {args.command}: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 1 if isinstance(error, RuntimeError) else 2

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         preprocess = models.Preprocessor.load(args.model)
     for path in track(args.images, "classifying", console=errors, transient=True, disable=not errors.is_terminal):
         chances = mx.softmax(model(preprocess([path]))[0].astype(mx.float32))
+        if mx.isnan(chances).any():
+            raise InputError(f"{path}: the classes' scores are NaN: the weights are not what they should be")
         order = np.argsort(-np.array(chances), kind="stable")[: args.top]
         print(path)
         for index in order.tolist():

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from natten_mlx import models
     from natten_mlx.models.video import check_output, read_latents, write_video
 
-    if not args.fps > 0:
+    if not 0 < args.fps < float("inf"):
         raise InputError(f"--fps expects a positive number, got {args.fps:g}")
     if not 0 <= args.seed < 2**64:
         raise InputError(f"--seed expects a number of at least 0, got {args.seed}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
@@ -68,7 +70,7 @@ class Fields:
     def number(self, key: str, default: float, least: float = 0.0, below: float = float("inf")) -> float:
         """A number in [least, below)."""
         value = self.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < below:
+        if not is_number(value) or not least <= value < below:
             upper = "" if below == float("inf") else f" and below {below:g}"
             raise self.error(key, f"a number of at least {least:g}{upper}")
         return float(value)
@@ -83,13 +85,27 @@ class Fields:
     def choice(self, key: str, default: str, choices: Collection[str]) -> str:
         """One of the words in `choices`."""
         value = self.get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self.error(key, f"one of {', '.join(repr(choice) for choice in choices)}")
-        return str(value)
+        return value
 
     def unknown(self, meaningless: Collection[str]) -> list[str]:
         """Keys that nobody asked for, except those without a meaning for the computation and private ones."""
         return sorted(key for key in self.values.keys() - self.asked - set(meaningless) if not key.startswith("_"))
+
+
+@contextmanager
+def sizes_of(source: str) -> Iterator[None]:
+    """Around making a model: sizes that no array can have are an error of the configuration."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(f"{source}: asks for a size that no array can have: {error}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_integer(value: Any) -> bool:

@@ -90,7 +90,7 @@ class DinatConfig:
             attention_probs_dropout_prob=fields.number("attention_probs_dropout_prob", 0.0, below=1.0),
             drop_path_rate=fields.number("drop_path_rate", 0.1, below=1.0),
             hidden_act=fields.choice("hidden_act", "gelu", _ACTIVATIONS),
-            layer_norm_eps=fields.number("layer_norm_eps", 1e-5),
+            layer_norm_eps=fields.number("layer_norm_eps", 1e-5, least=1e-30),
             layer_scale_init_value=fields.number("layer_scale_init_value", 0.0),
             id2label=_labels(fields),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from natten_mlx.models.config import Fields, read_json
+from natten_mlx.models.config import Fields, is_number, read_json
 from natten_mlx.models.files import find_folder
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _PROCESSORS = (
 )
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers, which the files use
+_LARGEST = 2**14  # side that an image is resized to
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Preprocessor:
             crop=crop,
             factor=fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else None,
             mean=_channels(fields, "image_mean", (0.5, 0.5, 0.5)) if normalize else None,
-            std=_channels(fields, "image_std", (0.5, 0.5, 0.5)) if normalize else None,
+            std=_channels(fields, "image_std", (0.5, 0.5, 0.5), above=0.0) if normalize else None,
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -151,23 +153,24 @@ def open_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
 
 def _size(fields: Fields, key: str, default: dict[str, int]) -> tuple[int, int] | int:
     value = fields.get(key, default)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         value = {"height": value, "width": value}
     if isinstance(value, dict):
-        numbers = {name: number for name, number in value.items() if isinstance(number, int) and number > 0}
+        numbers = {name: number for name, number in value.items() if type(number) is int and 0 < number <= _LARGEST}
         if numbers.keys() == value.keys() == {"height", "width"}:
             return numbers["height"], numbers["width"]
         if numbers.keys() == value.keys() == {"shortest_edge"}:
             return numbers["shortest_edge"]
-    raise fields.error(key, "a number, or an object with height and width, or with shortest_edge")
+    what = "a number, or an object with height and width, or with shortest_edge"
+    raise fields.error(key, f"{what}, of 1 to {_LARGEST} pixels")
 
 
 def _object(size: tuple[int, int] | int | None) -> dict[str, int] | None:
     return {"height": size[0], "width": size[1]} if isinstance(size, tuple) else None
 
 
-def _channels(fields: Fields, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _channels(fields: Fields, key: str, default: tuple[float, ...], above: float = -math.inf) -> tuple[float, ...]:
     value = fields.get(key, list(default))
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
-        raise fields.error(key, "three numbers")
+    if not isinstance(value, list) or len(value) != 3 or not all(is_number(x) and x > above for x in value):
+        raise fields.error(key, "three numbers" if above == -math.inf else f"three numbers above {above:g}")
     return tuple(float(x) for x in value)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from natten_mlx.models import dinat, ltx_decoder
-from natten_mlx.models.config import read_json
+from natten_mlx.models.config import read_json, sizes_of
 from natten_mlx.models.files import DIFFUSERS, TRANSFORMERS, find_folder, read_weights, stored_weights, write_folder
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -39,19 +39,20 @@ def load(
     values = read_json(source)
     model: nn.Module
     config: dinat.DinatConfig | ltx_decoder.LtxDecoderConfig
-    if values.get("_class_name") == ltx_decoder.CLASS_NAME:
-        if backbone:
-            raise ValueError(f"{folder} holds a video decoder, which has no backbone")
-        config = ltx_decoder.LtxDecoderConfig.from_dict(values, str(source))
-        model = ltx_decoder.load_ltx_decoder(read_weights(folder, DIFFUSERS), config)
-    elif values.get("model_type") in dinat.FAMILIES:
-        config = dinat.DinatConfig.from_dict(values, str(source))
-        model = dinat.load_dinat(read_weights(folder, TRANSFORMERS), config, backbone)
-    else:
-        raise ValueError(
-            f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
-            f"{ltx_decoder.CLASS_NAME!r}, got {values.get('model_type', values.get('_class_name'))!r}"
-        )
+    with sizes_of(str(source)):
+        if values.get("_class_name") == ltx_decoder.CLASS_NAME:
+            if backbone:
+                raise ValueError(f"{folder} holds a video decoder, which has no backbone")
+            config = ltx_decoder.LtxDecoderConfig.from_dict(values, str(source))
+            model = ltx_decoder.load_ltx_decoder(read_weights(folder, DIFFUSERS), config)
+        elif values.get("model_type") in dinat.FAMILIES:
+            config = dinat.DinatConfig.from_dict(values, str(source))
+            model = dinat.load_dinat(read_weights(folder, TRANSFORMERS), config, backbone)
+        else:
+            raise ValueError(
+                f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
+                f"{ltx_decoder.CLASS_NAME!r}, got {values.get('model_type', values.get('_class_name'))!r}"
+            )
     if wanted is not None:
         model.set_dtype(wanted)
         mx.eval(model.parameters())

@@ -6,10 +6,12 @@ which are answered by functions of this module; anything else is refused.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,39 @@ _STORAGES: dict[str, np.dtype[Any]] = {
 }
 
 
+class _Refused(ValueError):
+    """What this module says of a file, in full."""
+
+
+class _Sealed:
+    """What is handed to a pickle: its programs can also set attributes of things that they got."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it asks to change what it was answered")
+
+
 @dataclass(frozen=True)
-class _StorageType:
+class _Function(_Sealed):
+    call: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+
+@dataclass(frozen=True)
+class _StorageType(_Sealed):
     name: str
 
 
 @dataclass(frozen=True)
-class _Storage:
+class _Storage(_Sealed):
     type: _StorageType
     values: np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class _Tensor(_Sealed):
+    array: mx.array
 
 
 def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
@@ -62,10 +88,10 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{source}: expected a state dict, names with tensors, got {type(found).__name__}")
-    others = [key for key, value in found.items() if not isinstance(value, mx.array)]
+    others = [key for key, value in found.items() if not isinstance(value, _Tensor)]
     if others:
         raise ValueError(f"{source}: {others[0]!r} should be a tensor, got {type(found[others[0]]).__name__}")
-    return dict(found)
+    return {key: tensor.array for key, tensor in found.items()}
 
 
 def _unpickle(source: Path, archive: zipfile.ZipFile) -> Any:
@@ -76,13 +102,13 @@ def _unpickle(source: Path, archive: zipfile.ZipFile) -> Any:
     order = f"{folder}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
         raise ValueError(f"{source}: only little-endian checkpoints can be read")
-    with archive.open(programs[0]) as program:
-        try:
+    try:
+        with archive.open(programs[0]) as program:
             return _Unpickler(program, source, archive, folder).load()
-        except ValueError:
-            raise
-        except Exception as error:  # a damaged pickle fails in any way that its opcodes can
-            raise ValueError(f"{source}: data.pkl can't be read: {type(error).__name__}: {error}") from None
+    except _Refused:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way that its opcodes can
+        raise ValueError(f"{source}: data.pkl can't be read: {type(error).__name__}: {error}") from None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -95,43 +121,45 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
+            return _Function(self._tensor)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _parameter
+            return _Function(_parameter)
         if module == "torch" and name in _STORAGES:
             return _StorageType(name)
-        raise ValueError(f"{self.source}: refused, because it asks to run {module}.{name}; only tensors are read")
+        raise _Refused(f"{self.source}: refused, because it asks to run {module}.{name}; only tensors are read")
 
     def persistent_load(self, identity: Any) -> _Storage:
         kind, storage_type, key, _, count = identity
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise ValueError(f"{self.source}: refused, because it asks for {kind!r}; only tensors are read")
+            raise _Refused(f"{self.source}: refused, because it asks for {kind!r}; only tensors are read")
         if key not in self.storages:
             dtype = _STORAGES[storage_type.name]
             record = self.archive.getinfo(f"{self.folder}data/{key}")
             # Compression, which torch.save doesn't use, could unfold to any size.
             if record.compress_type != zipfile.ZIP_STORED or record.file_size != count * dtype.itemsize:
-                raise ValueError(f"{self.source}: storage {key} isn't {count} raw values of {storage_type.name}")
+                raise _Refused(f"{self.source}: storage {key} isn't {count} raw values of {storage_type.name}")
             self.storages[key] = _Storage(storage_type, np.frombuffer(self.archive.read(record), dtype))
         return self.storages[key]
 
-    def _tensor(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> mx.array:
+    def _tensor(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
         if not isinstance(storage, _Storage):
-            raise ValueError(f"{self.source}: a tensor without a storage")
+            raise _Refused(f"{self.source}: a tensor without a storage")
         values = storage.values
         numbers = [offset, *shape, *strides]
         if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise ValueError(f"{self.source}: a tensor of shape {shape} with strides {strides}")
+            raise _Refused(f"{self.source}: a tensor of shape {shape} with strides {strides}")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if 0 not in shape and last >= values.size:
-            raise ValueError(f"{self.source}: a tensor of shape {shape} reaches past the end of its storage")
+            raise _Refused(f"{self.source}: a tensor of shape {shape} reaches past the end of its storage")
+        if math.prod(shape) > values.size:  # with strides of 0, which could unfold to any size
+            raise _Refused(f"{self.source}: a tensor of shape {shape} is larger than its storage")
         if 0 in shape:
             view = np.zeros(shape, values.dtype)
         else:
             steps = [stride * values.itemsize for stride in strides]
             view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
         array = mx.array(np.ascontiguousarray(view.reshape(shape)))
-        return array.view(mx.bfloat16) if storage.type.name == "BFloat16Storage" else array
+        return _Tensor(array.view(mx.bfloat16) if storage.type.name == "BFloat16Storage" else array)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
