@@ -660,6 +660,13 @@ BAD: list[tuple[Any, str]] = [
         lambda: v017.na2d(last2, last2, last2, 3, scale=mx.ones((2,))),
         r"\[na2d\] scale must be a number or None, got array",
     ),
+    (lambda: v021.na2d(last2, last2, last2, 3, is_causal=1), r"\[na2d\] is_causal must be a bool, or 2 of them"),
+    (lambda: v021.attention(last2[0], last2[0], last2[0], 0.5), r"\[attention\] is_causal must be a bool, got 0\.5"),
+    (
+        lambda: v020.attention(last2[0], last2[0].astype(mx.float16), last2[0]),
+        "must be of one floating type, got float32, float16, float32",
+    ),
+    (lambda: v021.attention(*3 * [last2[0].astype(mx.int32)]), "must be of one floating type, got int32"),
     (lambda: v021.attention(last2[0], last2[0], last2[0], scale="1"), "scale must be a number or None, got str"),
     (lambda: v020.na2d(last2, last2, last2, 3, kernel_schedule="fast"), "kernel_schedule must be one of"),
     (

@@ -42,7 +42,8 @@ def shared_windows(function: str, stride: Ints | None, kernel_size: tuple[int, .
 
 def flags(function: str, value: Bools | None, rank: int) -> tuple[bool, ...]:
     """One bool per axis; None is False."""
-    items = (bool(value),) * rank if value is None or isinstance(value, bool) else tuple(value)
+    given = bool(value) if value is None else value
+    items = tuple(given) if isinstance(given, Sequence) else (given,) * rank
     if len(items) != rank or not all(isinstance(x, bool) for x in items):
         raise ValueError(f"[{function}] is_causal must be a bool, or {rank} of them as a sequence, got {value!r}")
     return items

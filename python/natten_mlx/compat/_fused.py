@@ -99,6 +99,13 @@ def dense(
             raise ValueError(f"[{function}] {name} must be an mlx.core.array [B, L, heads, D], got {got}")
     if not grouped_heads:
         arguments.same_heads(function, query=query, key=key, value=value)
+    dtypes = [x.dtype for x in (query, key, value)]
+    if len(set(dtypes)) > 1 or not mx.issubdtype(dtypes[0], mx.floating):
+        shown = ", ".join(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
+        raise ValueError(f"[{function}] query, key and value must be of one floating type, got {shown}")
+    # 0.20 has scale in this place.
+    if not isinstance(is_causal, bool):
+        raise ValueError(f"[{function}] is_causal must be a bool, got {is_causal!r}")
     heads, kv_heads = query.shape[2], key.shape[2]
     if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         shapes = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
