@@ -335,7 +335,8 @@ TEST(Plans, FitOrAreRefused) {
       p.op = op;
       if (op == Op::qk) p.value_dim = 0;
       if (op == Op::av) p.head_dim = 0, p.has_rpb = false;
-      for (const Target& target : {Target(Platform::metal), Target(Platform::cuda), kHopper}) {
+      for (const Target& target :
+           {Target(Platform::metal), Target(Platform::cuda), kHopper, Target{Platform::cuda, 90, true}}) {
         if (const auto reason = objection(p, target)) {
           EXPECT_FALSE(reason->empty());
           ++refused;

@@ -62,6 +62,7 @@ BROKEN_ENVIRONMENTS = [
     ({"NATTEN_CPU_TARGET": "Z80"}, r"NATTEN_CPU_TARGET +WRONG: .*Unknown NATTEN_CPU_TARGET 'Z80'"),
     ({"NATTEN_NUM_THREADS": "many"}, r"NATTEN_NUM_THREADS +WRONG: .*an integer from 1 to"),
     ({"NATTEN_CACHE_LIMIT": "1 GB"}, r"NATTEN_CACHE_LIMIT +WRONG: .*must be a number of bytes"),
+    ({"NATTEN_FAST_TILE": "threads=many"}, r"NATTEN_FAST_TILE +WRONG: .*cannot use 'threads=many'"),
     ({"NATTEN_NUM_THREADS": "0", "NATTEN_BACKEND": "x"}, r"NATTEN_BACKEND +WRONG(.*\n)+NATTEN_NUM_THREADS +WRONG"),
 ]
 
@@ -82,7 +83,7 @@ def test_doctor_in_a_broken_environment(tmp_path, environment, told):
     for part in (r"tier pure +can run here", r"tier nanobind", r"selected tier +\w+", "gives the right result"):
         assert re.search(part, result.stdout), result.stdout
 
-    if "NATTEN_STRICT" in environment:
+    if "NATTEN_STRICT" in environment or "NATTEN_FAST_TILE" in environment:  # the tier that runs reads neither
         return
     result = command("explain", "na1d", "--shape", "1,8,1,4", "-k", "3", folder=tmp_path, **environment)
     assert result.returncode in (1, 2) and "error: " in result.stderr and "Traceback" not in result.stderr

@@ -180,6 +180,12 @@ def _check_cache_limit() -> None:
     _ext.cache_limit()
 
 
+def _check_tile() -> None:
+    from natten_mlx import _ext
+
+    _ext.support_matrix()  # plans kernels, as calls do
+
+
 ENVIRONMENT: dict[str, Callable[[], object]] = {
     "NATTEN_BACKEND": _check_backend,
     "NATTEN_STRICT": _check_strict,
@@ -187,6 +193,7 @@ ENVIRONMENT: dict[str, Callable[[], object]] = {
     "NATTEN_CPU_TARGET": _check_target,
     "NATTEN_NUM_THREADS": _check_threads,
     "NATTEN_CACHE_LIMIT": _check_cache_limit,
+    "NATTEN_FAST_TILE": _check_tile,
 }
 
 
