@@ -102,6 +102,7 @@ TEST_F(Launches, OfManyLengthsTakeLittleMemory) {
   for (int length = 231; length < 10231; ++length) run(length);
   EXPECT_LT(resident_bytes(), before + (20 << 20));
   const KernelCacheUsage usage = kernel_cache_usage();
+  EXPECT_LE(usage.kernels, 24u);  // MLX keeps what it compiled of each, which nothing here does
   EXPECT_LE(usage.bytes, usage.limit);
   EXPECT_LE(usage.limit, std::size_t(20) << 20);
 }
