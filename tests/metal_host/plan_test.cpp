@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdlib>
 #include <limits>
+#include <random>
 #include <set>
 #include <string>
 
@@ -373,6 +374,30 @@ TEST(Plans, FitOrAreRefused) {
         }
       }
     }
+  }
+  // Any combination of anything.
+  std::mt19937 engine(1);
+  const auto draw = [&](std::initializer_list<std::int64_t> values) {
+    return values.begin()[std::uniform_int_distribution<std::size_t>(0, values.size() - 1)(engine)];
+  };
+  const FloatType types[] = {f32, f16, bf16};
+  for (int i = 0; i < 3000; ++i) {
+    Problem p = attention(types[draw({0, 1, 2})], draw({1, 7, 8, 12, 33, 64, 80, 128, 255, 512}),
+                          draw({1, 8, 16, 40, 64, 96, 128, 200, 512}));
+    if (draw({0, 0, 1}) == 1) p.key_type = types[draw({0, 1, 2})];
+    p.rank = static_cast<int>(draw({1, 2, 3}));
+    p.axes.fill({1, 1, 1, 1, 1, false});
+    for (int a = kAxes - p.rank; a < kAxes; ++a) {
+      const std::int64_t size = draw({1, 2, 3, 4, 7, 11, 24, 31, 80, 333, 2048}), dilation = draw({1, 1, 2, 5});
+      p.axes[a] = {size * dilation + draw({0, 1, 5, 100, 5000}), size, 1, dilation, 1, draw({0, 1}) == 1};
+      (draw({0, 1}) == 1 ? p.axes[a].stride : p.axes[a].gna_stride) = std::min(size, draw({1, 1, 2, 16, 300}));
+    }
+    p.has_rpb = draw({0, 1}) == 1;
+    p.has_lengths = draw({0, 1}) == 1;
+    p.heads = draw({1, 4, 24, 60000});
+    p.kv_heads = draw({0, 1}) == 1 ? p.heads : 1;
+    p.batch = draw({1, 3, 64});
+    visit(p);
   }
   EXPECT_GT(served, 12000);
   EXPECT_GT(refused, 0);

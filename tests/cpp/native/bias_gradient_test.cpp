@@ -12,7 +12,7 @@ TEST(BiasGradient, MemoryIsBounded) {
   for (const Case& c : {Case{16, 125 * 125, 1 << 20}, Case{32, 127 * 127 * 127, 64}, Case{1, 3, 1 << 30}}) {
     std::vector<float> drpb(c.heads * c.kernel_volume_of_table);
     const BiasGradient gradient(drpb.data(), c.heads, c.kernel_volume_of_table, c.tasks);
-    EXPECT_LT(4 * (gradient.parts() - 1) * c.heads * c.kernel_volume_of_table, 256 << 20);
+    EXPECT_LT(4 * (gradient.parts() - 1) * c.heads * c.kernel_volume_of_table, 128 << 20);
     EXPECT_EQ(gradient.part(0, 0), drpb.data());
   }
   EXPECT_EQ(BiasGradient(nullptr, 4, 9, 7).parts(), 7);
