@@ -37,7 +37,8 @@ def _with_hints(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concaten
         for name in options.keys() - names:
             import difflib
 
-            near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, names, 1)
+            other = _OTHER_NAMES.get(name)
+            near = [other] if other in names else difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(names)}"
             raise TypeError(f"[{type(self).__name__}] unexpected argument {name!r}: {hint}")
         init(self, *args, **options)

@@ -691,6 +691,34 @@ def test_bad_input(index: int) -> None:
         call()
 
 
+def test_sizes_as_arrays() -> None:
+    x = normal(1, 8, 8, 2, 4)
+    for release in (v017, v020, v021):
+        wanted = release.na2d(x, x, x, (4, 3), dilation=(1, 2), is_causal=(True, False))
+        for kind in (np.array, mx.array):
+            sizes = {"kernel_size": kind([4, 3]), "dilation": kind([1, 2]), "is_causal": kind([True, False])}
+            assert mx.array_equal(release.na2d(x, x, x, **sizes), wanted)
+        layer = release.NeighborhoodAttention2D(8, 2, np.array([4, 4]), dilation=np.int64(2))
+        assert layer(mx.zeros((1, 8, 8, 8))).shape == (1, 8, 8, 8)
+        for bad in (np.array([4.0, 4.0]), np.array([4, 4, 4]), np.array([[4, 4]]), np.array([True, True])):
+            with pytest.raises(ValueError, match=r"\[na2d\] kernel_size must be an int of at least 2, or 2 of them"):
+                release.na2d(x, x, x, bad)
+
+
+def test_an_argument_of_another_release_names_this_ones() -> None:
+    # 0.20.0 had `dim`, in modules that could not be made; 0.20.1, which v020 follows, renamed it.
+    for release in (v020, v021):
+        for rank in (1, 2, 3):
+            module = getattr(release, f"NeighborhoodAttention{rank}D")
+            with pytest.raises(
+                TypeError, match=rf"\[NeighborhoodAttention{rank}D\] .* 'dim': did you mean 'embed_dim'"
+            ):
+                module(dim=8, num_heads=2, kernel_size=3)
+        with pytest.raises(TypeError, match="unexpected argument 'rpb': expected some of embed_dim, num_heads"):
+            release.NeighborhoodAttention2D(8, 2, 3, rpb=True)
+    assert v014.NeighborhoodAttention2D(dim=8, num_heads=2, kernel_size=3).embed_dim == 8
+
+
 def test_what_a_release_did_not_have() -> None:
     rpb = mx.zeros((2, 5, 5))
     for call in (

@@ -262,6 +262,8 @@ def test_a_few_training_steps(tier: str) -> None:
         ({"model_type": "swin"}, r"config\.json: 'model_type' must be one of 'dinat', 'nat'.*, got 'swin'"),
         ({"model_type": "absent"}, r"config\.json: 'model_type' must be one of .* got None"),
         ({"hidden_act": ["gelu"]}, r"config\.json: 'hidden_act' must be one of 'gelu', .*, got \['gelu'\]"),
+        ({"depths": [2, 1, 10**9, 1]}, r"config\.json: 'depths' must be at most 1000 blocks in all"),
+        ({"num_labels": 10**12}, r"config\.json: 'num_labels' must be an integer of at least 1 and at most 1000000"),
         ({"embed_dim": 10**12}, r"config\.json: asks for a size that no array can have"),
         ({"mlp_ratio": 1e308}, r"config\.json: asks for a size that no array can have"),
         ({"layer_norm_eps": 0}, r"config\.json: 'layer_norm_eps' must be a number of at least 1e-30, got 0"),
@@ -307,7 +309,7 @@ QUERY = "dinat.encoder.levels.0.layers.0.attention.self.query.weight"
     [
         (
             lambda w: w.pop(QUERY),
-            rf"the weights have no '{QUERY}', which Dinat needs for its levels\.0\.blocks\.0\.attn",
+            rf"/model\.safetensors: the weights have no '{QUERY}', which Dinat needs for its levels\.0\.blocks\.0",
         ),
         (lambda w: w.update(extra=mx.zeros(2)), r"model\.safetensors: holds 'extra', which a Dinat of this config"),
         (lambda w: w.update(a=mx.zeros(2), b=mx.zeros(2)), r"holds 'a' \(and 1 more\)"),
@@ -328,6 +330,37 @@ QUERY = "dinat.encoder.levels.0.layers.0.attention.self.query.weight"
 def test_weights_that_do_not_fit(change: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         models.load(with_weights("mini", tmp_path, change))
+
+
+def test_a_missing_weight_of_several_files(tmp_path: Path) -> None:
+    weights = mx.load(str(with_weights("mini", tmp_path, lambda w: w.pop(QUERY)) / "model.safetensors"))
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    listed = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
+    for listing, where in (
+        (listed, r"model\.safetensors\.index\.json"),
+        (listed | {QUERY: "model-00001-of-00001.safetensors"}, r"model-00001-of-00001\.safetensors"),
+    ):
+        index.write_text(json.dumps({"weight_map": listing}))
+        with pytest.raises(ValueError, match=rf"/{where}: the weights have no '{QUERY}'"):
+            models.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", None, 3, Path])
+def test_names_that_are_none(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA / "mini")  # the folder that an empty path is
+    with pytest.raises(
+        ValueError, match=r"\[load\] path_or_hub_name must be the path of a folder or a name on the hub"
+    ):
+        models.load(name)
+    with pytest.raises(ValueError, match=r"\[load\] path_or_hub_name must be"):
+        models.Preprocessor.load(name)
+    with pytest.raises(ValueError, match=r"\[convert\] source must be the path of a checkpoint or a name on the hub"):
+        models.convert(name, tmp_path)
+    with pytest.raises(ValueError, match=r"\[convert\] folder must be the path of a folder"):
+        models.convert(tmp_path / "a.pth", name)
+    with pytest.raises(ValueError, match=r"\[save\] path must be the path of a folder"):
+        models.save(models.load(DATA / "mini")[0], name)
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
@@ -367,6 +400,14 @@ def test_images_that_do_not_fit() -> None:
         model(mx.zeros((2, 3, 64, 64)))
     with pytest.raises(ValueError, match=r"expected preprocessed images of a floating type, got .*uint8"):
         model(mx.zeros((2, 64, 64, 3), mx.uint8))
+    for other in (model, models.DinatBackbone(model.config)):
+        name = type(other).__name__
+        for bad in (np.zeros((2, 64, 64, 3), np.float32), None):
+            with pytest.raises(ValueError, match=rf"\[{name}\] images must be an mlx\.core\.array of shape .* got"):
+                other(bad)
+        for shape in ((1, 0, 64, 3), (1, 64, 0, 3)):
+            with pytest.raises(ValueError, match=rf"\[{name}\] images must have at least one pixel on each side"):
+                other(mx.zeros(shape))
 
 
 def test_images_of_any_size() -> None:
@@ -685,6 +726,34 @@ def test_checkpoints_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", ["archive/data.pkl", "archive/byteorder", "archive/data/0"])
+def test_nothing_compressed_is_unfolded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "nat.pth"
+    torch_save(path, {"a": np.zeros(3, np.float32)}, monkeypatch)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, content in files.items():
+            archive.writestr(key, content, zipfile.ZIP_DEFLATED if key == name else zipfile.ZIP_STORED)
+    with pytest.raises(ValueError, match=rf"nat\.pth: refused, because {name} is compressed, which torch\.save"):
+        models.convert(path, tmp_path / "out")
+
+
+def test_conversion_to_another_type_with_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = original_weights("mini")
+    torch_save(tmp_path / "dinat.pth", weights, monkeypatch)
+    told: list[tuple[int, int]] = []
+    models.convert(
+        tmp_path / "dinat.pth", tmp_path / "out", dtype="bfloat16", progress=lambda *numbers: told.append(numbers)
+    )
+    assert told == [(done, len(weights)) for done in range(1, len(weights) + 1)]
+    written = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert {array.dtype for array in written.values()} == {mx.bfloat16}
+    for options, message in (({"dtype": "int8"}, "dtype must be one of"), ({"image_size": 2.5}, "image_size must be")):
+        with pytest.raises(ValueError, match=message):
+            models.convert(tmp_path / "dinat.pth", tmp_path / "other", **options)
+
+
 def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "nat.pth"
     torch_save(path, {"a": np.zeros((4, 4), np.float32)}, monkeypatch)
@@ -770,6 +839,12 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
         models.Preprocessor(size=None, crop=(20, 20))([tmp_path / "b.png"])
     with pytest.raises(ValueError, match="at least one image"):
         models.Preprocessor()([])
+    from PIL import Image
+
+    for size in ((0, 5), (5, 0)):
+        for preprocessor in (models.Preprocessor(), models.Preprocessor(size=20), models.Preprocessor(size=None)):
+            with pytest.raises(ValueError, match=r"0.* pixels: an image has at least one on each side"):
+                preprocessor([Image.new("RGB", size)])
 
 
 @pytest.mark.parametrize(

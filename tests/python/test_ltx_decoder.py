@@ -322,6 +322,7 @@ def test_memory_of_tiles_does_not_grow_with_the_video() -> None:
             r"reductions' must be the steps of decoder_stage_channels",
         ),
         ({"decoder_stage_depths": [1, 1, 1, 1]}, r"'decoder_stage_depths' must be a list of 5 positive integers"),
+        ({"decoder_stage_depths": [1, 1, 1, 10**9, 1]}, r"'decoder_stage_depths' must be at most 1000 blocks in all"),
         ({"decoder_stage_kernels": [[3, 3, 3]] * 3}, r"'decoder_stage_kernels' must be 4 lists of 3, 3, 3, 3 integers"),
         ({"decoder_stage_kernels": [[3, 3]] * 4}, r"'decoder_stage_kernels' must be 4 lists of 3, 3, 3, 3 integers"),
         (
@@ -349,7 +350,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: holds 'decoder\.diff_blocks\.1\."):
         models.load(tmp_path)
     copy("mini", tmp_path, decoder_stage_depths=[1, 1, 2, 1, 2])
-    with pytest.raises(ValueError, match=r"the weights have no 'decoder\.det_stages\.2\.1\."):
+    with pytest.raises(ValueError, match=r"model\.safetensors: the weights have no 'decoder\.det_stages\.2\.1\."):
         models.load(tmp_path)
     with pytest.raises(ValueError, match="holds a video decoder, which has no backbone"):
         models.load(DATA / "mini", backbone=True)
@@ -384,6 +385,40 @@ def test_latents_that_do_not_fit() -> None:
             model(latents(1, 2, 3, 4, 8), steps=steps)
     with pytest.raises(ValueError, match="expected latents"):
         model.frames(latents(1, 8, 2, 3, 4))  # at once, not at the first piece
+
+
+def test_arguments_of_other_types() -> None:
+    model, _ = models.load(DATA / "mini")
+    good, shape = mx.zeros((1, 2, 3, 4, 8)), r"\[B, frames, height, width, 8\]"
+    for bad in (np.zeros((1, 2, 3, 4, 8), np.float32), None):
+        with pytest.raises(
+            ValueError, match=rf"\[LtxDecoder\] latents must be an mlx\.core\.array of shape {shape}, got"
+        ):
+            model(bad)
+        with pytest.raises(ValueError, match=r"latents must be an mlx\.core\.array of shape \[\.\.\., 8\], got"):
+            model.denormalize(bad)
+    with pytest.raises(ValueError, match=r"\[LtxDecoder\] noise must be an mlx\.core\.array of .* got ndarray"):
+        model(good, np.zeros((1, 9, 96, 128, 3), np.float32))
+    for bad in (mx.zeros((1, 2, 3, 4, 7)), mx.zeros((1, 2, 3, 4, 1)), mx.array(1.0)):
+        with pytest.raises(ValueError, match=r"\[LtxDecoder\] expected latents of shape \[\.\.\., 8\], got \["):
+            model.denormalize(bad)
+    for bad in (0, mx.array(0), mx.zeros((2,))):
+        with pytest.raises(ValueError, match=r"\[LtxDecoder\] key must be a key of mx\.random\.key\(seed\), got"):
+            model(good, key=bad)
+    for bad in ("yes", 1, (80, 768, 768)):
+        with pytest.raises(ValueError, match=r"\[LtxDecoder\] tiling must be a Tiling, True, False or None, got"):
+            model.frames(good, tiling=bad)
+    noise = mx.random.normal(model.video_shape(good))
+    assert mx.array_equal(model(good, noise, np.int64(2)), model(good, noise, 2))
+
+
+def test_sizes_of_tiles_are_integers() -> None:
+    for bad in (8.0, "8", None, True):
+        with pytest.raises(ValueError, match=r"\[Tiling\] frames must be an integer, got"):
+            models.Tiling(frames=bad, frames_stride=4)
+    with pytest.raises(ValueError, match=r"\[Tiling\] frames_stride must be an integer, got 4\.0"):
+        models.Tiling(frames=8, frames_stride=4.0)
+    assert models.Tiling(frames=np.int64(8), frames_stride=4) == models.Tiling(frames=8, frames_stride=4)
 
 
 @pytest.mark.parametrize(

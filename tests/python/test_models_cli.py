@@ -174,11 +174,16 @@ def test_decode_what_cannot_be_decoded(
     assert "there is no file of latents" in fails(capsys, "decode", str(tmp_path / "x.npz"), *DECODE, *output)
     for name, content, expected in (
         ("x.txt", b"", "expected a .safetensors, .npz or .npy file"),
-        ("x.npz", b"text", "is not a file of arrays that NumPy can read"),
+        ("x.npz", b"text", "is not a file of arrays that NumPy can read: it is damaged, of another format"),
+        ("x.npy", b"", "is not a file of arrays that NumPy can read"),
         ("x.safetensors", b"text", "is not a safetensors file"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert expected in fails(capsys, "decode", str(tmp_path / name), *DECODE, *output)
+        message = fails(capsys, "decode", str(tmp_path / name), *DECODE, *output)
+        assert expected in " ".join(message.split())
+        assert "pickle" not in message
+    np.savez(tmp_path / "objects.npz", latents=np.array([None]))
+    assert "pickle" not in fails(capsys, "decode", str(tmp_path / "objects.npz"), *DECODE, *output)
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     assert "expected an array 'latents', got 'a', 'b'" in fails(
         capsys, "decode", str(tmp_path / "two.npz"), *DECODE, *output
@@ -216,6 +221,10 @@ def test_convert(
     assert main(["convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: Dinat, nat, 7 classes\n"
     assert main(["classify", str(image), "--model", str(tmp_path / "out")]) == 0
+    arguments = ["convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "half"), "--dtype", "float16"]
+    assert main(arguments) == 0
+    written = mx.load(str(tmp_path / "half" / "model.safetensors"))
+    assert {array.dtype for array in written.values()} == {mx.float16}
     assert "there is no checkpoint" in fails(capsys, "convert", str(tmp_path / "x.pth"), "-o", str(tmp_path / "o"))
     assert "image" in fails(capsys, "convert", str(tmp_path / "nat_mini.pth"), "-o", str(image / "inside"))
     arguments = ("convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "o"), "--image-size", "8")

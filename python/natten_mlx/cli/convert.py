@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from natten_mlx.cli.arguments import MODEL_DTYPES
+
 HELP = "convert a checkpoint of NAT or DiNAT that PyTorch saved, without running anything in it"
 
 
@@ -20,20 +22,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, default=224, metavar="N", help="trained for (default: 224): dilations"
     )
+    parser.add_argument("--dtype", choices=MODEL_DTYPES, help="of the weights written (default: as stored)")
     parser.add_argument("--config", metavar="FILE", help="config.json, instead of one derived from the weights")
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from natten_mlx import models
     from natten_mlx.cli import InputError
+    from natten_mlx.cli.progress import progress_bar
 
     if args.image_size < 32:
         raise InputError(f"--image-size expects at least 32, got {args.image_size}")
-    with Console(stderr=True).status(f"converting {args.source}"):
+    with progress_bar("reading tensors") as progress:
         model = models.convert(
-            args.source, args.output, family=args.family, image_size=args.image_size, config=args.config
+            args.source,
+            args.output,
+            family=args.family,
+            image_size=args.image_size,
+            config=args.config,
+            dtype=args.dtype,
+            progress=progress,
         )
     print(f"{args.output}: {type(model).__name__}, {model.config.model_type}, {len(model.config.id2label)} classes")
     return 0

@@ -35,10 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import mlx.core as mx
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     import natten_mlx
     from natten_mlx import models
+    from natten_mlx.cli.progress import progress_bar
     from natten_mlx.models.video import check_output, read_latents, write_video
 
     if not 0 < args.fps < float("inf"):
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.latents}: expected the latents of one video, got a batch of {latents.shape[0]}")
     if args.tier is not None:
         natten_mlx.set_backend(args.tier)
-    errors = Console(stderr=True)
-    with errors.status(f"loading {args.model}"):
+    with Console(stderr=True).status(f"loading {args.model}"):
         model, config = models.load(args.model, args.dtype)
     if not isinstance(model, models.LtxDecoder):
         raise InputError(f"{args.model} holds a {type(model).__name__}, which doesn't decode latents")
@@ -64,15 +63,13 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.denormalize:
         latents = model.denormalize(latents)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("decoding tiles", total=None)
+    with progress_bar("decoding tiles") as progress:
         pieces = model.frames(
             latents,
             steps=args.steps,
             key=mx.random.key(args.seed),
             tiling=None if args.whole else _tiling(args),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
         written = write_video(pieces, model.video_shape(latents)[1], args.output, args.fps)
     print("\n".join(map(str, written)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, SupportsFloat, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 import mlx.core as mx
 
@@ -18,9 +18,14 @@ Bools = bool | Sequence[bool]
 _AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
+def plain(value: Any) -> Any:
+    """Numbers and lists as they are; those of an array."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def sizes(function: str, argument: str, value: Ints | None, rank: int, least: int = 1) -> tuple[int, ...]:
     """One integer of at least `least` per axis; None is 1, as NATTEN has it for dilation and stride."""
-    given = 1 if value is None else value
+    given = 1 if value is None else plain(value)
     try:
         items = tuple(given) if isinstance(given, Sequence) else (operator.index(given),) * rank
         if len(items) == rank and all(operator.index(x) >= least and not isinstance(x, bool) for x in items):
@@ -42,7 +47,7 @@ def shared_windows(function: str, stride: Ints | None, kernel_size: tuple[int, .
 
 def flags(function: str, value: Bools | None, rank: int) -> tuple[bool, ...]:
     """One bool per axis; None is False."""
-    given = bool(value) if value is None else value
+    given = False if value is None else plain(value)
     items = tuple(given) if isinstance(given, Sequence) else (given,) * rank
     if len(items) != rank or not all(isinstance(x, bool) for x in items):
         raise ValueError(f"[{function}] is_causal must be a bool, or {rank} of them as a sequence, got {value!r}")

@@ -14,6 +14,7 @@ from natten_mlx.compat._switches import without_effect
 class Padded(nn._NeighborhoodAttention):
     """0.14 and 0.15 in 1-D and 2-D: inputs smaller than the window are zero-padded; there is a bias by default."""
 
+    @nn._with_hints
     def __init__(
         self,
         dim: int,
@@ -47,6 +48,7 @@ class Padded(nn._NeighborhoodAttention):
 class PaddedDepth(nn._NeighborhoodAttention):
     """0.15 in 3-D: depth has a kernel size and a dilation of its own."""
 
+    @nn._with_hints
     def __init__(
         self,
         dim: int,
@@ -82,6 +84,7 @@ class PaddedDepth(nn._NeighborhoodAttention):
 class Causal(nn._NeighborhoodAttention):
     """0.17: a value per axis, causal axes, no padding, no bias by default."""
 
+    @nn._with_hints
     def __init__(
         self,
         dim: int,
@@ -119,6 +122,7 @@ class Causal(nn._NeighborhoodAttention):
 class Strided(nn._NeighborhoodAttention):
     """0.20 and 0.21: `stride` makes queries share windows (here `gna_stride`); no bias, no attention dropout."""
 
+    @nn._with_hints
     def __init__(
         self,
         embed_dim: int,

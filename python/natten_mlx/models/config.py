@@ -23,6 +23,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+_MOST_BLOCKS = 1000  # of one model; published ones have a few dozen
+
+
 class Fields:
     """The keys of one configuration. Every method checks and returns the value of a key, or the default."""
 
@@ -40,11 +43,12 @@ class Fields:
         self.asked.add(key)
         return self.values.get(key, default)
 
-    def integer(self, key: str, default: int, least: int = 1) -> int:
-        """An integer, not below `least`."""
+    def integer(self, key: str, default: int, least: int = 1, most: int | None = None) -> int:
+        """An integer, not below `least` and not above `most`."""
         value = self.get(key, default)
-        if not _is_integer(value) or value < least:
-            raise self.error(key, f"an integer of at least {least}")
+        if not _is_integer(value) or value < least or (most is not None and value > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise self.error(key, f"an integer of at least {least}{upper}")
         return int(value)
 
     def integers(self, key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
@@ -54,6 +58,13 @@ class Fields:
         if not right or not value or count not in (None, len(value)):
             raise self.error(key, f"a list of {'' if count is None else f'{count} '}positive integers")
         return tuple(value)
+
+    def depths(self, key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+        """Blocks of each stage, `count` stages if given: a few, which can be built."""
+        value = self.integers(key, default, count)
+        if sum(value) > _MOST_BLOCKS:
+            raise self.error(key, f"at most {_MOST_BLOCKS} blocks in all")
+        return value
 
     def rows(
         self, key: str, default: Sequence[Sequence[int]], counts: Sequence[int], what: str

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from natten_mlx.models import dinat
+from natten_mlx.models import arguments, dinat
 from natten_mlx.models.config import read_json
 from natten_mlx.models.files import Checkpoint, fill, find_folder
 from natten_mlx.models.images import FILE, Preprocessor
-from natten_mlx.models.registry import save
-from natten_mlx.models.torch_files import read_torch_checkpoint
+from natten_mlx.models.registry import as_dtype, save
+from natten_mlx.models.torch_files import Progress, read_torch_checkpoint
 
 _BICUBIC = 3
 _HUB_FILES = ("pytorch_model.bin", "config.json", FILE)
@@ -27,6 +28,8 @@ def convert(
     family: str | None = None,
     image_size: int = 224,
     config: str | os.PathLike[str] | None = None,
+    dtype: mx.Dtype | str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> dinat.Dinat | dinat.DinatBackbone:
     """Reads a `.pth` of the authors' repository, or a `pytorch_model.bin`, and writes a model folder.
 
@@ -40,6 +43,8 @@ def convert(
             largest that fits its feature map.
         config: A config.json; needed for the hub's names (default: the one beside the checkpoint), otherwise derived
             from the weights.
+        dtype: Of the weights that are written; default: that of the checkpoint.
+        progress: Called after each tensor that was read with the numbers of those read and in all.
 
     Returns:
         The model.
@@ -47,11 +52,14 @@ def convert(
     Raises:
         ValueError: as `load`, or the checkpoint asks for more than tensors, or is of another model.
     """
-    path = Path(source)
+    path = arguments.path("convert", "source", source, "the path of a checkpoint or a name on the hub")
+    arguments.path("convert", "folder", folder, "the path of a folder")
+    image_size = arguments.integer("convert", "image_size", image_size, 1)
+    wanted = as_dtype(dtype)
     if path.is_dir() or (not path.exists() and path.suffix not in (".pth", ".pt", ".bin")):
         path = find_folder(source, _HUB_FILES) / _HUB_FILES[0]
-    arrays = read_torch_checkpoint(path)
-    checkpoint = Checkpoint(path.parent, arrays, dict.fromkeys(arrays, path))
+    arrays = read_torch_checkpoint(path, progress)
+    checkpoint = Checkpoint(path, arrays, dict.fromkeys(arrays, path))
     if "patch_embed.proj.0.weight" in arrays:
         values = (
             derive_config(path, arrays, family or _family(path), image_size)
@@ -60,7 +68,7 @@ def convert(
         )
         model: dinat.Dinat | dinat.DinatBackbone = dinat.Dinat(dinat.DinatConfig.from_dict(values, str(config or path)))
         fill(model, checkpoint, dinat.original_names)
-        save(model, folder)
+        _save(model, folder, wanted)
         # The evaluation of the authors' training scripts.
         resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
         Preprocessor(size=resized, resample=_BICUBIC, crop=(image_size, image_size)).save(folder)
@@ -74,10 +82,16 @@ def convert(
     loaded = dinat.DinatConfig.from_dict(read_json(source_config), str(source_config))
     backbone = any(key.startswith("hidden_states_norms.") for key in arrays)
     model = dinat.load_dinat(checkpoint, loaded, backbone)
-    save(model, folder)
+    _save(model, folder, wanted)
     if (path.parent / FILE).exists():
         Preprocessor.load(path.parent).save(folder)
     return model
+
+
+def _save(model: nn.Module, folder: str | os.PathLike[str], dtype: mx.Dtype | None) -> None:
+    if dtype is not None:
+        model.set_dtype(dtype)
+    save(model, folder)
 
 
 def derive_config(path: Path, arrays: dict[str, mx.array], family: str, image_size: int) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from natten_mlx.models import arguments
 from natten_mlx.models.config import Fields
 from natten_mlx.models.files import Checkpoint, Names, fill
 from natten_mlx.nn import NeighborhoodAttention2D
 
 FAMILIES = ("dinat", "nat")
 _ACTIVATIONS = {"gelu": nn.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu, "selu": nn.selu}
+_MOST_LABELS = 1_000_000
 _DILATIONS = ((1, 8, 1), (1, 4, 1, 4), (1, 2, 1, 2, 1, 2), (1, 1, 1, 1, 1))
 # Keys of transformers' configurations that say nothing about the computation here.
 _MEANINGLESS = (
@@ -58,7 +60,7 @@ class DinatConfig:
         family = fields.choice("model_type", "dinat", FAMILIES)
         if fields.integer("patch_size", 4) != 4:
             raise fields.error("patch_size", "4, the only one that NAT and DiNAT have")
-        depths = fields.integers("depths", cls.depths)
+        depths = fields.depths("depths", cls.depths)
         ones = tuple((1,) * depth for depth in depths)
         dilations = ones
         if family == "dinat":
@@ -121,7 +123,7 @@ class DinatConfig:
 
 
 def _labels(fields: Fields) -> dict[int, str]:
-    count = fields.integer("num_labels", 2)
+    count = fields.integer("num_labels", 2, most=_MOST_LABELS)
     value = fields.get("id2label", {str(index): f"LABEL_{index}" for index in range(count)})
     try:
         labels = {int(index): str(label) for index, label in value.items()}
@@ -268,8 +270,11 @@ class _Encoder(nn.Module):
 
     def _embed(self, images: mx.array) -> mx.array:
         name, channels = type(self).__name__, self.config.num_channels
+        arguments.array(name, "images", images, f"[B, H, W, {channels}]")
         if images.ndim != 4 or images.shape[-1] != channels:
             raise ValueError(f"[{name}] expected images of shape [B, H, W, {channels}], got {list(images.shape)}")
+        if 0 in images.shape[1:3]:
+            raise ValueError(f"[{name}] images must have at least one pixel on each side, got {list(images.shape)}")
         if not mx.issubdtype(images.dtype, mx.floating):
             raise ValueError(f"[{name}] expected preprocessed images of a floating type, got {images.dtype}")
         return self.patch_embed(images.astype(self.patch_embed.norm.weight.dtype))

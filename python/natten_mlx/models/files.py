@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from natten_mlx.models import arguments
 from natten_mlx.models.config import read_json
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[A-Za-z0-9][\w.-]*)*)")
@@ -39,7 +40,7 @@ def find_folder(name: str | os.PathLike[str], files: Sequence[str] = _FILES) -> 
 
     Raises `ValueError` if there is neither, and says where it was looked for.
     """
-    folder = Path(name)
+    folder = arguments.path("load", "path_or_hub_name", name, "the path of a folder or a name on the hub")
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -73,20 +74,26 @@ def find_folder(name: str | os.PathLike[str], files: Sequence[str] = _FILES) -> 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by their stored names, and the file that each of them came from."""
+    """Tensors by their stored names, and the file that each of them came from.
 
-    folder: Path
+    `source` is their file, or the index of several.
+    """
+
+    source: Path
     arrays: dict[str, mx.array]
     files: dict[str, Path]
 
     def where(self, key: str) -> Path:
-        """The file of a tensor."""
-        return self.files.get(key, self.folder)
+        """The file that has a tensor, or should have it."""
+        return self.files.get(key, self.source)
 
 
 def read_weights(folder: Path, stem: str) -> Checkpoint:
     """The tensors of `stem`.safetensors, or of the files that `stem`.safetensors.index.json lists."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    arrays: dict[str, mx.array] = {}
+    files: dict[str, Path] = {}
+    source = single if single.exists() else index
     if single.exists():
         paths = [single]
     elif index.exists():
@@ -95,19 +102,18 @@ def read_weights(folder: Path, stem: str) -> Checkpoint:
             raise ValueError(f"{index}: 'weight_map' must map the names of tensors to files")
         if any(Path(name).name != name for name in listed.values()):
             raise ValueError(f"{index}: 'weight_map' must name files of the same folder")
-        paths = [folder / name for name in sorted(set(listed.values()))]
+        files = {key: folder / name for key, name in listed.items()}
+        paths = sorted(set(files.values()))
     else:
         raise ValueError(
             f"{folder} has neither {single.name} nor {index.name}; a pytorch_model.bin (of a folder or of the hub) and "
             "the authors' .pth files must be converted first, see natten-mlx convert --help"
         )
-    arrays: dict[str, mx.array] = {}
-    files: dict[str, Path] = {}
     for path in paths:
         found = read_safetensors(path)
         arrays |= found
         files |= dict.fromkeys(found, path)
-    return Checkpoint(folder, arrays, files)
+    return Checkpoint(source, arrays, files)
 
 
 def read_safetensors(path: Path) -> dict[str, mx.array]:
@@ -137,8 +143,8 @@ def fill(
         missing = [key for key in keys if key not in checkpoint.arrays]
         if missing:
             raise ValueError(
-                f"{checkpoint.folder}: the weights have no {missing[0]!r}, which {type(model).__name__} needs "
-                f"for its {name} of shape {list(parameter.shape)}"
+                f"{checkpoint.where(missing[0])}: the weights have no {missing[0]!r}, which {type(model).__name__} "
+                f"needs for its {name} of shape {list(parameter.shape)}"
             )
         left -= set(keys)
         parts = [checkpoint.arrays[key] for key in keys]
@@ -195,7 +201,7 @@ def write_folder(
     folder: str | os.PathLike[str], config: Mapping[str, Any], stem: str, weights: dict[str, mx.array]
 ) -> None:
     """Writes config.json and `stem`.safetensors into a folder, which is made if need be."""
-    target = Path(folder)
+    target = arguments.path("save", "path", folder, "the path of a folder")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; expected a folder to write into")
     target.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,10 @@ class Preprocessor:
 
     def _prepare(self, image: str | os.PathLike[str] | Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
         picture = open_image(image)
+        if 0 in picture.size:
+            raise ValueError(
+                f"{image}: {picture.height}x{picture.width} pixels: an image has at least one on each side"
+            )
         if self.size is not None:
             size = self.size
             if isinstance(size, int):

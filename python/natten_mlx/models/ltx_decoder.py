@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from natten_mlx import functional
+from natten_mlx.models import arguments
 from natten_mlx.models.config import Fields
 from natten_mlx.models.files import Checkpoint, fill
 
@@ -90,7 +92,7 @@ class LtxDecoderConfig:
             scaling_factor=fields.number("scaling_factor", 1.0, least=1e-30),
             decoder_head_dim=head_dim,
             decoder_stage_channels=channels,
-            decoder_stage_depths=fields.integers("decoder_stage_depths", (4, 6, 4, 2, 8), stages + 1),
+            decoder_stage_depths=fields.depths("decoder_stage_depths", (4, 6, 4, 2, 8), stages + 1),
             decoder_stage_kernels=fields.rows("decoder_stage_kernels", cls.decoder_stage_kernels, axes, what),
             decoder_upsample_strides=strides,
             decoder_upsample_channel_reductions=reductions,
@@ -368,6 +370,11 @@ class Tiling:
     height_stride: int = 704
     width_stride: int = 704
 
+    def __post_init__(self) -> None:
+        for field in fields_of(self):
+            value = arguments.integer("Tiling", field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
     def cells(self, scale: Size) -> tuple[Size, Size]:
         """Sizes and strides in cells of the grid that is tiled, `scale` frames and pixels each. Raises `ValueError`."""
         sizes, strides = [], []
@@ -400,6 +407,10 @@ class LtxDecoder(nn.Module):
 
     def denormalize(self, latents: mx.array) -> mx.array:
         """Latents [..., C] as a diffusion transformer makes them -> as the decoder takes them."""
+        name, channels = type(self).__name__, self.config.latent_channels
+        arguments.array(name, "latents", latents, f"[..., {channels}]")
+        if latents.ndim == 0 or latents.shape[-1] != channels:
+            raise ValueError(f"[{name}] expected latents of shape [..., {channels}], got {list(latents.shape)}")
         return latents * self.latents_std / self.config.scaling_factor + self.latents_mean
 
     def video_shape(self, latents: mx.array) -> tuple[int, int, int, int, int]:
@@ -448,8 +459,11 @@ class LtxDecoder(nn.Module):
         progress: Progress | None = None,
     ) -> Iterator[mx.array]:
         """The same video in pieces [B, frames, H', W', 3], in the order of time, none of which is kept."""
-        steps = self.config.decoder_num_inference_steps if steps is None else steps
-        self._check(latents, noise, steps)
+        name = type(self).__name__
+        steps = self.config.decoder_num_inference_steps if steps is None else arguments.integer(name, "steps", steps, 1)
+        self._check(latents, noise, key)
+        if tiling is not None and not isinstance(tiling, (bool, Tiling)):
+            raise ValueError(f"[{name}] tiling must be a Tiling, True, False or None, got {tiling!r}")
         dtype = self.decoder.conv_in.weight.dtype
         latents = latents.astype(dtype)
         canvas = Canvas(self.video_shape(latents), dtype, noise, key)
@@ -465,17 +479,16 @@ class LtxDecoder(nn.Module):
         if progress is not None:
             progress(1, 1)
 
-    def _check(self, latents: mx.array, noise: mx.array | None, steps: int) -> None:
+    def _check(self, latents: mx.array, noise: mx.array | None, key: mx.array | None) -> None:
         name, config = type(self).__name__, self.config
         channels = config.latent_channels
+        arguments.array(name, "latents", latents, f"[B, frames, height, width, {channels}]")
         if latents.ndim != 5 or latents.shape[-1] != channels or 0 in latents.shape:
             raise ValueError(
                 f"[{name}] expected latents of shape [B, frames, height, width, {channels}], got {list(latents.shape)}"
             )
         if not mx.issubdtype(latents.dtype, mx.floating):
             raise ValueError(f"[{name}] expected latents of a floating type, got {latents.dtype}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"[{name}] steps must be an integer of at least 1, got {steps!r}")
         kernels = (*config.decoder_stage_kernels, config.decoder_stage5_kernel)
         for stage, (grid, kernel) in enumerate(zip(config.grids(*latents.shape[1:4]), kernels, strict=True), 1):
             if any(length < window for length, window in zip(grid, kernel, strict=True)):
@@ -484,9 +497,13 @@ class LtxDecoder(nn.Module):
                     f"[{name}] latents of {size} (frames, height, width) are too small: stage {stage} attends windows "
                     f"of {_by(kernel)} on a grid of {_by(grid)}"
                 )
-        if noise is not None and list(noise.shape) != list(self.video_shape(latents)):
-            expected = list(self.video_shape(latents))
-            raise ValueError(f"[{name}] noise must have the video's shape {expected}, got {list(noise.shape)}")
+        expected = list(self.video_shape(latents))
+        if noise is not None:
+            arguments.array(name, "noise", noise, str(expected))
+            if list(noise.shape) != expected:
+                raise ValueError(f"[{name}] noise must have the video's shape {expected}, got {list(noise.shape)}")
+        if key is not None and not (isinstance(key, mx.array) and key.shape == (2,) and key.dtype == mx.uint32):
+            raise ValueError(f"[{name}] key must be a key of mx.random.key(seed), got {key!r}")
 
 
 class Canvas:

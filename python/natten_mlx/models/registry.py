@@ -33,7 +33,7 @@ def load(
         ValueError: nothing was found under this name; a configuration that asks for something unknown; weights that are
             missing, left over or of another shape. The message names file and key.
     """
-    wanted = _dtype(dtype)
+    wanted = as_dtype(dtype)
     folder = find_folder(path_or_hub_name)
     source = folder / "config.json"
     values = read_json(source)
@@ -83,7 +83,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write_folder(path, config, TRANSFORMERS, stored_weights(model, dinat.hub_names(prefix)))
 
 
-def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+def as_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+    """One of the floating types that weights have, by itself or by name."""
     if dtype is None:
         return None
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype

@@ -68,7 +68,12 @@ class _Tensor(_Sealed):
     array: mx.array
 
 
-def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
+Progress = Callable[[int, int], None]  # tensors read, tensors in all
+
+
+def read_torch_checkpoint(
+    path: str | os.PathLike[str], progress: Progress = lambda done, total: None
+) -> dict[str, mx.array]:
     """The tensors of a state dict, or of the one that a training checkpoint holds under `state_dict` or `model`.
 
     Raises `ValueError` for other files, and for a pickle that asks for anything but tensors in containers.
@@ -78,7 +83,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
         raise ValueError(f"there is no checkpoint {str(source)!r}")
     try:
         with zipfile.ZipFile(source) as archive:
-            found = _unpickle(source, archive)
+            found = _unpickle(source, archive, progress)
     except zipfile.BadZipFile:
         raise ValueError(
             f"{source} is not a zip file, as torch.save writes since version 1.6; older files must be saved again"
@@ -94,17 +99,27 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, mx.array]:
     return {key: tensor.array for key, tensor in found.items()}
 
 
-def _unpickle(source: Path, archive: zipfile.ZipFile) -> Any:
+def _stored(source: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """A file of the archive that is in it as it is: compression could unfold to any size."""
+    record = archive.getinfo(name)
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise _Refused(f"{source}: refused, because {name} is compressed, which torch.save doesn't do")
+    return record
+
+
+def _unpickle(source: Path, archive: zipfile.ZipFile, progress: Progress) -> Any:
     programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(programs) != 1:
         raise ValueError(f"{source}: expected one data.pkl, as torch.save writes it, found {len(programs)}")
     folder = programs[0].removesuffix("data.pkl")
     order = f"{folder}byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
+    if order in archive.namelist() and archive.read(_stored(source, archive, order)) != b"little":
         raise ValueError(f"{source}: only little-endian checkpoints can be read")
+    record = _stored(source, archive, programs[0])
+    total = sum(name.startswith(f"{folder}data/") for name in archive.namelist())
     try:
-        with archive.open(programs[0]) as program:
-            return _Unpickler(program, source, archive, folder).load()
+        with archive.open(record) as program:
+            return _Unpickler(program, source, archive, folder, lambda done: progress(done, total)).load()
     except _Refused:
         raise
     except Exception as error:  # a damaged pickle fails in any way that its opcodes can
@@ -112,8 +127,11 @@ def _unpickle(source: Path, archive: zipfile.ZipFile) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, program: Any, source: Path, archive: zipfile.ZipFile, folder: str) -> None:
+    def __init__(
+        self, program: Any, source: Path, archive: zipfile.ZipFile, folder: str, progress: Callable[[int], None]
+    ) -> None:
         super().__init__(program)
+        self.progress = progress
         self.source, self.archive, self.folder = source, archive, folder
         self.storages: dict[str, _Storage] = {}
 
@@ -134,11 +152,11 @@ class _Unpickler(pickle.Unpickler):
             raise _Refused(f"{self.source}: refused, because it asks for {kind!r}; only tensors are read")
         if key not in self.storages:
             dtype = _STORAGES[storage_type.name]
-            record = self.archive.getinfo(f"{self.folder}data/{key}")
-            # Compression, which torch.save doesn't use, could unfold to any size.
-            if record.compress_type != zipfile.ZIP_STORED or record.file_size != count * dtype.itemsize:
+            record = _stored(self.source, self.archive, f"{self.folder}data/{key}")
+            if record.file_size != count * dtype.itemsize:
                 raise _Refused(f"{self.source}: storage {key} isn't {count} raw values of {storage_type.name}")
             self.storages[key] = _Storage(storage_type, np.frombuffer(self.archive.read(record), dtype))
+            self.progress(len(self.storages))
         return self.storages[key]
 
     def _tensor(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:

@@ -91,8 +91,13 @@ def read_latents(path: str | os.PathLike[str], channels_first: bool = False) -> 
             arrays = (
                 {name: mx.array(loaded[name]) for name in loaded} if source.suffix == ".npz" else {"": mx.array(loaded)}
             )
-        except Exception as error:
-            raise ValueError(f"{source} is not a file of arrays that NumPy can read: {error}") from None
+        except OSError as error:
+            raise ValueError(f"{source} can't be read: {error.strerror or error}") from None
+        except Exception:  # NumPy's own advice is to allow pickles, which are programs
+            raise ValueError(
+                f"{source} is not a file of arrays that NumPy can read: it is damaged, of another format, or holds "
+                "something else than numbers"
+            ) from None
     else:
         raise ValueError(f"{source}: expected a .safetensors, .npz or .npy file")
     if "latents" not in arrays and len(arrays) != 1:
