@@ -20,8 +20,9 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
          \( -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-clang test-neon test-python test-random test-fast test-fast-metal test-fast-cuda test-kernels test-metal \
-        bench guardrail wheel lint tidy format docs example-cpp clean
+.PHONY: help demo test test-cpp test-clang test-neon test-python test-random test-fast test-fast-metal test-fast-cuda \
+        test-kernels test-kernels-python test-kernels-transforms test-kernels-nvrtc test-metal bench guardrail wheel \
+        lint tidy format docs example-cpp clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -89,9 +90,16 @@ test-kernels: $(VENV)/.dev  ## all GPU kernels of all cases emulated, read by cl
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" NATTEN_TEST_EVERY_KERNEL=1 ctest --preset dev -j $(JOBS) -R 'emulated_kernels|kernel_text'
+	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-nvrtc
+
+test-kernels-python:
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal $(BIN)/python -m pytest -q tests/python
+
+test-kernels-transforms:
 	PYTHONPATH=python NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 $(BIN)/python -m pytest -q tests/python/test_transforms.py
-	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources
+
+test-kernels-nvrtc:
+	$(BIN)/python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j 1
 
 test-metal: $(VENV)/.dev  ## on a Mac: the tests of what a tier computes, on its GPU
 	NATTEN_TEST_DEVICE=gpu NATTEN_TEST_TIERS=fast_metal NATTEN_STRICT=1 NATTEN_TEST_EXAMPLES=6 \
