@@ -691,6 +691,15 @@ def test_a_pickle_cannot_change_what_it_is_answered(program: bytes, tmp_path: Pa
         models.convert(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0f", b"p268435455\n"])
+def test_a_short_pickle_cannot_take_much_memory(put: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "nat.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02N" + put + b".")
+    with pytest.raises(ValueError, match=r"nat\.pth: refused, because data\.pkl asks for memory of 268435455 entries"):
+        models.convert(path, tmp_path / "out")
+
+
 def test_checkpoints_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = tmp_path / "nat.pth", tmp_path / "out"
     with pytest.raises(ValueError, match="there is no checkpoint"):

@@ -6,9 +6,11 @@ which are answered by functions of this module; anything else is refused.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -107,6 +109,13 @@ def _stored(source: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInf
     return record
 
 
+def _check_memo(source: Path, program: bytes) -> None:
+    """Refuses numbers of memo entries that the program is too short to fill: Python makes room for all below them."""
+    for opcode, argument, _ in pickletools.genops(program):
+        if "PUT" in opcode.name and int(argument or 0) > len(program):
+            raise _Refused(f"{source}: refused, because data.pkl asks for memory of {argument} entries")
+
+
 def _unpickle(source: Path, archive: zipfile.ZipFile, progress: Progress) -> Any:
     programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(programs) != 1:
@@ -118,8 +127,9 @@ def _unpickle(source: Path, archive: zipfile.ZipFile, progress: Progress) -> Any
     record = _stored(source, archive, programs[0])
     total = sum(name.startswith(f"{folder}data/") for name in archive.namelist())
     try:
-        with archive.open(record) as program:
-            return _Unpickler(program, source, archive, folder, lambda done: progress(done, total)).load()
+        program = archive.read(record)
+        _check_memo(source, program)
+        return _Unpickler(io.BytesIO(program), source, archive, folder, lambda done: progress(done, total)).load()
     except _Refused:
         raise
     except Exception as error:  # a damaged pickle fails in any way that its opcodes can
