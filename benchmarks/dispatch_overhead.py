@@ -3,7 +3,7 @@
 Arrays are lazy, so a call that is never evaluated is exactly that. The pure tier makes dozens of nodes, a compiled
 tier one, so validation and dispatch alone are timed by `explain`, which does both and makes no node.
 
-    python benchmarks/dispatch_overhead.py [--limit 20]
+    python benchmarks/dispatch_overhead.py [--limit 8]
 """
 
 import argparse
@@ -30,7 +30,7 @@ def microseconds(call: Callable[[], object], repeats: int = 30, inner: int = 100
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=float, default=20, help="microseconds of validation and dispatch; exit 1 above")
+    parser.add_argument("--limit", type=float, default=8, help="microseconds of validation and dispatch; exit 1 above")
     args = parser.parse_args()
     query = mx.ones((1, 8, 8, 2, 4))
     mx.eval(query)

@@ -68,6 +68,16 @@ CASES: dict[str, Case] = {
         for stage, (grid, heads, kernel) in enumerate(DECODER, 1)
     },
 }
+
+
+def describe(name: str) -> str:
+    """A case as the CPU's reports describe a call."""
+    case = CASES[name]
+    shape = "x".join(map(str, (case.batch, *case.spatial, case.heads, case.head_dim)))
+    shared = f" gna_stride {'x'.join(map(str, case.options['gna_stride']))}" if max(case.gna_stride) > 1 else ""
+    return f"na{len(case.spatial)}d {shape} K {'x'.join(map(str, case.kernel_size))}{shared}"
+
+
 ROUNDS = 7
 ROUND_SECONDS = 0.15
 compile_only = False  # of this process

@@ -10,7 +10,10 @@ tiles of that many frames and 2/3 of them apart:
     python benchmarks/models.py decoder --frames 17 --size 224
     python benchmarks/models.py decoder --frames 65 --size 224 --narrow 4 --shallow --tile 24
 
---alone: also each attention of the decoder beside the same call on other arrays of its shapes.
+Its attention at the published heads, head dim and windows, on grids that are smaller in space, in turn with `na3d` on
+arrays of their own of the same shapes:
+
+    python benchmarks/models.py attention --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -29,6 +32,7 @@ import mlx.nn as nn
 
 import natten_mlx
 from natten_mlx import functional, models
+from natten_mlx.models.ltx_network import Block
 
 
 def seconds(call: Callable[[], Any], runs: int) -> float:
@@ -71,35 +75,6 @@ def stopwatch(times: dict[str, float]) -> Iterator[None]:
     finally:
         for owner, name, function in saved:
             setattr(owner, name, function)
-
-
-@contextmanager
-def beside_alone(times: dict[str, float], runs: int) -> Iterator[None]:
-    """Repeats every attention, in turn with the operation called alone on contiguous arrays of the same shapes and
-    dtypes, and adds up the least time of each: of the processor, which other programs disturb least."""
-    attention = functional.na3d
-
-    def call(*args: Any, **options: Any) -> Any:
-        alone = [mx.random.normal(x.shape).astype(x.dtype) if isinstance(x, mx.array) else x for x in args]
-        mx.eval([x for x in (*args, *alone) if isinstance(x, mx.array)])
-        least = {"in the model": float("inf"), "alone": float("inf")}
-        for run in range(2 * runs):
-            place, given = (("in the model", args), ("alone", alone))[run % 2]
-            start = time.process_time()
-            result = attention(*given, **options)
-            mx.eval(result)
-            least[place] = min(least[place], time.process_time() - start)
-            if run == 0:
-                kept = result
-        for place, spent in least.items():
-            times[place] += spent
-        return kept
-
-    functional.na3d = call
-    try:
-        yield
-    finally:
-        functional.na3d = attention
 
 
 def shares(call: Callable[[], Any], runs: int) -> None:
@@ -152,34 +127,75 @@ def decoder(args: argparse.Namespace) -> None:
     size = frames * height * width / 1e6
     tiling = models.Tiling(frames=args.tile, frames_stride=2 * args.tile // 3) if args.tile else None
 
-    def decode() -> float:
-        start = time.perf_counter()
+    def decode() -> tuple[float, float]:
+        start, of_processor = time.perf_counter(), time.process_time()
         for piece in model.frames(latents, key=mx.random.key(0), tiling=tiling):
             mx.eval(piece)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - of_processor
 
     mx.reset_peak_memory()
     weights = mx.get_active_memory()
-    spent = decode()
+    spent, of_processor = decode()
     peak = mx.get_peak_memory() - weights
     print(f"{frames} frames of {width}x{height}, {size:.2f} megapixel-frames, {args.dtype}, tiles: {tiling}")
     mebi = peak / 2**20
     print(f"weights {weights / 2**20:.0f} MiB, peak beside them {mebi:.0f} MiB, {mebi / size:.0f} per megapixel-frame")
-    print(f"{spent:.1f} s, {spent / size:.1f} s per megapixel-frame; waiting after every part, of the time:")
+    print(f"per megapixel-frame {spent / size:.1f} s, {of_processor / size:.1f} s of the processor's cores", flush=True)
+    print("waiting after every part, of the time:")
     parts: dict[str, float] = defaultdict(float)
     with stopwatch(parts):
-        whole = decode()
+        whole, _ = decode()
     print_shares(parts, whole)
-    if args.alone:
-        with beside_alone(times := defaultdict(float), args.runs):
-            decode()
-        inside, alone = times["in the model"], times["alone"]
-        print(f"CPU time of attention: {inside:.3f} s, the same calls alone {alone:.3f} s, ratio {inside / alone:.3f}")
+
+
+# Tokens of the stages at 121 frames; at 768x512 pixels they are up to 128x192 in space.
+GRIDS = ((18, 8, 12), (18, 12, 16), (35, 12, 16), (69, 12, 16), (22, 24, 24))
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds, and seconds of the processor's cores, of each call, one after the other, after one that warms up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for run in range(runs + 1):
+        for name, call in calls.items():
+            start, of_processor = time.perf_counter(), time.process_time()
+            mx.eval(call())
+            if run:
+                times[name].append((time.perf_counter() - start, time.process_time() - of_processor))
+    return times
+
+
+def attention_of(module: Any, grid: Sequence[int], dtype: mx.Dtype, runs: int) -> str:
+    x = mx.random.normal((1, *grid, module.embed_dim)).astype(dtype)
+    query, key, value = module.project(x)
+    own = [mx.random.normal(a.shape).astype(dtype) for a in (query, key, value)]
+    mx.eval(query, key, value, own)
+    calls = {
+        "na3d alone": lambda: functional.na3d(*own, module.kernel_size),
+        "attention of the module": lambda: module.attend(query, key, value),
+        "norms and rotation": lambda: module.rope(module.q_norm(own[0]), module.k_norm(own[1])),
+    }
+    times = in_turn(calls, runs)
+    module_times, alone = times["attention of the module"], times["na3d alone"]
+    ratio = median(a / b for (a, _), (b, _) in zip(module_times, alone, strict=True))
+    least = min(a for _, a in module_times) / min(a for _, a in alone)  # what other programs disturb least
+    parts = [f"{name} {1e3 * median(a for a, _ in spent):.1f} ms" for name, spent in times.items()]
+    return f"{', '.join(parts)}; module / alone {ratio:.3f}, least time of the cores {least:.3f}"
+
+
+def attention(runs: int, dtype: mx.Dtype) -> None:
+    config = models.LtxDecoderConfig()
+    kernels = (*config.decoder_stage_kernels, config.decoder_stage5_kernel)
+    for stage, (grid, dim, kernel) in enumerate(zip(GRIDS, config.decoder_stage_channels, kernels, strict=True), 1):
+        block = Block(dim, config.decoder_head_dim, kernel)
+        block.set_dtype(dtype)
+        heads, window = dim // config.decoder_head_dim, "x".join(map(str, kernel))
+        print(f"stage {stage}, {'x'.join(map(str, grid))} x {heads} heads, windows of {window}, {dtype}: ", end="")
+        print(attention_of(block.attn, grid, dtype, runs), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("dinat", "decoder"))
+    parser.add_argument("model", choices=("dinat", "decoder", "attention"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", default="float32")
@@ -187,12 +203,13 @@ def main() -> None:
     parser.add_argument("--narrow", type=int, default=1)
     parser.add_argument("--shallow", action="store_true")
     parser.add_argument("--tile", type=int, default=0)
-    parser.add_argument("--alone", action="store_true")
     args = parser.parse_args()
     if args.model == "decoder":
         decoder(args)
-        return
-    dinat(args.runs, args.size, getattr(mx, args.dtype))
+    elif args.model == "attention":
+        attention(args.runs, getattr(mx, args.dtype))
+    else:
+        dinat(args.runs, args.size, getattr(mx, args.dtype))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,20 @@ target_sources(
   PRIVATE src/api/attention.cpp
           src/api/caches.cpp
           src/api/capabilities.cpp
+  src/api/dense.cpp
           src/api/mask.cpp
+          src/api/span.cpp
           src/api/registry.cpp
+          src/api/warmup.cpp
+          src/distributed/agreement.cpp
+          src/distributed/attention.cpp
+          src/distributed/collectives.cpp
+          src/distributed/gathers.cpp
+          src/distributed/halo.cpp
+          src/distributed/order.cpp
+          src/distributed/slabs.cpp
+          src/distributed/split.cpp
+          src/distributed/transport.cpp
           src/fast/launch.cpp
           src/fast/tier.cpp
           src/graph/decorated.cpp
@@ -17,6 +29,7 @@ target_sources(
           src/graph/numerics.cpp
           src/graph/pin.cpp
           src/graph/trace.cpp
+          src/native/decoding.cpp
           src/native/primitives.cpp
           src/native/result_memory.cpp
           src/native/tier.cpp
@@ -25,6 +38,7 @@ target_sources(
           src/ops/fold.cpp
           src/ops/tier.cpp
           src/ops/validate.cpp
+          src/ops/validate_axes.cpp
           src/pure/attention.cpp
           src/pure/blocks.cpp
           src/pure/mask.cpp

@@ -1,4 +1,11 @@
 # The extension natten_mlx._ext. It shares mx.array with mlx.core, so nanobind's version and domain are MLX's.
+# Installed, it uses the nanobind of the package nanobind-backend and the stable ABI from Python 3.10 on (split mode): one
+# file for every Python. In the source tree it has its own, for sanitizers and debuggers.
+if(SKBUILD)
+  set(NATTEN_NANOBIND BACKEND_MODULE nanobind_backend)
+else()
+  set(NATTEN_NANOBIND NB_STATIC)
+endif()
 if(NOT nanobind_ROOT)
   execute_process(
     COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
@@ -8,10 +15,11 @@ endif()
 find_package(nanobind 3.1 CONFIG REQUIRED)
 nanobind_add_module(
   _ext
-  NB_STATIC
+  ${NATTEN_NANOBIND}
   NB_DOMAIN
   mlx
   python/bindings/arguments.cpp
+  python/bindings/distributed.cpp
   python/bindings/external_tier.cpp
   python/bindings/module.cpp
   python/bindings/nn.cpp

@@ -17,8 +17,10 @@ USES = {
     "src/fast": "definition graph ops natten mlx",
     "src/pure": "definition graph ops mlx",
     "src/api": "definition graph ops pure fast native natten mlx",
+    "src/distributed": "definition graph ops api natten mlx",
     "src/probe": "native/cpu",
-    "python/bindings": "definition graph ops native native/cpu api probe natten mlx",
+    "src/explorer": "definition",
+    "python/bindings": "definition graph ops native native/cpu api distributed probe natten mlx",
 }
 FOLDERS = sorted({name for uses in USES.values() for name in uses.split()} | {f[4:] for f in USES if f[:4] == "src/"})
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)

@@ -1,4 +1,6 @@
-"""Checks what a wheel holds: the extension, its stubs, no copy of MLX, and no reference to a GPU-only symbol of MLX."""
+"""Checks what a wheel holds: the extension, its stubs, the explorer, nothing that only developers need, no copy of MLX,
+and no reference to a GPU-only symbol of MLX.
+"""
 
 import subprocess
 import sys
@@ -14,8 +16,15 @@ def main(wheel: str) -> int:
             archive.extractall(folder)
             names = archive.namelist()
         extensions = [name for name in names if name.startswith("natten_mlx/_ext") and name.endswith(".so")]
+        if not Path(wheel).name.count("-cp310-abi3-"):
+            problems.append("it is not for the stable ABI of Python 3.10")
         if len(extensions) != 1:
             problems.append(f"expected one natten_mlx/_ext*.so, found {extensions}")
+        for name in ("compare.py", "rivals.py", "guardrail.py", "thresholds.json"):
+            if f"natten_mlx/bench/{name}" in names:
+                problems.append(f"natten_mlx/bench/{name} is for developers")
+        if "natten_mlx/explorer/windows.wasm" not in names:
+            problems.append("natten_mlx/explorer/windows.wasm is missing")
         if "natten_mlx/py.typed" not in names:
             problems.append("natten_mlx/py.typed is missing")
         if any(Path(name).name.startswith("libmlx") for name in names):

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {"kernel_size": 5, "stride": 1, "dilation": 1, "is_ca
 
 def panel(axes: Any, title: str, query: tuple[int, ...], shape: tuple[int, ...], **options: Any) -> None:
     _, keys = window_keys(query, shape, **(DEFAULTS | options))
-    draw_axes(axes, query, shape, keys, title)
+    draw_axes(axes, [[index] for index in query], shape, keys, title)
 
 
 def draw_windows() -> None:

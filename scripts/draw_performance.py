@@ -1,7 +1,7 @@
-"""Writes docs/performance.md and the README's figures from the reports in benchmarks/results.
+"""Writes docs/performance.md, docs/laboratory/measurements.md and the README's figures from benchmarks/results.
 
 python scripts/draw_performance.py            (or `make docs`)
-python scripts/draw_performance.py --check    exit 1 if the page or the README is out of date; draws nothing
+python scripts/draw_performance.py --check    exit 1 if a page or the README is out of date; draws nothing
 
 The reports are made by:
 
@@ -9,24 +9,44 @@ The reports are made by:
     natten-mlx bench compare --threads 1 --cpu-clock --json benchmarks/results/compare.json
     python benchmarks/scaling.py --json benchmarks/results/scaling.json
     python benchmarks/repeat_guardrail.py --json benchmarks/results/guardrail.json
+    python benchmarks/gpu.py --json benchmarks/results/h200.json          (on that GPU; another's file: `GPU_REPORT`)
 """
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from natten_mlx.bench import compare, plots, report
 from natten_mlx.bench.table import OK, Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu as gpu_benchmark  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 PAGE = ROOT / "docs" / "performance.md"
-NOTES = RESULTS / "notes.md"
+LABORATORY = ROOT / "docs" / "laboratory" / "measurements.md"
+NOTES = RESULTS / "notes.md"  # on measurements.md, by hand
+SLOW = RESULTS / "slow.md"  # on performance.md, by hand
+GPU_REPORT = RESULTS / "h200.json"  # the one whose rivals are drawn
 BEGIN, END = "<!-- performance: begin (written by scripts/draw_performance.py) -->\n", "<!-- performance: end -->"
 
 HEADLINE = "na2d_56_k7"
+RIVALS = {  # as the reports call them: what a reader calls them
+    "natten-mlx": "natten-mlx",
+    "torch-sdpa": "PyTorch, masked attention",
+    "mlx-gather": "MLX, windows gathered by hand",
+    "torch-flex": "PyTorch FlexAttention",
+    "mlx-sdpa": "MLX, masked attention",
+    "natten": "NATTEN 0.21 from PyPI",
+    "flex_attention": "PyTorch FlexAttention, compiled",
+    "dense sdpa": "PyTorch, dense attention",
+}
+FORWARD, STEP = "forward", "training step"
 # Percent of the multiply-add peak that a kernel should reach on one thread; of the roofline for windows of 7 in 1-D.
 TARGETS = {
     ("na2d_56_k7", "forward"): 55,
@@ -61,29 +81,114 @@ def fastest(found: Report) -> str:
     return next(name for name in ("nanobind", "fast_metal", "pure") if timed(found, tier=name))
 
 
-def headline(results: Report, compared: Report | None) -> str:
-    """Three numbers and a picture."""
-    tier = fastest(results)
-    forward, step = (one(results, case=HEADLINE, direction=d, tier=tier) for d in ("forward", "step"))
-    lines = []
-    if forward is not None and step is not None:
-        number = report.number
-        lines.append(
-            f"- **{number(forward['percent_of_fma'])} %** of the processor's multiply-add peak in the forward of a "
-            f"56x56 image with 7x7 windows, 4 heads of 32, on one thread "
-            f"({number(1e3 * forward['seconds']['median'])} ms)"
+class Time(NamedTuple):
+    """Milliseconds of one way to compute a case."""
+
+    machine: str  # CPU or GPU
+    case: str
+    direction: str
+    by: str
+    ms: float
+
+
+def cpu_times(found: Report) -> list[Time]:
+    """Of a report of `natten-mlx bench compare`."""
+    return [
+        Time("CPU", row["call"], FORWARD if row["direction"] == "forward" else STEP, row["tier"], ms)
+        for row in timed(found)
+        for ms in [1e3 * row["seconds"]["median"]]
+    ]
+
+
+def gpu_times(rows: list[dict[str, Any]]) -> list[Time]:
+    """Of a report of benchmarks/gpu.py, the cases that were measured beside rivals, in float16."""
+    rivalled = {row["case"] for row in rows if row["implementation"] == "flex_attention"}
+    return [
+        Time("GPU", gpu_benchmark.describe(row["case"]), label, row["implementation"], 1e3 * row[direction])
+        for row in rows
+        if row.get("case") in rivalled and row["dtype"] == "float16"
+        for direction, label in (("forward", FORWARD), ("training", STEP))
+        if direction in row
+    ]
+
+
+def panels(times: list[Time]) -> dict[tuple[str, str], list[Time]]:
+    """Times by machine and direction, in the order in which they come."""
+    found: dict[tuple[str, str], list[Time]] = {}
+    for time in sorted(times, key=lambda time: (time.machine, time.direction)):
+        found.setdefault((time.machine, time.direction), []).append(time)
+    return found
+
+
+def beside_table(times: list[Time]) -> str:
+    """A row for each case and direction, a column for each way."""
+    ways = [name for name in RIVALS if any(time.by == name for time in times)]
+    rows = []
+    for case, direction in dict.fromkeys((time.case, time.direction) for time in times):
+        ms = {time.by: time.ms for time in times if (time.case, time.direction) == (case, direction)}
+        rows.append([case, direction, *(report.number(ms.get(way)) for way in ways)])
+    return report.markdown_table(("case", "ms of the", *(RIVALS[way] for way in ways)), rows, left=2)
+
+
+def draw_beside(times: list[Time], path: Path) -> None:
+    """A panel per machine and direction: bars of milliseconds, log scale, grouped by case."""
+    from matplotlib.patches import Patch
+
+    groups = panels(times)
+    ways = [name for name in RIVALS if any(time.by == name for time in times)]
+    palette = ("#d1495b", "#30638e", "#66a182", "#edae49", "#8d99ae", "#b08968", "#7b5ea7", "#444444")
+    colors = dict(zip(ways, palette, strict=False))
+    figure = plots.figure(figsize=(11, 7))
+    for axes, ((machine, direction), mine) in zip(figure.subplots(2, 2).ravel(), groups.items(), strict=True):
+        names = list(dict.fromkeys(time.case for time in mine))
+        here = [way for way in ways if any(time.by == way for time in mine)]
+        for time in mine:
+            place = names.index(time.case) + 0.8 * (here.index(time.by) / len(here) - 0.5)
+            axes.barh(place, time.ms, 0.8 / len(here), align="edge", color=colors[time.by])
+        axes.set(
+            xscale="log", yticks=range(len(names)), yticklabels=names, xlabel="milliseconds (log scale), less is better"
         )
-        if step["speedup"]:
-            lines.append(
-                f"- **{number(step['speedup'])} times** as fast as the same training step in plain MLX operations (the "
-                f"tier `pure`), {number(forward['speedup'])} times in the forward"
-            )
-    for name, label in (("torch-sdpa", "PyTorch's masked attention"), ("mlx-sdpa", "MLX's masked attention")):
-        rival = one(compared, case=HEADLINE, direction="forward", tier=name) if compared else None
-        if rival is not None and rival["advantage"]:
-            lines.append(f"- **{report.number(rival['advantage'])} times** as fast as {label} on the same image")
-            break
-    return "\n".join(lines) + "\n\n![Rates of the kernels below the limits of the machine](docs/images/roofline.png)\n"
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=7)
+        axes.set_title(f"{machine}, {direction}", fontsize=10)
+        axes.grid(alpha=0.3, axis="x")
+    handles = [Patch(color=colors[way], label=RIVALS[way]) for way in ways]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def range_of_advantage(times: list[Time], rival: str, direction: str) -> str:
+    """`1.2 to 3`: how many times as long `rival` takes."""
+    ours = {time.case: time.ms for time in times if time.by == "natten-mlx" and time.direction == direction}
+    ratios = sorted(time.ms / ours[time.case] for time in times if time.by == rival and time.direction == direction)
+    ends = [report.number(ratio, 2) for ratio in (ratios[0], ratios[-1])]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def gpu_name(rows: list[dict[str, Any]]) -> str:
+    return next((row["device"] for row in rows if "device" in row), GPU_REPORT.stem.upper())
+
+
+def headline(results: Report, cpu: list[Time], gpu: list[Time], device: str) -> str:
+    """What to expect against the alternatives, and the plot."""
+    advantages = [
+        (cpu, "torch-sdpa", "a CPU", "PyTorch's masked attention"),
+        (cpu, "mlx-gather", "a CPU", "windows gathered by hand in MLX"),
+        (gpu, "flex_attention", f"an {device} (float16)", "PyTorch's compiled FlexAttention"),
+    ]
+    lines = [
+        f"- On {where}: **{range_of_advantage(times, rival, FORWARD)} times** as fast as {label} in the forward, "
+        f"{range_of_advantage(times, rival, STEP)} times in a training step."
+        for times, rival, where, label in advantages
+    ]
+    one_call = one(results, case=HEADLINE, direction="forward", tier=fastest(results))
+    if one_call is not None:
+        lines.append(
+            f"- A 56x56 image, windows of 7x7, 4 heads of 32: {report.number(1e3 * one_call['seconds']['median'])} ms "
+            f"on one thread, {report.number(one_call['speedup'])} times as fast as the reference in MLX operations."
+        )
+    picture = "![Milliseconds beside the alternatives, forward and training step, CPU and GPU](docs/images/beside.png)"
+    return "\n".join(lines) + f"\n\n{picture}\n"
 
 
 def short_table(found: Report) -> str:
@@ -157,20 +262,18 @@ def guardrail_text(found: Report) -> str:
     return report.markdown_table(("direction", "runs", "failed"), rows, left=1)
 
 
-def page() -> tuple[str, str]:
-    """docs/performance.md and the README's part."""
-    results = report.read_json(RESULTS / "table.json", "table")
-    compared = optional("compare.json", "compare")
+def measurements(results: Report, compared: Report | None) -> str:
+    """docs/laboratory/measurements.md."""
     scaling = report.read_json(RESULTS / "scaling.json", "scaling")
     guardrail = report.read_json(RESULTS / "guardrail.json", "guardrail runs")
-    summary = headline(results, compared)
-    text = f"""# Performance
+    return f"""# Measurements of the CPU
 
 Written by `scripts/draw_performance.py` from the reports in `benchmarks/results`; nothing on this page is typed by hand
-but the section on what is slow. Percentages and ratios are of limits and rivals measured in the same run: absolute
-times of a shared machine drift, so compare those of one run only.
+but the notes. Percentages and ratios are of limits and rivals measured in the same run: absolute times of a shared
+machine drift, so compare those of one run only. What a user needs of it is on [performance](../performance.md).
 
-{summary.replace("docs/images/", "images/")}
+![Rates of the kernels below the limits of the machine](../images/roofline.png)
+
 ## Every case
 
 {short_table(results)}
@@ -179,15 +282,15 @@ times of a shared machine drift, so compare those of one run only.
 Percent of the multiply-add peak of one core that the design of the CPU kernels should reach on an idle machine:
 
 {target_table(results)}
-{NOTES.read_text() if NOTES.exists() else ""}
-## Beside what you would use instead
+{NOTES.read_text()}
+## Beside the alternatives
 
 {compared_text(compared)}
 ## How it grows
 
 {report.machine_line(scaling)}
 
-![Time and memory against tokens, window, head dim, batch, heads and threads](images/scaling.png)
+![Time and memory against tokens, window, head dim, batch, heads and threads](../images/scaling.png)
 
 {scaling_text(scaling)}
 ## Guardrails
@@ -198,11 +301,51 @@ peak, both on one thread by the CPU clock. How often it failed although nothing 
 
 {guardrail_text(guardrail)}
 """
-    return text, summary
 
 
-def draw() -> None:
+def performance(summary: str, compared: Report | None, cpu: list[Time], gpu: list[Time], device: str) -> str:
+    """docs/performance.md."""
+    machine = report.machine_line(compared).partition(". Limits")[0] if compared else ""
+    return f"""# Performance
+
+{summary.replace("docs/images/", "images/")}
+## CPU
+
+{machine}. float32, milliseconds;
+a training step is the forward and all gradients, and `-` is what can't be done there.
+
+{beside_table(cpu)}
+## GPU
+
+{device}, float16, milliseconds. More types, cases and cards: [the laboratory](laboratory/fast-tier.md).
+
+{beside_table(gpu)}
+{SLOW.read_text()}
+## Measure yourself
+
+```sh
+natten-mlx profile na2d --shape 1,56,56,4,32 --kernel-size 7    # what limits this call here
+natten-mlx bench table --json table.json                        # every case on every tier
+```
+
+Every case, what was aimed at, how time and memory grow: [measurements](laboratory/measurements.md).
+"""
+
+
+def pages() -> tuple[dict[Path, str], str, list[Time]]:
+    """The pages, the README's part, and the times of the plot."""
+    results = report.read_json(RESULTS / "table.json", "table")
+    compared = optional("compare.json", "compare")
+    rows = json.loads(GPU_REPORT.read_text())
+    cpu, gpu, device = cpu_times(compared) if compared else [], gpu_times(rows), gpu_name(rows)
+    summary = headline(results, cpu, gpu, device)
+    texts = {PAGE: performance(summary, compared, cpu, gpu, device), LABORATORY: measurements(results, compared)}
+    return texts, summary, cpu + gpu
+
+
+def draw(times: list[Time]) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
+    draw_beside(times, IMAGES / "beside.png")
     plots.roofline(report.read_json(RESULTS / "table.json", "table"), str(IMAGES / "roofline.png"))
     plots.scaling(report.read_json(RESULTS / "scaling.json", "scaling"), str(IMAGES / "scaling.png"))
 
@@ -212,7 +355,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     try:
-        text, summary = page()
+        texts, summary, times = pages()
     except ValueError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
@@ -220,13 +363,17 @@ def main() -> int:
     old = readme.read_text()
     new = old.split(BEGIN)[0] + BEGIN + summary + END + old.split(END)[1] if BEGIN in old else old
     if args.check:
-        current = PAGE.exists() and PAGE.read_text() == text and new == old
-        if not current:
-            print("docs/performance.md or README.md is out of date; run `make docs`", file=sys.stderr)
-        return int(not current)
-    PAGE.write_text(text)
+        texts[readme] = new
+        stale = [
+            path.relative_to(ROOT) for path, text in texts.items() if not path.exists() or path.read_text() != text
+        ]
+        for path in stale:
+            print(f"{path} is out of date; run `make docs`", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in texts.items():
+        path.write_text(text)
     readme.write_text(new)
-    draw()
+    draw(times)
     return 0
 
 

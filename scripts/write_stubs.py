@@ -1,9 +1,10 @@
-"""Writes python/natten_mlx/functional.pyi, what type checkers and editors see of natten_mlx.functional.
+"""Writes functional.pyi and distributed/__init__.pyi in python/natten_mlx, what type checkers and editors see of them.
 
 python scripts/write_stubs.py            (or `make docs`)
-python scripts/write_stubs.py --check    exit 1 if the file is out of date
+python scripts/write_stubs.py --check    exit 1 if a file is out of date
 
-Signatures and docstrings are those of the functions; a function with `return_lse` gets an overload for each result.
+Signatures and docstrings are those of the functions; a function with `return_lse` gets an overload for each result, one
+that gives numbers for numbers and tuples for tuples an overload for numbers.
 """
 
 import argparse
@@ -12,22 +13,27 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 
-from natten_mlx import functional
+from natten_mlx import distributed, functional
 
-STUB = Path(__file__).resolve().parent.parent / "python" / "natten_mlx" / "functional.pyi"
-HEADER = '''"""Neighborhood attention on arrays, heads last. Written by scripts/write_stubs.py from functional.py."""
+PACKAGE = Path(__file__).resolve().parent.parent / "python" / "natten_mlx"
+HEADER = '''"""{title}
+
+Written by scripts/write_stubs.py from {source}.
+"""
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import {typing}
 
 import mlx.core as mx
 
 '''
 ALIASES = ("Ints", "Bools", "StreamOrDevice")
 ALIAS = rf"^(?:{'|'.join(ALIASES)}) = .*$"
+NUMBERS = "tuple[int, int]"
 KEYWORD, NONE = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
 
 
@@ -43,7 +49,9 @@ def spelled(annotation: object) -> Text:
     for name in ALIASES:
         if annotation == getattr(functional, name):
             return Text(name)
-    return Text(inspect.formatannotation(annotation).replace("mlx.core.", "mx."))
+        if annotation == getattr(functional, name) | None:
+            return Text(f"{name} | None")
+    return Text(inspect.formatannotation(annotation).replace("mlx.core.", "mx.").replace("collections.abc.", ""))
 
 
 def spelled_default(default: object) -> object:
@@ -52,8 +60,15 @@ def spelled_default(default: object) -> object:
 
 
 def overloads(signature: inspect.Signature) -> Iterator[inspect.Signature]:
-    """Of a function with `return_lse`: False, True by position, True by keyword, any bool; else the signature alone."""
+    """Of a function with `return_lse`: False, True by position, True by keyword, any bool; else the signature.
+
+    Of one that gives numbers for numbers: these, anything.
+    """
     parameters = list(signature.parameters.values())
+    if str(signature.return_annotation).startswith(f"{NUMBERS} | "):
+        scalars = {"Ints": Text("int"), "Bools": Text("bool")}
+        numbers = [p.replace(annotation=scalars[p.annotation]) for p in parameters]
+        yield inspect.Signature(numbers, return_annotation=Text(NUMBERS))
     at = next((i for i, p in enumerate(parameters) if p.name == "return_lse"), None)
     if at is None:
         yield signature
@@ -75,6 +90,8 @@ def overloads(signature: inspect.Signature) -> Iterator[inspect.Signature]:
 
 def declaration(name: str, signature: inspect.Signature, body: str) -> str:
     """`def` with as many parameters on a line as fit."""
+    if not signature.parameters:
+        return f"def {name}() -> {signature.return_annotation}:{body}\n"
     lines = [""]
     for parameter in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", re.fullmatch(r"\((.*)\) -> .*", str(signature))[1]):
         if len(lines[-1]) + len(parameter) > 114:
@@ -84,11 +101,15 @@ def declaration(name: str, signature: inspect.Signature, body: str) -> str:
     return f"def {name}(\n{inside}) -> {signature.return_annotation}:{body}\n"
 
 
-def stub() -> str:
-    """The whole file."""
-    text = HEADER + "".join(f"{line}\n" for line in re.findall(ALIAS, inspect.getsource(functional), re.MULTILINE))
-    for name, function in vars(functional).items():
-        if name.startswith("_") or not inspect.isfunction(function):
+def stub(module: ModuleType, source: str, typing: str) -> str:
+    """The whole file, of what the module itself defines."""
+    text = HEADER.format(title=(module.__doc__ or "").splitlines()[0], source=source, typing=typing)
+    if module is functional:
+        text += "".join(f"{line}\n" for line in re.findall(ALIAS, inspect.getsource(module), re.MULTILINE))
+    else:
+        text += f"from natten_mlx.functional import {', '.join(sorted(ALIASES))}\n"
+    for name, function in vars(module).items():
+        if name.startswith("_") or not inspect.isfunction(function) or function.__module__ != module.__name__:
             continue
         signature = inspect.signature(function)
         signature = signature.replace(
@@ -110,14 +131,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    text = stub()
-    if args.check:
-        current = STUB.exists() and STUB.read_text() == text
-        if not current:
-            print(f"{STUB.name} is out of date; run `make docs`", file=sys.stderr)
-        return int(not current)
-    STUB.write_text(text)
-    return 0
+    texts = {
+        PACKAGE / "functional.pyi": stub(functional, "functional.py", "Literal, overload"),
+        PACKAGE / "distributed" / "__init__.pyi": stub(distributed, "__init__.py", "Any, Literal, overload"),
+    }
+    old = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    for path in old:
+        if args.check:
+            print(f"{path.relative_to(PACKAGE)} is out of date; run `make docs`", file=sys.stderr)
+        else:
+            path.write_text(texts[path])
+    return int(args.check and bool(old))
 
 
 if __name__ == "__main__":

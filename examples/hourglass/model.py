@@ -9,43 +9,28 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-import natten_mlx
+from natten_mlx import NeighborhoodAttention2D
+from natten_mlx.nn import RoPE
 
 
-def rotate(x: mx.array, frequencies: mx.array) -> mx.array:
-    """Rotary positions: pairs of channels of x [B, H, W, heads, D] turn by row or column; frequencies [heads, D/4]."""
-    height, width = x.shape[1:3]
-    rows = mx.linspace(-1, 1, height)[:, None, None, None] * frequencies
-    columns = mx.linspace(-1, 1, width)[None, :, None, None] * frequencies
-    grid = (height, width, *frequencies.shape)
-    angles = mx.concatenate([mx.broadcast_to(rows, grid), mx.broadcast_to(columns, grid)], axis=-1)
-    first, second = mx.split(x, 2, axis=-1)
-    cos, sin = mx.cos(angles), mx.sin(angles)
-    return mx.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+def cosine(x: mx.array) -> mx.array:
+    """Query or key [..., head_dim] of length 1: their products are cosines then."""
+    return x * mx.rsqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6)
 
 
-class Attention(nn.Module):
-    """Cosine attention: the logits are the cosines of query and key, times a learned scale per head."""
-
-    def __init__(self, dim: int, heads: int, kernel_size: int):
-        super().__init__()
-        self.heads, self.kernel_size = heads, kernel_size
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
-        self.log_scale = mx.full((heads,), math.log(10.0))
-        steps = mx.linspace(math.log(math.pi), math.log(10 * math.pi), heads * (dim // heads // 4) + 1)[:-1]
-        self.log_frequencies = steps.reshape(-1, heads).T
-        self.freeze(keys=["log_frequencies"], recurse=False)
-
-    def __call__(self, x: mx.array) -> mx.array:  # [batch, height, width, dim], in and out
-        query, key, value = mx.moveaxis(self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1), -3, 0)
-        query, key = (a * mx.rsqrt((a * a).sum(axis=-1, keepdims=True) + 1e-6) for a in (query, key))
-        frequencies = mx.exp(self.log_frequencies)
-        # The scale is an array with a gradient: half of its logarithm goes to either side.
-        root = mx.exp(0.5 * self.log_scale)[:, None]
-        query, key = rotate(query * root, frequencies), rotate(key * root, frequencies)
-        out = natten_mlx.na2d(query, key, value, min(self.kernel_size, x.shape[1]), scale=1.0)
-        return self.proj(out.reshape(x.shape))
+def attention(dim: int, heads: int, kernel_size: int) -> NeighborhoodAttention2D:
+    """Cosine attention with a learned scale per head, and rotary positions: half of a head's channels turn by row, half
+    by column."""
+    half = dim // heads // 2
+    return NeighborhoodAttention2D(
+        dim,
+        heads,
+        kernel_size,
+        qkv_bias=False,
+        qk_norm=cosine,
+        qk_scale=mx.full((heads,), 10.0),
+        rope=RoPE((half, half), base=10.0),  # images of a few pixels: no slow frequencies
+    )
 
 
 class Block(nn.Module):
@@ -56,7 +41,7 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(dim)
         self.gains = nn.Linear(condition, 2 * dim, bias=False)
         self.gains.weight = mx.zeros_like(self.gains.weight)
-        self.attention = Attention(dim, heads, kernel_size)
+        self.attention = attention(dim, heads, kernel_size)
         self.up = nn.Linear(dim, 4 * dim, bias=False)
         self.down = nn.Linear(2 * dim, dim, bias=False)
 
@@ -81,7 +66,7 @@ class Hourglass(nn.Module):
         self.tokens = nn.Linear(1, dim)
         self.down_blocks = [Block(dim, 2, 7, condition)]
         self.merge = nn.Linear(4 * dim, wide, bias=False)
-        self.middle = [Block(wide, 4, 7, condition) for _ in range(2)]  # 4x4 tokens: all of them
+        self.middle = [Block(wide, 4, 4, condition) for _ in range(2)]  # 4x4 tokens: all of them
         self.split = nn.Linear(wide, 4 * dim, bias=False)
         self.skip = mx.array(0.5)
         self.up_blocks = [Block(dim, 2, 7, condition)]

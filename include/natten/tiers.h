@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -80,10 +82,13 @@ struct CallDescription {
   std::string op = "attention";        ///< "attention", "qk" or "av" (query is attn then)
   ArrayDescription query, key, value;  ///< key unused by av, value unused by qk
   std::optional<Scale> scale = {};     ///< not of av
-  std::optional<ArrayDescription> additional_keys = {}, additional_values = {};  ///< of attention
-  std::optional<ArrayDescription> rpb = {};                                      ///< not of av
-  std::optional<ArrayDescription> lengths = {};                                  ///< int32 or int64
+  std::optional<ArrayDescription> additional_keys = {},
+                                  additional_values = {};  ///< attention has both, qk the first, av the second
+  std::optional<ArrayDescription> rpb = {};                ///< not of av
+  std::optional<ArrayDescription> lengths = {};            ///< int32 or int64
   mx::StreamOrDevice stream = {};
+  PerAxis<std::int64_t> query_start = 0, key_start = 0;  ///< a span, as in the options of the call
+  std::optional<PerAxis<std::int64_t>> shape = {};
 };
 
 struct Explanation {
@@ -112,8 +117,39 @@ KernelCacheUsage kernel_cache_usage();
 /// otherwise an eighth of the machine's memory; given back where memory is short.
 std::size_t get_cache_memory();
 
-/// Forgets the kernels that are kept, and gives back the memory. What MLX has compiled it keeps itself, under the name
-/// of the text.
+/// Forgets the kernels that are kept, and gives back the memory. What MLX has compiled or loaded it keeps itself, under
+/// the name of the text; files stay (clear_kernel_files).
 void clear_cache();
+
+/// Files of kernels compiled for NVIDIA GPUs, which later processes read. In NATTEN_CACHE_DIR (empty: there are none),
+/// else natten-mlx/kernels in XDG_CACHE_HOME or ~/.cache. What is there runs on the GPU: a folder that others write to
+/// is theirs to misuse.
+struct KernelFiles {
+  std::string folder;  ///< empty: nothing is kept
+  std::size_t files = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t limit = 0;  ///< bytes; files used longest ago give way
+};
+KernelFiles kernel_files();
+/// Removes them, and nothing else in the folder. Returns what is gone.
+KernelFiles clear_kernel_files();
+/// Who compiles GPU kernels of calls made now, and why: a sentence for people.
+std::string kernel_compiler();
+
+struct WarmupCall {
+  CallDescription call;
+  Neighborhood neighborhood;
+  bool gradients = true;
+};
+struct WarmupReport {
+  std::size_t kernels = 0;   ///< that the calls need, each counted once
+  std::size_t compiled = 0;  ///< of those; the others were in files. Where MLX compiles, all
+};
+/// Makes the kernels of calls before they are made: side by side where they are compiled here (kernel_compiler), else
+/// by running each call on zeros, for one sample. Calls that no kernel compiled at run time would serve need nothing.
+/// `progress` hears of kernels done and in all. Throws std::invalid_argument as the calls would, before any work, and
+/// std::runtime_error where a kernel doesn't compile.
+WarmupReport warmup(const std::vector<WarmupCall>& calls,
+                    const std::function<void(std::size_t done, std::size_t total)>& progress = {});
 
 }  // namespace natten

@@ -16,8 +16,9 @@ std::string type_of(nb::handle object) {
 }
 
 bool is_bool(nb::handle object) {
+  if (PyLong_CheckExact(object.ptr())) return false;  // soon said of the most frequent arguments
   // numpy.bool_ up to numpy 1, numpy.bool from 2 on; both compare equal to a Python bool.
-  return PyBool_Check(object.ptr()) || (type_of(object).rfind("bool", 0) == 0 && PyObject_CheckBuffer(object.ptr()));
+  return PyBool_Check(object.ptr()) || (type_of(object).rfind("bool", 0) == 0 && nb::hasattr(object, "__array__"));
 }
 
 bool to_bool(const Caller& caller, const char* name, nb::handle object) {
@@ -34,18 +35,29 @@ bool is_sequence(nb::handle object) {
   return false;
 }
 
-// A scalar is what `is_scalar` says; anything else must be a sequence of scalars.
+// What is no scalar must be a sequence of them.
 template <class T, class Convert>
-PerAxis<T> to_per_axis(const Caller& caller, const char* name, const char* type, nb::handle object, bool is_scalar,
-                       Convert convert) {
-  if (is_scalar) return PerAxis<T>(convert(object));
+std::vector<T> to_values(const Caller& caller, const char* name, const char* type, nb::handle object, Convert convert) {
   if (!is_sequence(object)) {
     fail(caller, std::string(name) + " values must be " + type + " or a sequence of " + type + ", got " +
                      text_of(object) + " (" + type_of(object) + ")");
   }
   std::vector<T> values;
   for (nb::handle item : nb::borrow(object)) values.push_back(convert(item));
-  return PerAxis<T>(std::move(values));
+  return values;
+}
+
+// A scalar is what `is_scalar` says.
+template <class T, class Convert>
+PerAxis<T> to_per_axis(const Caller& caller, const char* name, const char* type, nb::handle object, bool is_scalar,
+                       Convert convert) {
+  if (is_scalar) return PerAxis<T>(convert(object));
+  return PerAxis<T>(to_values<T>(caller, name, type, object, convert));
+}
+
+// A numpy array with axes answers to __index__ only when it has one element; it is a sequence all the same.
+bool is_integer_scalar(nb::handle object) {
+  return is_bool(object) || (PyIndex_Check(object.ptr()) && !is_sequence(object));
 }
 
 }  // namespace
@@ -95,9 +107,7 @@ std::vector<mx::array> to_arrays(const Caller& caller, const char* name, nb::han
 }
 
 PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::handle object) {
-  // A numpy array with axes answers to __index__ only when it has one element; it is a sequence all the same.
-  const bool is_scalar = is_bool(object) || (PyIndex_Check(object.ptr()) && !is_sequence(object));
-  return to_per_axis<std::int64_t>(caller, name, "int", object, is_scalar,
+  return to_per_axis<std::int64_t>(caller, name, "int", object, is_integer_scalar(object),
                                    [&](nb::handle item) { return to_integer(caller, name, item); });
 }
 
@@ -107,10 +117,14 @@ PerAxis<bool> to_bools(const Caller& caller, const char* name, nb::handle object
 }
 
 Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-                             nb::handle is_causal, nb::handle gna_stride) {
+                             nb::handle is_causal, nb::handle gna_stride, nb::handle is_circular) {
   return {to_integers(caller, "kernel_size", kernel_size), to_integers(caller, "stride", stride),
-          to_integers(caller, "dilation", dilation), to_bools(caller, "is_causal", is_causal),
-          to_integers(caller, "gna_stride", gna_stride)};
+          to_integers(caller, "dilation", dilation),       to_bools(caller, "is_causal", is_causal),
+          to_integers(caller, "gna_stride", gna_stride),   to_bools(caller, "is_circular", is_circular)};
+}
+
+std::optional<PerAxis<std::int64_t>> to_optional_integers(const Caller& caller, const char* name, nb::handle object) {
+  return object.is_none() ? std::nullopt : std::optional(to_integers(caller, name, object));
 }
 
 bool to_flag(const Caller& caller, const char* name, nb::handle object) {
@@ -156,13 +170,16 @@ mx::Dtype to_dtype(const Caller& caller, nb::handle object) {
 }
 
 mx::Shape to_shape(const Caller& caller, const char* name, nb::handle object) {
-  const PerAxis<std::int64_t> values = to_integers(caller, name, object);
+  const auto to_dimension = [&](nb::handle item) { return to_integer(caller, name, item); };
+  const std::vector<std::int64_t> values = is_integer_scalar(object)
+                                               ? std::vector{to_dimension(object)}
+                                               : to_values<std::int64_t>(caller, name, "int", object, to_dimension);
   mx::Shape shape;
-  for (std::size_t axis = 0; axis < values.size(); ++axis) {
-    if (values[axis] < 0 || values[axis] > std::numeric_limits<mx::ShapeElem>::max()) {
+  for (const std::int64_t value : values) {
+    if (value < 0 || value > std::numeric_limits<mx::ShapeElem>::max()) {
       fail(caller, std::string(name) + " must hold dimensions from 0 to 2^31 - 1, got " + text_of(object));
     }
-    shape.push_back(static_cast<mx::ShapeElem>(values[axis]));
+    shape.push_back(static_cast<mx::ShapeElem>(value));
   }
   return shape;
 }

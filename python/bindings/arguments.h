@@ -33,7 +33,20 @@ PerAxis<std::int64_t> to_integers(const Caller& caller, const char* name, nb::ha
 /// bool or numpy.bool, scalar or sequence of them.
 PerAxis<bool> to_bools(const Caller& caller, const char* name, nb::handle object);
 Neighborhood to_neighborhood(const Caller& caller, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-                             nb::handle is_causal, nb::handle gna_stride);
+                             nb::handle is_causal, nb::handle gna_stride, nb::handle is_circular = Py_False);
+/// None, or what to_integers() takes.
+std::optional<PerAxis<std::int64_t>> to_optional_integers(const Caller& caller, const char* name, nb::handle object);
+/// The arguments query_start, key_start and shape.
+struct Span {
+  nb::handle query_start, key_start, shape;
+
+  template <class Options>
+  void set(const Caller& caller, Options& options) const {
+    options.query_start = to_integers(caller, "query_start", query_start);
+    options.key_start = to_integers(caller, "key_start", key_start);
+    options.shape = to_optional_integers(caller, "shape", shape);
+  }
+};
 
 /// bool or numpy.bool.
 bool to_flag(const Caller& caller, const char* name, nb::handle object);

@@ -9,6 +9,7 @@
 #include "api/entry.h"
 #include "api/registry.h"
 #include "arguments.h"
+#include "distributed.h"
 #include "external_tier.h"
 #include "natten/natten.h"
 #include "nn.h"
@@ -44,68 +45,113 @@ nb::object bind_attention(const std::string& name, int rank, nb::handle query, n
                           nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
                           nb::handle scale, nb::handle return_lse, nb::handle additional_keys,
                           nb::handle additional_values, nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
-                          nb::handle stream) {
+                          nb::handle stream, nb::handle is_circular, nb::handle query_start, nb::handle key_start,
+                          nb::handle shape) {
   const Caller c = caller(name, rank);
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  const Neighborhood neighborhood =
+      to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   const bool with_lse = to_flag(c, "return_lse", return_lse);
-  const AttentionOptions options{to_scale(c, scale),
-                                 to_optional_array(c, "additional_keys", additional_keys),
-                                 to_optional_array(c, "additional_values", additional_values),
-                                 to_optional_array(c, "rpb", rpb),
-                                 to_optional_array(c, "lengths", lengths),
-                                 to_stream_or_device(c, stream)};
+  AttentionOptions options{to_scale(c, scale),
+                           to_optional_array(c, "additional_keys", additional_keys),
+                           to_optional_array(c, "additional_values", additional_values),
+                           to_optional_array(c, "rpb", rpb),
+                           to_optional_array(c, "lengths", lengths),
+                           to_stream_or_device(c, stream)};
+  Span{query_start, key_start, shape}.set(c, options);
   return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
 }
 
 nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
                        nb::handle lengths, const std::string& lengths_name, nb::handle kernel_size, nb::handle stride,
                        nb::handle dilation, nb::handle is_causal, nb::handle scale, nb::handle return_lse,
-                       nb::handle gna_stride, nb::handle stream) {
+                       nb::handle gna_stride, nb::handle stream, nb::handle is_circular, nb::handle query_start,
+                       nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank, lengths_name);
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
   AttentionOptions options;
   options.lengths = to_array(c, lengths_name.c_str(), lengths);
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  const Neighborhood neighborhood =
+      to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   options.scale = to_scale(c, scale);
   const bool with_lse = to_flag(c, "return_lse", return_lse);
   options.stream = to_stream_or_device(c, stream);
+  Span{query_start, key_start, shape}.set(c, options);
   return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
 }
 
 mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle kernel_size,
                   nb::handle stride, nb::handle dilation, nb::handle is_causal, nb::handle scale, nb::handle gna_stride,
-                  nb::handle rpb, nb::handle lengths, nb::handle stream) {
+                  nb::handle rpb, nb::handle lengths, nb::handle additional_keys, nb::handle stream,
+                  nb::handle is_circular, nb::handle query_start, nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank);
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key);
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  const QkOptions options{to_scale(c, scale), to_optional_array(c, "rpb", rpb),
-                          to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)};
+  const Neighborhood neighborhood =
+      to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
+  QkOptions options{to_scale(c, scale), to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
+                    to_stream_or_device(c, stream), to_optional_array(c, "additional_keys", additional_keys)};
+  Span{query_start, key_start, shape}.set(c, options);
   const WhileEvaluating released(options.lengths);
   return qk(c, q, k, neighborhood, options);
 }
 
 mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle value, nb::handle kernel_size,
                   nb::handle stride, nb::handle dilation, nb::handle is_causal, nb::handle gna_stride,
-                  nb::handle lengths, nb::handle stream) {
+                  nb::handle lengths, nb::handle additional_values, nb::handle stream, nb::handle is_circular,
+                  nb::handle query_start, nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank);
   const mx::array &weights = to_array(c, "attn", attn), &v = to_array(c, "value", value);
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  const AvOptions options{to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream)};
+  const Neighborhood neighborhood =
+      to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
+  AvOptions options{to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream),
+                    to_optional_array(c, "additional_values", additional_values)};
+  Span{query_start, key_start, shape}.set(c, options);
   const WhileEvaluating released(options.lengths);
   return av(c, weights, v, neighborhood, options);
 }
 
+nb::object bind_dense_attention(nb::handle query, nb::handle key, nb::handle value, nb::handle scale,
+                                nb::handle is_causal, nb::handle return_lse, nb::handle stream) {
+  const Caller c = caller("attention", 1);
+  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const DenseOptions options{to_scale(c, scale), to_flag(c, "is_causal", is_causal),
+                             to_flag(c, "return_lse", return_lse), to_stream_or_device(c, stream)};
+  const DenseResult result = dense_attention(c, q, k, v, options);
+  return options.return_lse ? to_result({result.out, *result.lse}, true) : nb::cast(result.out);
+}
+
 mx::array bind_neighborhood_mask(nb::handle shape, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
                                  nb::handle is_causal, nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
-                                 nb::handle dtype, nb::handle stream) {
+                                 nb::handle dtype, nb::handle stream, nb::handle is_circular, nb::handle query_start,
+                                 nb::handle query_rows, nb::handle key_start, nb::handle key_rows) {
   Caller c = caller("neighborhood_mask", 0);
   const mx::Shape lengths_of_axes = to_shape(c, "shape", shape);
   c.rank = static_cast<int>(lengths_of_axes.size());
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
-  return neighborhood_mask(c, lengths_of_axes, neighborhood,
-                           {to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
-                            dtype.is_none() ? mx::bool_ : to_dtype(c, dtype), to_stream_or_device(c, stream)});
+  const Neighborhood neighborhood =
+      to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
+  return neighborhood_mask(
+      c, lengths_of_axes, neighborhood,
+      {to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
+       dtype.is_none() ? mx::bool_ : to_dtype(c, dtype), to_stream_or_device(c, stream),
+       to_integers(c, "query_start", query_start), to_optional_integers(c, "query_rows", query_rows),
+       to_integers(c, "key_start", key_start), to_optional_integers(c, "key_rows", key_rows)});
+}
+
+// A number for each axis; a number where no argument says how many axes there are.
+nb::object bind_key_span(nb::handle kernel_size, nb::handle query_start, nb::handle rows, nb::handle shape,
+                         nb::handle dilation, nb::handle is_causal, nb::handle stride, nb::handle gna_stride,
+                         nb::handle is_circular) {
+  const Caller c = caller("key_span", 0);
+  const Neighborhood n = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
+  const PerAxis<std::int64_t> start = to_integers(c, "query_start", query_start), count = to_integers(c, "rows", rows),
+                              lengths = to_integers(c, "shape", shape);
+  const KeySpan span = key_span(n, start, count, lengths);
+  const auto all_scalars = [](const auto&... values) { return (values.is_scalar() && ...); };
+  if (all_scalars(n.kernel_size, n.stride, n.dilation, n.gna_stride, n.is_causal, n.is_circular, start, count,
+                  lengths)) {
+    return nb::make_tuple(span.key_start[0], span.rows[0]);
+  }
+  return nb::make_tuple(nb::tuple(nb::cast(span.key_start)), nb::tuple(nb::cast(span.rows)));
 }
 
 std::pair<mx::array, mx::array> bind_merge(nb::handle outputs, nb::handle lse_tensors) {
@@ -150,11 +196,13 @@ std::optional<ArrayDescription> to_optional_description(const Caller& c, const c
   return object.is_none() ? std::nullopt : std::optional(to_description(c, name, object, dtype));
 }
 
-nb::dict bind_explain(nb::handle op, nb::handle query, nb::handle key, nb::handle value, nb::handle dtype,
-                      nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
-                      nb::handle scale, nb::handle additional_keys, nb::handle additional_values, nb::handle gna_stride,
-                      nb::handle rpb, nb::handle lengths, nb::handle stream, nb::handle with_cost) {
-  const Caller c = caller("explain", 0);
+/// A call that is described, not made; `name` is the function that describes it.
+WarmupCall to_call(const std::string& name, nb::handle op, nb::handle query, nb::handle key, nb::handle value,
+                   nb::handle dtype, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
+                   nb::handle is_causal, nb::handle scale, nb::handle additional_keys, nb::handle additional_values,
+                   nb::handle gna_stride, nb::handle rpb, nb::handle lengths, nb::handle stream, nb::handle is_circular,
+                   nb::handle query_start, nb::handle key_start, nb::handle shape) {
+  const Caller c = caller(name, 0);
   const mx::Dtype type = to_dtype(c, dtype);
   CallDescription call;
   call.op = to_name(op);
@@ -168,14 +216,41 @@ nb::dict bind_explain(nb::handle op, nb::handle query, nb::handle key, nb::handl
   call.rpb = to_optional_description(c, "rpb", rpb, mx::float32);
   call.lengths = to_optional_description(c, "lengths", lengths, mx::int32);
   call.stream = to_stream_or_device(c, stream);
-  const Neighborhood neighborhood = to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride);
+  Span{query_start, key_start, shape}.set(c, call);
+  return {std::move(call), to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular)};
+}
+
+nb::dict bind_explain(const WarmupCall& described, nb::handle with_cost) {
+  const auto& [call, neighborhood, gradients] = described;
   const Explanation e = explain(call, neighborhood);
   nb::dict d;
   d["tier"] = e.tier;
   d["kernel"] = e.kernel;
   d["tile"] = e.tile;
   d["declined"] = e.declined;
-  d["cost"] = to_flag(c, "cost", with_cost) ? gpu_cost(call, neighborhood) : "";
+  d["cost"] = to_flag(caller("explain", 0), "cost", with_cost) ? gpu_cost(call, neighborhood) : "";
+  return d;
+}
+
+std::pair<std::size_t, std::size_t> bind_warmup(std::vector<WarmupCall> calls, nb::handle gradients,
+                                                nb::handle progress) {
+  for (WarmupCall& call : calls) call.gradients = to_flag(caller("warmup", 0), "gradients", gradients);
+  const auto tell = [&](std::size_t done, std::size_t total) {
+    const nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (!progress.is_none()) progress(done, total);
+  };
+  const nb::gil_scoped_release released;
+  const WarmupReport report = warmup(calls, tell);
+  return {report.kernels, report.compiled};
+}
+
+nb::dict to_dict(const KernelFiles& files) {
+  nb::dict d;
+  d["folder"] = files.folder;
+  d["files"] = files.files;
+  d["bytes"] = files.bytes;
+  d["limit"] = files.limit;
   return d;
 }
 
@@ -198,20 +273,31 @@ NB_MODULE(_ext, m) {
   m.def("attention", bind_attention, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "return_lse"_a.none(), "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(),
-        "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(), "Neighborhood attention -> out, or (out, lse).");
+        "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "query_start"_a.none(),
+        "key_start"_a.none(), "shape"_a.none(), "Neighborhood attention -> out, or (out, lse).");
   m.def("varlen", bind_varlen, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "lengths"_a.none(), "lengths_name"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
         "is_causal"_a.none(), "scale"_a.none(), "return_lse"_a.none(), "gna_stride"_a.none(), "stream"_a.none(),
+        "is_circular"_a.none(), "query_start"_a.none(), "key_start"_a.none(), "shape"_a.none(),
         "The same over padded samples.");
   m.def("qk", bind_qk, "name"_a, "rank"_a, "query"_a.none(), "key"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
-        "lengths"_a.none(), "stream"_a.none(), "Logits of the split form.");
+        "lengths"_a.none(), "additional_keys"_a.none(), "stream"_a.none(), "is_circular"_a.none(),
+        "query_start"_a.none(), "key_start"_a.none(), "shape"_a.none(), "Logits of the split form.");
   m.def("av", bind_av, "name"_a, "rank"_a, "attn"_a.none(), "value"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
-        "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "lengths"_a.none(), "stream"_a.none(),
-        "Weighted values of the split form.");
+        "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "lengths"_a.none(),
+        "additional_values"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "query_start"_a.none(),
+        "key_start"_a.none(), "shape"_a.none(), "Weighted values of the split form.");
+  m.def("dense_attention", bind_dense_attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "scale"_a.none(),
+        "is_causal"_a.none(), "return_lse"_a.none(), "stream"_a.none(),
+        "Every query to every key -> out, or (out, lse).");
   m.def("neighborhood_mask", bind_neighborhood_mask, "shape"_a.none(), "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(), "lengths"_a.none(),
-        "dtype"_a.none(), "stream"_a.none(), "The neighborhood as a dense mask.");
+        "dtype"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "query_start"_a.none(), "query_rows"_a.none(),
+        "key_start"_a.none(), "key_rows"_a.none(), "The neighborhood as a dense mask.");
+  m.def("key_span", bind_key_span, "kernel_size"_a.none(), "query_start"_a.none(), "rows"_a.none(), "shape"_a.none(),
+        "dilation"_a.none(), "is_causal"_a.none(), "stride"_a.none(), "gna_stride"_a.none(), "is_circular"_a.none(),
+        "The keys that a span of queries needs.");
   m.def("merge", bind_merge, "outputs"_a.none(), "lse_tensors"_a.none(), "Joins partial attentions -> (out, lse).");
 
   m.def(
@@ -221,6 +307,7 @@ NB_MODULE(_ext, m) {
       "Begins a scope of this thread; what it returns ends it.");
   m.def("leave_backend", &leave_backend, "outer"_a);
   m.def("get_backend", &get_backend);
+  m.def("is_strict", &is_strict);
   m.def(
       "set_exportable", [](bool on) { on ? Exportable::enter() : Exportable::leave(); }, "on"_a,
       "Begins or ends a region of this thread whose calls can be exported; regions nest.");
@@ -238,14 +325,25 @@ NB_MODULE(_ext, m) {
       "Kernels compiled at run time that are kept: how many, bytes of their text and plans, limit in bytes.");
   m.def("get_cache_memory", &get_cache_memory, "Bytes of memory of results that are kept for the next.");
   m.def("clear_cache", &clear_cache, "Forgets the kernels compiled at run time and gives back the memory of results.");
-  m.def("explain", bind_explain, "op"_a.none(), "query"_a.none(), "key"_a.none(), "value"_a.none(), "dtype"_a.none(),
-        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
-        "lengths"_a.none(), "stream"_a.none(), "with_cost"_a.none());
+  nb::class_<WarmupCall>(m, "_Call", "A call that is described, not made.");
+  m.def("describe", to_call, "name"_a, "op"_a.none(), "query"_a.none(), "key"_a.none(), "value"_a.none(),
+        "dtype"_a.none(), "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(),
+        "scale"_a.none(), "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(),
+        "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "query_start"_a.none(),
+        "key_start"_a.none(), "shape"_a.none());
+  m.def("explain", bind_explain, "call"_a, "with_cost"_a.none());
+  m.def("warmup", bind_warmup, "calls"_a, "gradients"_a.none(), "progress"_a.none(),
+        "Makes the kernels of calls -> how many, and how many of them were compiled.");
+  m.def("kernel_compiler", &kernel_compiler, "Who compiles the kernels of calls made now.");
+  m.def(
+      "kernel_files", [] { return to_dict(kernel_files()); }, "Compiled kernels on disk: folder, files, bytes, limit.");
+  m.def(
+      "clear_kernel_files", [] { return to_dict(clear_kernel_files()); }, "Removes them -> what is gone.");
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");
 
+  bind_distributed(m);
   bind_nn(m);
   bind_window(m);
   bind_probe(m);

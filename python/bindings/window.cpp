@@ -23,8 +23,13 @@ std::int64_t integer(const char* name, nb::handle object) {
 }
 
 void check_axis(const Axis& a) {
-  if (a.kernel_size >= 1 && a.dilation >= 1 && a.kernel_size <= a.length && a.dilation <= a.length / a.kernel_size &&
-      a.stride >= 1 && a.stride <= a.kernel_size && a.gna_stride >= 1 && a.gna_stride <= a.kernel_size) {
+  const auto fits = [&] {
+    if (a.is_causal) return !a.is_circular;
+    if (a.kernel_size > a.length || a.dilation > a.length / a.kernel_size) return false;
+    return !a.is_circular || (a.length % a.dilation == 0 && a.length / a.dilation % a.gna_stride == 0);
+  };
+  if (a.kernel_size >= 1 && a.dilation >= 1 && a.stride >= 1 && a.stride <= a.kernel_size && a.gna_stride >= 1 &&
+      a.gna_stride <= a.kernel_size && a.length >= 1 && fits()) {
     return;
   }
   throw std::invalid_argument(
@@ -41,17 +46,19 @@ void check_index(std::int64_t index, std::int64_t length) {
                               std::to_string(index));
 }
 
-// Keys that the query at `index` attends on one axis, as absolute positions.
+// Keys that the query at `index` attends on one axis, as absolute positions in the order of their slots.
 std::vector<std::int64_t> window_keys(std::int64_t index, std::int64_t length, std::int64_t kernel_size,
                                       std::int64_t stride, std::int64_t dilation, bool is_causal,
-                                      std::int64_t gna_stride) {
-  const Axis axis{length, kernel_size, stride, dilation, gna_stride, is_causal};
+                                      std::int64_t gna_stride, bool is_circular) {
+  const Axis axis{length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular};
   check_axis(axis);
   check_index(index, length);
   const std::int64_t group = index % dilation;
   const Range<std::int64_t> keys = window(axis, index / dilation, group_length(length, dilation, group));
   std::vector<std::int64_t> result;
-  for (std::int64_t place = keys.start; place < keys.end; ++place) result.push_back(place * dilation + group);
+  for (std::int64_t place = keys.start; place < keys.end; ++place) {
+    result.push_back((place * dilation + group + length) % length);  // unwrapped on a circular axis
+  }
   return result;
 }
 
@@ -82,7 +89,8 @@ std::int64_t window_end(nb::handle start_object, nb::handle length_object, nb::h
 
 void bind_window(nb::module_& m) {
   m.def("window_keys", &window_keys, "index"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "dilation"_a = 1,
-        "is_causal"_a = false, "gna_stride"_a = 1, "Keys of one query on one axis.");
+        "is_causal"_a = false, "gna_stride"_a = 1, "is_circular"_a = false,
+        "Keys of one query on one axis, in the order of their slots.");
   m.def("window_start", &window_start, "index"_a.none(), "length"_a.none(), "kernel_size"_a.none(), "dilation"_a.none(),
         "First key of one query on one axis, and its index into the rpb axis.");
   m.def("window_end", &window_end, "start_index"_a.none(), "length"_a.none(), "kernel_size"_a.none(),

@@ -43,6 +43,8 @@ try:
     )
     from natten_mlx._ext import __version__
     from natten_mlx.functional import (
+        attention,
+        key_span,
         na1d,
         na1d_av,
         na1d_qk,
@@ -67,6 +69,7 @@ try:
         get_window_end,
         get_window_start,
     )
+    from natten_mlx.warm import warmup
 
     _backend.use_environment()  # last: where only the environment is wrong, the command has everything else
 except Exception as error:
@@ -80,6 +83,7 @@ __all__ = [
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "__version__",
+    "attention",
     "backend",
     "clear_cache",
     "compute_pb_start",
@@ -94,6 +98,7 @@ __all__ = [
     "get_window_start",
     "has_metal",
     "has_nanobind",
+    "key_span",
     "merge_attentions",
     "na1d",
     "na1d_av",
@@ -109,4 +114,5 @@ __all__ = [
     "na3d_varlen",
     "neighborhood_mask",
     "set_backend",
+    "warmup",
 ]

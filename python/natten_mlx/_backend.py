@@ -54,7 +54,7 @@ def clear_cache() -> None:
     tier keeps for its next results.
 
     Both are bounded anyway (`natten-mlx doctor --verbose` shows them); the next call makes its own again. What MLX has
-    compiled it keeps itself.
+    compiled or loaded it keeps itself, and files of compiled kernels stay: `natten-mlx cache --clear` removes those.
     """
     _ext.clear_cache()
 
@@ -99,15 +99,15 @@ def has_nanobind() -> bool:
 
 
 def use_environment() -> None:
-    """Check NATTEN_BACKEND and load NATTEN_MLX_NANOBIND_MODULE: now, not at the first call.
+    """Check NATTEN_BACKEND and NATTEN_STRICT and load NATTEN_MLX_NANOBIND_MODULE: now, not at the first call.
 
     Raises:
-        ImportError: an unknown tier; a module that can't be imported.
+        ImportError: an unknown tier; a NATTEN_STRICT that is neither 0 nor 1; a module that can't be imported.
         ValueError: a module that lacks a function.
     """
     load_external_module()
     try:
-        _ext.get_backend()
+        _ext.get_backend(), _ext.is_strict()
     except ValueError as error:
         raise ImportError(str(error)) from error
 

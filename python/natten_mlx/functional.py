@@ -6,7 +6,13 @@ ceil(L / stride) on each spatial axis. Arrays are float32, float16 or bfloat16 (
 float32, or float64 where an input is.
 
 Per-axis parameters are a scalar or one value per axis. For an axis of length L: 1 <= kernel_size,
-kernel_size * dilation <= L, 1 <= stride <= kernel_size, 1 <= gna_stride <= kernel_size, and not both strides above 1.
+kernel_size * dilation <= L unless the axis is causal, 1 <= stride <= kernel_size, 1 <= gna_stride <= kernel_size, and
+not both strides above 1. On a circular axis, which is not causal, dilation divides L and gna_stride L / dilation.
+
+A span is a part of the queries of a whole axis with the keys that it needs: row r of query is the position
+query_start + r on an axis of length shape, row r of key and value the position key_start + r. The result is that of the
+plain call on the whole arrays, for the queries of the span. Every key of their windows must be there (key_span tells
+which); on a circular axis rows are positions modulo shape, at most shape of them, and key_start may be negative.
 
 Every function is differentiable with respect to each floating array, works under mx.compile, mx.vmap and
 mx.checkpoint, and raises ValueError for arguments that do not fit, before any work starts.
@@ -38,12 +44,17 @@ _ATTENTION = """{rank}-D neighborhood attention: softmax(scale * query.key + rpb
         scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
             temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
+        additional_keys: [B or 1, N, Hkv, D], attended by every query in the same softmax; a batch of 1 serves every
+            sample.
+        additional_values: [B or 1, N, Hkv, Dv].
         gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
         rpb: Relative position bias [Hq, {table}], indexed by key minus query place plus K - 1 on each axis.
         lengths: {lengths} int32 or int64: the tokens of each padded sample. Results past them are 0.
         stream: Stream or device to run on.
+        is_circular: Per axis: windows wrap around instead of being shifted inside.
+        query_start: Position of the first row of query on each axis, for a span.
+        key_start: Position of the first row of key and value.
+        shape: Lengths of the whole axes; default those of query.
 
     Returns:
         out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
@@ -57,12 +68,14 @@ _QK = """Logits of {rank}-D neighborhood attention, the first half of the split 
     Args:
         query: [B, {axes}, Hq, D].
         key: [B, {axes}, Hkv, D].
-        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, stream: See na{rank}d.
+        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, additional_keys, stream: See
+            na{rank}d.
+        is_circular, query_start, key_start, shape: See na{rank}d.
 
     Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
+        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size) + N] in query's dtype. Slots are row-major; on an
+        axis, slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty
+        slots hold -inf. The N slots of additional keys come last.
 
     Raises:
         ValueError: arguments that do not fit, with "[{name}]" in front.
@@ -71,9 +84,12 @@ _QK = """Logits of {rank}-D neighborhood attention, the first half of the split 
 _AV = """Weighted values of {rank}-D neighborhood attention, the second half of the split form.
 
     Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na{rank}d_qk; those of empty slots are ignored.
+        attn: Weights [B, out..., Hq, prod(kernel_size) + N] in the slots of na{rank}d_qk; those of empty slots are
+            ignored.
         value: [B, {axes}, Hkv, Dv].
-        kernel_size, dilation, stride, is_causal, gna_stride, lengths, stream: See na{rank}d.
+        kernel_size, dilation, stride, is_causal, gna_stride, lengths, additional_values, stream: See na{rank}d.
+        is_circular, query_start, key_start: See na{rank}d.
+        shape: Lengths of the whole axes; default those of value.
 
     Returns:
         [B, out..., Hq, Dv] in attn's dtype.
@@ -86,10 +102,12 @@ _VARLEN = """{rank}-D neighborhood attention over padded samples: na{rank}d with
 
     Args:
         query, key, value: See na{rank}d.
-        {lengths_name}: {lengths} int32 or int64, from kernel_size * dilation to the padded size on each axis. Each
-            sample is computed as if it ended there; results past it are exactly 0, and what stands in the padding
-            reaches nothing.
+        {lengths_name}: {lengths} int32 or int64, from kernel_size * dilation (1 on a causal axis) to the padded size
+            on each axis. Each sample is computed as if it ended there; results past it are exactly 0, and what stands
+            in the padding reaches nothing.
         kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na{rank}d.
+        is_circular, query_start, key_start, shape: See na{rank}d. Lengths are those of the whole axes; a circular one
+            then has rows at positions from 0 to shape only, and each sample goes around at its own length.
 
     Returns:
         See na{rank}d.
@@ -137,12 +155,15 @@ def _attention(rank: int) -> Callable[..., Any]:
         rpb: mx.array | None = None,
         lengths: mx.array | None = None,
         stream: StreamOrDevice = None,
+        is_circular: Bools = False,
+        query_start: Ints = 0,
+        key_start: Ints = 0,
+        shape: Ints | None = None,
     ) -> mx.array | tuple[mx.array, mx.array]:
         window = (kernel_size, stride, dilation, is_causal)
         extra = (additional_keys, additional_values)
-        return _ext.attention(
-            name, rank, query, key, value, *window, scale, return_lse, *extra, gna_stride, rpb, lengths, stream
-        )
+        options = (gna_stride, rpb, lengths, stream, is_circular, query_start, key_start, shape)
+        return _ext.attention(name, rank, query, key, value, *window, scale, return_lse, *extra, *options)
 
     return _public(attention, rank, "", _ATTENTION)
 
@@ -162,10 +183,16 @@ def _qk(rank: int) -> Callable[..., Any]:
         gna_stride: Ints = 1,
         rpb: mx.array | None = None,
         lengths: mx.array | None = None,
+        additional_keys: mx.array | None = None,
         stream: StreamOrDevice = None,
+        is_circular: Bools = False,
+        query_start: Ints = 0,
+        key_start: Ints = 0,
+        shape: Ints | None = None,
     ) -> mx.array:
         window = (kernel_size, stride, dilation, is_causal)
-        return _ext.qk(name, rank, query, key, *window, scale, gna_stride, rpb, lengths, stream)
+        options = (gna_stride, rpb, lengths, additional_keys, stream, is_circular, query_start, key_start, shape)
+        return _ext.qk(name, rank, query, key, *window, scale, *options)
 
     return _public(qk, rank, "_qk", _QK)
 
@@ -183,9 +210,16 @@ def _av(rank: int) -> Callable[..., Any]:
         is_causal: Bools = False,
         gna_stride: Ints = 1,
         lengths: mx.array | None = None,
+        additional_values: mx.array | None = None,
         stream: StreamOrDevice = None,
+        is_circular: Bools = False,
+        query_start: Ints = 0,
+        key_start: Ints = 0,
+        shape: Ints | None = None,
     ) -> mx.array:
-        return _ext.av(name, rank, attn, value, kernel_size, stride, dilation, is_causal, gna_stride, lengths, stream)
+        window = (kernel_size, stride, dilation, is_causal)
+        options = (gna_stride, lengths, additional_values, stream, is_circular, query_start, key_start, shape)
+        return _ext.av(name, rank, attn, value, *window, *options)
 
     return _public(av, rank, "_av", _AV)
 
@@ -207,9 +241,14 @@ def _varlen(rank: int) -> Callable[..., Any]:
         return_lse: bool = False,
         gna_stride: Ints = 1,
         stream: StreamOrDevice = None,
+        is_circular: Bools = False,
+        query_start: Ints = 0,
+        key_start: Ints = 0,
+        shape: Ints | None = None,
     ) -> mx.array | tuple[mx.array, mx.array]:
         arrays, window = (query, key, value, spatial_sizes), (kernel_size, stride, dilation, is_causal)
-        return _ext.varlen(name, rank, *arrays, "spatial_sizes", *window, scale, return_lse, gna_stride, stream)
+        options = (gna_stride, stream, is_circular, query_start, key_start, shape)
+        return _ext.varlen(name, rank, *arrays, "spatial_sizes", *window, scale, return_lse, *options)
 
     return _public(varlen, rank, "_varlen", _VARLEN)
 
@@ -231,9 +270,14 @@ def _varlen_1d() -> Callable[..., Any]:
         return_lse: bool = False,
         gna_stride: Ints = 1,
         stream: StreamOrDevice = None,
+        is_circular: Bools = False,
+        query_start: Ints = 0,
+        key_start: Ints = 0,
+        shape: Ints | None = None,
     ) -> mx.array | tuple[mx.array, mx.array]:
         arrays, window = (query, key, value, seq_lens), (kernel_size, stride, dilation, is_causal)
-        return _ext.varlen("na1d_varlen", 1, *arrays, "seq_lens", *window, scale, return_lse, gna_stride, stream)
+        options = (gna_stride, stream, is_circular, query_start, key_start, shape)
+        return _ext.varlen("na1d_varlen", 1, *arrays, "seq_lens", *window, scale, return_lse, *options)
 
     return _public(varlen, 1, "_varlen", _VARLEN)
 
@@ -242,6 +286,39 @@ na1d, na2d, na3d = map(_attention, _RANKS)
 na1d_qk, na2d_qk, na3d_qk = map(_qk, _RANKS)
 na1d_av, na2d_av, na3d_av = map(_av, _RANKS)
 na1d_varlen, na2d_varlen, na3d_varlen = _varlen_1d(), _varlen(2), _varlen(3)
+
+
+def attention(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    scale: float | mx.array | None = None,
+    is_causal: bool = False,
+    return_lse: bool = False,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array | tuple[mx.array, mx.array]:
+    """Dense attention: every query attends every key, as many of each as there are.
+
+    On a GPU it is MLX's scaled_dot_product_attention, unless lse is asked for or types are mixed; else the kernels of
+    this library, which a window as long as the key axis makes dense.
+
+    Args:
+        query: [B, Lq, Hq, D].
+        key: [B, Lk, Hkv, D].
+        value: [B, Lk, Hkv, Dv].
+        scale: See na1d.
+        is_causal: Whether query i, at position Lk - Lq + i, attends keys up to its position only. Needs Lq <= Lk.
+        return_lse: Also return the log-sum-exp of the logits, for merge_attentions.
+        stream: Stream or device to run on.
+
+    Returns:
+        out [B, Lq, Hq, Dv] in query's dtype; with return_lse also lse [B, Lq, Hq] in float32.
+
+    Raises:
+        ValueError: arguments that do not fit, with "[attention]" in front.
+    """
+    return _ext.dense_attention(query, key, value, scale, is_causal, return_lse, stream)
 
 
 def neighborhood_mask(
@@ -256,16 +333,23 @@ def neighborhood_mask(
     lengths: mx.array | None = None,
     dtype: mx.Dtype = mx.bool_,
     stream: StreamOrDevice = None,
+    is_circular: Bools = False,
+    query_start: Ints = 0,
+    query_rows: Ints | None = None,
+    key_start: Ints = 0,
+    key_rows: Ints | None = None,
 ) -> mx.array:
     """The neighborhood as a dense mask, for checks and for dense attention (mx.fast.scaled_dot_product_attention).
 
     Args:
         shape: Lengths of the 1 to 3 spatial axes.
-        kernel_size, stride, dilation, is_causal, gna_stride: See na1d.
+        kernel_size, stride, dilation, is_causal, gna_stride, is_circular: See na1d.
         rpb: Relative position bias [Hq, 2K-1 per axis], which is added; needs a floating dtype.
         lengths: [B] (1-D) or [B, rank] int32 or int64: the tokens of each padded sample. Queries past them attend none.
         dtype: bool_, true where a query attends a key; or a floating type, 0 there and -inf elsewhere.
         stream: Stream or device to run on.
+        query_start, query_rows: The positions whose queries the mask has, per axis; default all.
+        key_start, key_rows: The positions whose keys it has, which must be all that the queries attend; default all.
 
     Returns:
         [queries, keys], both row-major; [Hq, queries, keys] with rpb; [B, 1 or Hq, queries, keys] with lengths.
@@ -274,4 +358,38 @@ def neighborhood_mask(
         ValueError: arguments that do not fit, 2^31 elements or more, with "[neighborhood_mask]" in front.
     """
     window = (kernel_size, stride, dilation, is_causal, gna_stride)
-    return _ext.neighborhood_mask(shape, *window, rpb, lengths, dtype, stream)
+    span = (query_start, query_rows, key_start, key_rows)
+    return _ext.neighborhood_mask(shape, *window, rpb, lengths, dtype, stream, is_circular, *span)
+
+
+def key_span(
+    kernel_size: Ints,
+    query_start: Ints,
+    rows: Ints,
+    shape: Ints,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    *,
+    stride: Ints = 1,
+    gna_stride: Ints = 1,
+    is_circular: Bools = False,
+) -> tuple[int, int] | tuple[tuple[int, ...], tuple[int, ...]]:
+    """The keys that a span of queries needs: what to pass as key and value with query_start.
+
+    Args:
+        query_start: Position of the first query of the span.
+        rows: How many positions the span has.
+        shape: Length of the whole axis.
+        kernel_size, dilation, is_causal, stride, gna_stride, is_circular: See na1d.
+
+    Returns:
+        (key_start, rows): from the least to the last key of the span's windows. Numbers where every argument is one,
+        else a tuple of a number per axis each. On a circular axis key_start may be negative and key_start + rows above
+        shape; where the windows go around the whole axis, it is (0, shape). rows is 0 where the query stride leaves no
+        query in the span.
+
+    Raises:
+        ValueError: arguments that do not fit, with "[key_span]" in front.
+    """
+    window = (dilation, is_causal, stride, gna_stride, is_circular)
+    return _ext.key_span(kernel_size, query_start, rows, shape, *window)

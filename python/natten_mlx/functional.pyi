@@ -1,4 +1,7 @@
-"""Neighborhood attention on arrays, heads last. Written by scripts/write_stubs.py from functional.py."""
+"""Neighborhood attention on arrays, heads last.
+
+Written by scripts/write_stubs.py from functional.py.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, overload
@@ -15,6 +18,7 @@ def na1d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """1-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
 
@@ -29,12 +33,17 @@ def na1d(
         scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
             temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
+        additional_keys: [B or 1, N, Hkv, D], attended by every query in the same softmax; a batch of 1 serves every
+            sample.
+        additional_values: [B or 1, N, Hkv, Dv].
         gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
         rpb: Relative position bias [Hq, 2K-1], indexed by key minus query place plus K - 1 on each axis.
         lengths: [B] int32 or int64: the tokens of each padded sample. Results past them are 0.
         stream: Stream or device to run on.
+        is_circular: Per axis: windows wrap around instead of being shifted inside.
+        query_start: Position of the first row of query on each axis, for a span.
+        key_start: Position of the first row of key and value.
+        shape: Lengths of the whole axes; default those of query.
 
     Returns:
         out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
@@ -48,6 +57,7 @@ def na1d(
     is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d(
@@ -55,6 +65,7 @@ def na1d(
     is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d(
@@ -62,6 +73,7 @@ def na1d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
@@ -70,6 +82,7 @@ def na2d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """2-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
 
@@ -84,12 +97,17 @@ def na2d(
         scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
             temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
+        additional_keys: [B or 1, N, Hkv, D], attended by every query in the same softmax; a batch of 1 serves every
+            sample.
+        additional_values: [B or 1, N, Hkv, Dv].
         gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
         rpb: Relative position bias [Hq, 2K-1, 2K-1], indexed by key minus query place plus K - 1 on each axis.
         lengths: [B, 2] int32 or int64: the tokens of each padded sample. Results past them are 0.
         stream: Stream or device to run on.
+        is_circular: Per axis: windows wrap around instead of being shifted inside.
+        query_start: Position of the first row of query on each axis, for a span.
+        key_start: Position of the first row of key and value.
+        shape: Lengths of the whole axes; default those of query.
 
     Returns:
         out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
@@ -103,6 +121,7 @@ def na2d(
     is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d(
@@ -110,6 +129,7 @@ def na2d(
     is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d(
@@ -117,6 +137,7 @@ def na2d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
@@ -125,6 +146,7 @@ def na3d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: Literal[False] = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """3-D neighborhood attention: softmax(scale * query.key + rpb) . value over the window of each query.
 
@@ -139,12 +161,17 @@ def na3d(
         scale: Of the logits; default D ** -0.5. A number, or an array of one element or of shape [Hq] (a learned
             temperature), which is multiplied into query in float32, rounded to query's dtype, and is differentiable.
         return_lse: Also return the log-sum-exp of the logits.
-        additional_keys: [B, N, Hkv, D], attended by every query in the same softmax.
-        additional_values: [B, N, Hkv, Dv].
+        additional_keys: [B or 1, N, Hkv, D], attended by every query in the same softmax; a batch of 1 serves every
+            sample.
+        additional_values: [B or 1, N, Hkv, Dv].
         gna_stride: Neighboring queries that share the window of their leader (Generalized Neighborhood Attention).
         rpb: Relative position bias [Hq, 2K-1, 2K-1, 2K-1], indexed by key minus query place plus K - 1 on each axis.
         lengths: [B, 3] int32 or int64: the tokens of each padded sample. Results past them are 0.
         stream: Stream or device to run on.
+        is_circular: Per axis: windows wrap around instead of being shifted inside.
+        query_start: Position of the first row of query on each axis, for a span.
+        key_start: Position of the first row of key and value.
+        shape: Lengths of the whole axes; default those of query.
 
     Returns:
         out [B, out..., Hq, Dv] in query's dtype; with return_lse also lse [B, out..., Hq] in float32.
@@ -158,6 +185,7 @@ def na3d(
     is_causal: Bools, scale: float | mx.array | None, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d(
@@ -165,6 +193,7 @@ def na3d(
     is_causal: Bools = False, scale: float | mx.array | None = None, *, return_lse: Literal[True],
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d(
@@ -172,24 +201,29 @@ def na3d(
     is_causal: Bools = False, scale: float | mx.array | None = None, return_lse: bool = False,
     additional_keys: mx.array | None = None, additional_values: mx.array | None = None, *, gna_stride: Ints = 1,
     rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 def na1d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
     is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
-    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, additional_keys: mx.array | None = None,
+    stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0,
+    shape: Ints | None = None,
 ) -> mx.array:
     """Logits of 1-D neighborhood attention, the first half of the split form.
 
     Args:
         query: [B, L, Hq, D].
         key: [B, L, Hkv, D].
-        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, stream: See na1d.
+        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, additional_keys, stream: See
+            na1d.
+        is_circular, query_start, key_start, shape: See na1d.
 
     Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
+        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size) + N] in query's dtype. Slots are row-major; on an
+        axis, slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty
+        slots hold -inf. The N slots of additional keys come last.
 
     Raises:
         ValueError: arguments that do not fit, with "[na1d_qk]" in front.
@@ -198,19 +232,23 @@ def na1d_qk(
 def na2d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
     is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
-    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, additional_keys: mx.array | None = None,
+    stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0,
+    shape: Ints | None = None,
 ) -> mx.array:
     """Logits of 2-D neighborhood attention, the first half of the split form.
 
     Args:
         query: [B, H, W, Hq, D].
         key: [B, H, W, Hkv, D].
-        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, stream: See na2d.
+        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, additional_keys, stream: See
+            na2d.
+        is_circular, query_start, key_start, shape: See na2d.
 
     Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
+        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size) + N] in query's dtype. Slots are row-major; on an
+        axis, slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty
+        slots hold -inf. The N slots of additional keys come last.
 
     Raises:
         ValueError: arguments that do not fit, with "[na2d_qk]" in front.
@@ -219,19 +257,23 @@ def na2d_qk(
 def na3d_qk(
     query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
     is_causal: Bools = False, scale: float | mx.array | None = None, gna_stride: Ints = 1,
-    rpb: mx.array | None = None, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    rpb: mx.array | None = None, lengths: mx.array | None = None, additional_keys: mx.array | None = None,
+    stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0,
+    shape: Ints | None = None,
 ) -> mx.array:
     """Logits of 3-D neighborhood attention, the first half of the split form.
 
     Args:
         query: [B, D, H, W, Hq, D].
         key: [B, D, H, W, Hkv, D].
-        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, stream: See na3d.
+        kernel_size, dilation, stride, is_causal, scale, gna_stride, rpb, lengths, additional_keys, stream: See
+            na3d.
+        is_circular, query_start, key_start, shape: See na3d.
 
     Returns:
-        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size)] in query's dtype. Slots are row-major; on an axis,
-        slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty slots
-        hold -inf.
+        scale * query.key + rpb, [B, out..., Hq, prod(kernel_size) + N] in query's dtype. Slots are row-major; on an
+        axis, slot t is key start + t, or for a causal axis right-aligned (the last slot is the query itself). Empty
+        slots hold -inf. The N slots of additional keys come last.
 
     Raises:
         ValueError: arguments that do not fit, with "[na3d_qk]" in front.
@@ -239,14 +281,19 @@ def na3d_qk(
 
 def na1d_av(
     attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None,
+    additional_values: mx.array | None = None, stream: StreamOrDevice = None, is_circular: Bools = False,
+    query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """Weighted values of 1-D neighborhood attention, the second half of the split form.
 
     Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na1d_qk; those of empty slots are ignored.
+        attn: Weights [B, out..., Hq, prod(kernel_size) + N] in the slots of na1d_qk; those of empty slots are
+            ignored.
         value: [B, L, Hkv, Dv].
-        kernel_size, dilation, stride, is_causal, gna_stride, lengths, stream: See na1d.
+        kernel_size, dilation, stride, is_causal, gna_stride, lengths, additional_values, stream: See na1d.
+        is_circular, query_start, key_start: See na1d.
+        shape: Lengths of the whole axes; default those of value.
 
     Returns:
         [B, out..., Hq, Dv] in attn's dtype.
@@ -257,14 +304,19 @@ def na1d_av(
 
 def na2d_av(
     attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None,
+    additional_values: mx.array | None = None, stream: StreamOrDevice = None, is_circular: Bools = False,
+    query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """Weighted values of 2-D neighborhood attention, the second half of the split form.
 
     Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na2d_qk; those of empty slots are ignored.
+        attn: Weights [B, out..., Hq, prod(kernel_size) + N] in the slots of na2d_qk; those of empty slots are
+            ignored.
         value: [B, H, W, Hkv, Dv].
-        kernel_size, dilation, stride, is_causal, gna_stride, lengths, stream: See na2d.
+        kernel_size, dilation, stride, is_causal, gna_stride, lengths, additional_values, stream: See na2d.
+        is_circular, query_start, key_start: See na2d.
+        shape: Lengths of the whole axes; default those of value.
 
     Returns:
         [B, out..., Hq, Dv] in attn's dtype.
@@ -275,14 +327,19 @@ def na2d_av(
 
 def na3d_av(
     attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None, stream: StreamOrDevice = None,
+    is_causal: Bools = False, gna_stride: Ints = 1, lengths: mx.array | None = None,
+    additional_values: mx.array | None = None, stream: StreamOrDevice = None, is_circular: Bools = False,
+    query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """Weighted values of 3-D neighborhood attention, the second half of the split form.
 
     Args:
-        attn: Weights [B, out..., Hq, prod(kernel_size)] in the slots of na3d_qk; those of empty slots are ignored.
+        attn: Weights [B, out..., Hq, prod(kernel_size) + N] in the slots of na3d_qk; those of empty slots are
+            ignored.
         value: [B, D, H, W, Hkv, Dv].
-        kernel_size, dilation, stride, is_causal, gna_stride, lengths, stream: See na3d.
+        kernel_size, dilation, stride, is_causal, gna_stride, lengths, additional_values, stream: See na3d.
+        is_circular, query_start, key_start: See na3d.
+        shape: Lengths of the whole axes; default those of value.
 
     Returns:
         [B, out..., Hq, Dv] in attn's dtype.
@@ -296,15 +353,18 @@ def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
     return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """1-D neighborhood attention over padded samples: na1d with lengths.
 
     Args:
         query, key, value: See na1d.
-        seq_lens: [B] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each
-            sample is computed as if it ended there; results past it are exactly 0, and what stands in the padding
-            reaches nothing.
+        seq_lens: [B] int32 or int64, from kernel_size * dilation (1 on a causal axis) to the padded size
+            on each axis. Each sample is computed as if it ended there; results past it are exactly 0, and what stands
+            in the padding reaches nothing.
         kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na1d.
+        is_circular, query_start, key_start, shape: See na1d. Lengths are those of the whole axes; a circular one
+            then has rows at positions from 0 to shape only, and each sample goes around at its own length.
 
     Returns:
         See na1d.
@@ -317,13 +377,15 @@ def na1d_varlen(
 def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na1d_varlen(
     query: mx.array, key: mx.array, value: mx.array, seq_lens: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
@@ -331,15 +393,18 @@ def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
     return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """2-D neighborhood attention over padded samples: na2d with lengths.
 
     Args:
         query, key, value: See na2d.
-        spatial_sizes: [B, 2] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each
-            sample is computed as if it ended there; results past it are exactly 0, and what stands in the padding
-            reaches nothing.
+        spatial_sizes: [B, 2] int32 or int64, from kernel_size * dilation (1 on a causal axis) to the padded size
+            on each axis. Each sample is computed as if it ended there; results past it are exactly 0, and what stands
+            in the padding reaches nothing.
         kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na2d.
+        is_circular, query_start, key_start, shape: See na2d. Lengths are those of the whole axes; a circular one
+            then has rows at positions from 0 to shape only, and each sample goes around at its own length.
 
     Returns:
         See na2d.
@@ -352,13 +417,15 @@ def na2d_varlen(
 def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na2d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 @overload
@@ -366,15 +433,18 @@ def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False,
     return_lse: Literal[False] = False, gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    is_circular: Bools = False, query_start: Ints = 0, key_start: Ints = 0, shape: Ints | None = None,
 ) -> mx.array:
     """3-D neighborhood attention over padded samples: na3d with lengths.
 
     Args:
         query, key, value: See na3d.
-        spatial_sizes: [B, 3] int32 or int64, from kernel_size * dilation to the padded size on each axis. Each
-            sample is computed as if it ended there; results past it are exactly 0, and what stands in the padding
-            reaches nothing.
+        spatial_sizes: [B, 3] int32 or int64, from kernel_size * dilation (1 on a causal axis) to the padded size
+            on each axis. Each sample is computed as if it ended there; results past it are exactly 0, and what stands
+            in the padding reaches nothing.
         kernel_size, dilation, scale, stride, is_causal, return_lse, gna_stride, stream: See na3d.
+        is_circular, query_start, key_start, shape: See na3d. Lengths are those of the whole axes; a circular one
+            then has rows at positions from 0 to shape only, and each sample goes around at its own length.
 
     Returns:
         See na3d.
@@ -387,29 +457,75 @@ def na3d_varlen(
 def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def na3d_varlen(
     query: mx.array, key: mx.array, value: mx.array, spatial_sizes: mx.array, kernel_size: Ints, dilation: Ints = 1,
     scale: float | mx.array | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
-    gna_stride: Ints = 1, stream: StreamOrDevice = None,
+    gna_stride: Ints = 1, stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0,
+    key_start: Ints = 0, shape: Ints | None = None,
+) -> mx.array | tuple[mx.array, mx.array]: ...
+
+@overload
+def attention(
+    query: mx.array, key: mx.array, value: mx.array, scale: float | mx.array | None = None, is_causal: bool = False,
+    return_lse: Literal[False] = False, *, stream: StreamOrDevice = None,
+) -> mx.array:
+    """Dense attention: every query attends every key, as many of each as there are.
+
+    On a GPU it is MLX's scaled_dot_product_attention, unless lse is asked for or types are mixed; else the kernels of
+    this library, which a window as long as the key axis makes dense.
+
+    Args:
+        query: [B, Lq, Hq, D].
+        key: [B, Lk, Hkv, D].
+        value: [B, Lk, Hkv, Dv].
+        scale: See na1d.
+        is_causal: Whether query i, at position Lk - Lq + i, attends keys up to its position only. Needs Lq <= Lk.
+        return_lse: Also return the log-sum-exp of the logits, for merge_attentions.
+        stream: Stream or device to run on.
+
+    Returns:
+        out [B, Lq, Hq, Dv] in query's dtype; with return_lse also lse [B, Lq, Hq] in float32.
+
+    Raises:
+        ValueError: arguments that do not fit, with "[attention]" in front.
+    """
+@overload
+def attention(
+    query: mx.array, key: mx.array, value: mx.array, scale: float | mx.array | None, is_causal: bool,
+    return_lse: Literal[True], *, stream: StreamOrDevice = None,
+) -> tuple[mx.array, mx.array]: ...
+@overload
+def attention(
+    query: mx.array, key: mx.array, value: mx.array, scale: float | mx.array | None = None, is_causal: bool = False,
+    *, return_lse: Literal[True], stream: StreamOrDevice = None,
+) -> tuple[mx.array, mx.array]: ...
+@overload
+def attention(
+    query: mx.array, key: mx.array, value: mx.array, scale: float | mx.array | None = None, is_causal: bool = False,
+    return_lse: bool = False, *, stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 def neighborhood_mask(
     shape: Ints, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1, is_causal: Bools = False, *,
     gna_stride: Ints = 1, rpb: mx.array | None = None, lengths: mx.array | None = None, dtype: mx.Dtype = mx.bool_,
-    stream: StreamOrDevice = None,
+    stream: StreamOrDevice = None, is_circular: Bools = False, query_start: Ints = 0, query_rows: Ints | None = None,
+    key_start: Ints = 0, key_rows: Ints | None = None,
 ) -> mx.array:
     """The neighborhood as a dense mask, for checks and for dense attention (mx.fast.scaled_dot_product_attention).
 
     Args:
         shape: Lengths of the 1 to 3 spatial axes.
-        kernel_size, stride, dilation, is_causal, gna_stride: See na1d.
+        kernel_size, stride, dilation, is_causal, gna_stride, is_circular: See na1d.
         rpb: Relative position bias [Hq, 2K-1 per axis], which is added; needs a floating dtype.
         lengths: [B] (1-D) or [B, rank] int32 or int64: the tokens of each padded sample. Queries past them attend none.
         dtype: bool_, true where a query attends a key; or a floating type, 0 there and -inf elsewhere.
         stream: Stream or device to run on.
+        query_start, query_rows: The positions whose queries the mask has, per axis; default all.
+        key_start, key_rows: The positions whose keys it has, which must be all that the queries attend; default all.
 
     Returns:
         [queries, keys], both row-major; [Hq, queries, keys] with rpb; [B, 1 or Hq, queries, keys] with lengths.
@@ -417,3 +533,31 @@ def neighborhood_mask(
     Raises:
         ValueError: arguments that do not fit, 2^31 elements or more, with "[neighborhood_mask]" in front.
     """
+
+@overload
+def key_span(
+    kernel_size: int, query_start: int, rows: int, shape: int, dilation: int = 1, is_causal: bool = False, *,
+    stride: int = 1, gna_stride: int = 1, is_circular: bool = False,
+) -> tuple[int, int]:
+    """The keys that a span of queries needs: what to pass as key and value with query_start.
+
+    Args:
+        query_start: Position of the first query of the span.
+        rows: How many positions the span has.
+        shape: Length of the whole axis.
+        kernel_size, dilation, is_causal, stride, gna_stride, is_circular: See na1d.
+
+    Returns:
+        (key_start, rows): from the least to the last key of the span's windows. Numbers where every argument is one,
+        else a tuple of a number per axis each. On a circular axis key_start may be negative and key_start + rows above
+        shape; where the windows go around the whole axis, it is (0, shape). rows is 0 where the query stride leaves no
+        query in the span.
+
+    Raises:
+        ValueError: arguments that do not fit, with "[key_span]" in front.
+    """
+@overload
+def key_span(
+    kernel_size: Ints, query_start: Ints, rows: Ints, shape: Ints, dilation: Ints = 1, is_causal: Bools = False, *,
+    stride: Ints = 1, gna_stride: Ints = 1, is_circular: Bools = False,
+) -> tuple[int, int] | tuple[tuple[int, ...], tuple[int, ...]]: ...

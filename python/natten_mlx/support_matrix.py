@@ -68,6 +68,10 @@ def explain(
     lengths: mx.array | Sequence[int] | None = None,
     stream: StreamOrDevice = None,
     cost: bool = False,
+    is_circular: Bools = False,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
+    shape: Ints | None = None,
 ) -> Explanation:
     """Say which tier would run a call, without running it.
 
@@ -75,6 +79,7 @@ def explain(
         query, key, value, rpb, lengths, additional_keys, additional_values: The arrays of the call, or their shapes.
             For op="qk" value is unused; for op="av" query is attn, and key is unused (or is value, where that is None).
         kernel_size, stride, dilation, is_causal, scale, return_lse, gna_stride, stream: As in the call.
+        is_circular, query_start, key_start, shape: As in the call.
         op: "attention", "qk" or "av".
         dtype: Of the tensors given as shapes; default float32.
         cost: Also what each kernel of the call would cost on a GPU, which this machine need not have.
@@ -82,7 +87,8 @@ def explain(
     Raises:
         ValueError: what the call itself would raise for its shapes and parameters; an unknown op or dtype.
     """
-    found = _ext.explain(
+    call = _ext.describe(
+        "explain",
         op,
         query,
         key,
@@ -99,6 +105,10 @@ def explain(
         rpb,
         lengths,
         stream,
-        cost,
+        is_circular,
+        query_start,
+        key_start,
+        shape,
     )
+    found = _ext.explain(call, cost)
     return Explanation(found["tier"], found["kernel"], dict(found["declined"]), found["tile"], found["cost"])

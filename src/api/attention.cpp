@@ -5,6 +5,7 @@
 
 #include "api/entry.h"
 #include "api/registry.h"
+#include "graph/trace.h"
 #include "mlx/ops.h"
 #include "ops/canonical.h"
 #include "ops/differentiable.h"
@@ -32,11 +33,16 @@ mx::Dtype sum_type(const Problem& p) {
 mx::Shape result_shape(const Problem& p, std::optional<std::int64_t> last) {
   mx::Shape shape{static_cast<int>(p.batch)};
   for (int axis = kAxes - p.rank; axis < kAxes; ++axis) {
-    shape.push_back(static_cast<int>(output_length(p.axes[axis].length, p.axes[axis].stride)));
+    shape.push_back(static_cast<int>(p.queries(axis)));
   }
   shape.push_back(static_cast<int>(p.heads));
   if (last) shape.push_back(static_cast<int>(*last));
   return shape;
+}
+
+// No samples, or no query that the query stride leaves in the span.
+bool is_empty(const Problem& p) {
+  return p.batch == 0 || p.queries() == 0;
 }
 
 // What tiers get: the tensors, then rpb and lengths as far as the call has them.
@@ -54,20 +60,14 @@ std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
                                          const std::optional<mx::array>& lengths, mx::Stream s) {
   if (!lengths) return std::nullopt;
   validate_length_values(caller, p, *lengths);
-  return canonical_lengths(*lengths, p.rank, s);
+  const mx::array table = canonical_lengths(*lengths, p.rank, s);
+  // What tiers check of lengths is that they lie from least_length() to the axis's length.
+  const bool is_checked = is_concrete(*lengths) || !beyond_plain(p);
+  return is_checked ? table : pure::legal_lengths(p, table, s);
 }
 
 std::optional<mx::array> wide_rpb(const Problem& p, const std::optional<mx::array>& rpb, mx::Stream s) {
   return rpb ? std::optional(canonical_rpb(*rpb, p.rank, sum_type(p), s)) : std::nullopt;
-}
-
-// Sums are of float32 or wider, results rounded once, to query's dtype.
-mx::array scaled(const mx::array& query, const std::optional<Scale>& scale, mx::Stream s) {
-  if (!scale || !scale->array) return query;
-  const bool wide = query.dtype() == mx::float64 || scale->array->dtype() == mx::float64;
-  const mx::Dtype type = wide ? mx::float64 : mx::float32;
-  const mx::array factors = mx::astype(mx::reshape(*scale->array, {-1, 1}, s), type, s);  // [1 or Hq, 1]
-  return mx::astype(mx::multiply(mx::astype(query, type, s), factors, s), query.dtype(), s);
 }
 
 // Softmax is joint over window and additional tokens: two attentions, merged in the type of the sums.
@@ -85,21 +85,32 @@ AttentionResult with_additional(const Caller& caller, Problem p, Arrays inputs, 
   return {padding.zero_queries(out), padding.zero_queries(lse)};
 }
 
-}  // namespace
-
-Problem window_problem(Problem p) {
-  p.query_type = p.key_type = p.value_type = float_type(sum_type(p));
-  return p;
+// `inputs` with keys in one array, which is computed only where the tier does not take them apart.
+Arrays run_apart(const Caller& caller, Problem p, Arrays inputs, const ApartKeys& keys, mx::Stream s) {
+  const TierPtr tier = choose_tier(caller, p);
+  p.pieces = KeyPieces{keys.axis - 1 + kAxes - p.rank, keys.before[0].shape(keys.axis), keys.after[0].shape(keys.axis)};
+  if (tier->takes_pieces && tier->takes_pieces(p)) {
+    Arrays pieces{inputs[0]};
+    for (const Arrays* each : {&keys.own, &keys.before, &keys.after}) {
+      for (const mx::array& x : *each) pieces.push_back(with_three_axes(x, p.rank, s));
+    }
+    pieces.insert(pieces.end(), inputs.begin() + 3, inputs.end());
+    inputs = pieces;
+  } else {
+    p.pieces.reset();
+  }
+  return run({tier, reference_tier(), p}, inputs, s);
 }
 
-AttentionResult attention(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
-                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+AttentionResult attention_of(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
+                             const ApartKeys* apart, const Neighborhood& neighborhood,
+                             const AttentionOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p = validate_attention(caller, query, key, value, neighborhood, options.scale, spec(options.rpb),
-                                       spec(options.lengths), s.device);
+  const Problem p = validate_attention(caller, query, key, value, neighborhood, placement_of(options), options.scale,
+                                       spec(options.rpb), spec(options.lengths), s.device);
   validate_additional(caller, p, spec(options.additional_keys), spec(options.additional_values));
   const bool has_additional = options.additional_keys && options.additional_keys->shape(1) > 0;
-  if (p.batch == 0) {
+  if (is_empty(p)) {
     return {mx::zeros(result_shape(p, p.value_dim), query.dtype(), s),
             mx::zeros(result_shape(p, std::nullopt), sum_type(p), s)};
   }
@@ -110,30 +121,98 @@ AttentionResult attention(const Caller& caller, const mx::array& query, const mx
     const auto [out, lse] = with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s);
     return {with_rank_axes(out, p.rank, s), with_rank_axes(lse, p.rank, s)};
   }
-  const Arrays results = run_call(caller, p, inputs, s);
+  const Arrays results = apart != nullptr ? run_apart(caller, p, inputs, *apart, s) : run_call(caller, p, inputs, s);
   return {with_rank_axes(results[0], p.rank, s), with_rank_axes(results[1], p.rank, s)};
+}
+
+}  // namespace
+
+// Sums are of float32 or wider, results rounded once, to query's dtype.
+mx::array scaled(const mx::array& query, const std::optional<Scale>& scale, mx::Stream s) {
+  if (!scale || !scale->array) return query;
+  const bool wide = query.dtype() == mx::float64 || scale->array->dtype() == mx::float64;
+  const mx::Dtype type = wide ? mx::float64 : mx::float32;
+  const mx::array factors = mx::astype(mx::reshape(*scale->array, {-1, 1}, s), type, s);  // [1 or Hq, 1]
+  return mx::astype(mx::multiply(mx::astype(query, type, s), factors, s), query.dtype(), s);
+}
+
+Problem window_problem(Problem p) {
+  p.query_type = p.key_type = p.value_type = float_type(sum_type(p));
+  return p;
+}
+
+AttentionResult attention(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
+                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+  return attention_of(caller, query, key, value, nullptr, neighborhood, options);
+}
+
+AttentionResult attention(const Caller& caller, const mx::array& query, const ApartKeys& keys,
+                          const Neighborhood& neighborhood, const AttentionOptions& options) {
+  const auto joined = [&](int tensor) {
+    return mx::concatenate({keys.before[tensor], keys.own[tensor], keys.after[tensor]}, keys.axis, options.stream);
+  };
+  return attention_of(caller, query, joined(0), joined(1), &keys, neighborhood, options);
+}
+
+std::optional<Arrays> decoding_step(const Caller& caller, Arrays inputs, const Neighborhood& neighborhood,
+                                    const std::optional<Scale>& scale, std::function<Arrays(const Arrays&)> composed) {
+  const mx::Stream s = mx::to_stream({});
+  const mx::Shape& ring = inputs[3].shape();
+  const std::int64_t reach = (std::int64_t{ring[2]} - 1) * ring[1];
+  mx::Shape keys = inputs[1].shape();  // of a full ring, in order, and the new ones
+  keys[1] += static_cast<int>(reach);
+  std::vector<std::int64_t> start(caller.rank, 0), shape(keys.begin() + 1, keys.begin() + 1 + caller.rank);
+  start[0] = reach;
+  AttentionOptions options;
+  options.query_start = start;
+  options.shape = shape;
+  const Problem p = validate_attention(caller, inputs[0], {keys, inputs[1].dtype()}, {keys, inputs[2].dtype()},
+                                       neighborhood, placement_of(options), scale, {}, {}, s.device);
+  const TierPtr tier = choose_tier(caller, p);
+  if (!tier->step || p.is_circular() || is_empty(p) || inputs.back().dtype() != mx::int64) return {};
+  return tier->step({p, inputs, std::move(composed), s});
 }
 
 mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
              const QkOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p =
-      validate_qk(caller, query, key, neighborhood, options.scale, spec(options.rpb), spec(options.lengths), s.device);
-  if (p.batch == 0) return mx::zeros(result_shape(p, p.kernel_volume()), query.dtype(), s);
+  const Problem p = validate_qk(caller, query, key, neighborhood, placement_of(options), options.scale,
+                                spec(options.rpb), spec(options.lengths), s.device);
+  const std::int64_t additional = validate_additional_keys(caller, p, spec(options.additional_keys));
+  if (is_empty(p)) return mx::zeros(result_shape(p, p.kernel_volume() + additional), query.dtype(), s);
+  const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
   const Arrays inputs =
       with_tables({with_three_axes(scaled(query, options.scale, s), p.rank, s), with_three_axes(key, p.rank, s)},
-                  wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
-  return with_rank_axes(run_call(caller, p, inputs, s)[0], p.rank, s);
+                  wide_rpb(p, options.rpb, s), lengths);
+  mx::array logits = run_call(caller, p, inputs, s)[0];
+  if (additional > 0) {
+    const mx::array others = pure::dense_logits(p, inputs[0], *options.additional_keys, lengths, s);
+    logits = mx::concatenate({logits, mx::astype(others, logits.dtype(), s)}, -1, s);
+  }
+  return with_rank_axes(logits, p.rank, s);
 }
 
 mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value, const Neighborhood& neighborhood,
              const AvOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p = validate_av(caller, attn, value, neighborhood, spec(options.lengths), s.device);
-  if (p.batch == 0) return mx::zeros(result_shape(p, p.value_dim), attn.dtype(), s);
-  const Arrays inputs = with_tables({with_three_axes(attn, p.rank, s), with_three_axes(value, p.rank, s)}, std::nullopt,
-                                    checked_lengths(caller, p, options.lengths, s));
-  return with_rank_axes(run_call(caller, p, inputs, s)[0], p.rank, s);
+  const auto& others = options.additional_values;
+  const std::int64_t additional = others && others->ndim() == 4 ? others->shape(1) : 0;
+  Problem p = validate_av(caller, attn, value, neighborhood, placement_of(options), spec(options.lengths), s.device,
+                          additional);
+  validate_additional_values(caller, p, spec(others));
+  if (is_empty(p)) return mx::zeros(result_shape(p, p.value_dim), attn.dtype(), s);
+  const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
+  Arrays inputs =
+      with_tables({with_three_axes(attn, p.rank, s), with_three_axes(value, p.rank, s)}, std::nullopt, lengths);
+  if (additional == 0) return with_rank_axes(run_call(caller, p, inputs, s)[0], p.rank, s);
+
+  // The sum of both parts is rounded once: they are computed in the type of the sums.
+  for (int tensor = 0; tensor < 2; ++tensor) inputs[tensor] = mx::astype(inputs[tensor], sum_type(p), s);
+  const Arrays parts = mx::split(inputs[0], mx::Shape{static_cast<int>(p.kernel_volume())}, -1, s);
+  inputs[0] = parts[0];
+  const mx::array window = run_call(caller, window_problem(p), inputs, s)[0];
+  const mx::array sum = mx::add(window, pure::dense_values(p, parts[1], *others, lengths, s), s);
+  return with_rank_axes(mx::astype(sum, attn.dtype(), s), p.rank, s);
 }
 
 std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Shape& shape, const mx::array& lengths,
@@ -142,7 +221,7 @@ std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Sh
   mx::Shape row = shape;  // one head of one channel
   row.insert(row.end(), {1, 1});
   const Spec spec(row, mx::float32);
-  const Problem p = validate_qk(caller, spec, spec, neighborhood, {}, {}, lengths, s.device);
+  const Problem p = validate_qk(caller, spec, spec, neighborhood, placement_of(QkOptions{}), {}, {}, lengths, s.device);
   if (p.batch == 0) {
     mx::Shape queries = result_shape(p, std::nullopt);
     queries.pop_back();  // the head

@@ -42,6 +42,22 @@ std::vector<Problem> feature_probes(int rank, Op op, DeviceType device) {
   add([](Problem&, Axis& a) { a.dilation = 2; });
   add([](Problem&, Axis& a) { a.gna_stride = 2; });
   add([](Problem&, Axis& a) { a.is_causal = true; });
+  add([](Problem&, Axis& a) { a.is_circular = true; });
+  if (rank > 1) {
+    add([](Problem& p, Axis& a) {
+      p.axes[kAxes - 2].is_circular = true;
+      a.is_causal = true;
+      a.gna_stride = 2;
+    });
+  }
+  add([](Problem&, Axis& a) {
+    a.is_causal = true;
+    a.kernel_size = 2 * kProbeLength;
+  });
+  add([](Problem& p, Axis& a) {
+    p.spans = {whole(p.axes[0]), whole(p.axes[1]), AxisSpan{4, 4, 2, 8}};
+    a.length = 2 * kProbeLength;
+  });
   add([](Problem& p, Axis&) { p.heads = 4; });
   add([](Problem& p, Axis&) { p.value_dim = p.value_dim ? 24 : 0; });
   for (int dim : {1, 33, 256, 257, 512}) add([&](Problem& p, Axis&) { p.head_dim = p.value_dim = dim; });
@@ -104,35 +120,35 @@ std::optional<Spec> spec(const std::optional<ArrayDescription>& a) {
   return a ? std::optional<Spec>(Spec(a->shape, a->dtype)) : std::nullopt;
 }
 
-struct Validated {
-  Caller caller;
-  Problem problem;              ///< that a tier gets
-  std::int64_t additional = 0;  ///< tokens that it does not get
-};
+}  // namespace
 
-Validated validated(const CallDescription& call, const Neighborhood& neighborhood) {
+ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood) {
   const mx::Device device = mx::to_stream(call.stream).device;
   const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
   const Caller caller{"na" + std::to_string(rank) + "d" + (call.op == "attention" ? "" : "_" + call.op), rank};
   const auto of = [](const ArrayDescription& a) { return Spec(a.shape, a.dtype); };
   if (call.op == "attention") {
-    Problem p = validate_attention(caller, of(call.query), of(call.key), of(call.value), neighborhood, call.scale,
-                                   spec(call.rpb), spec(call.lengths), device);
+    Problem p = validate_attention(caller, of(call.query), of(call.key), of(call.value), neighborhood,
+                                   placement_of(call), call.scale, spec(call.rpb), spec(call.lengths), device);
     validate_additional(caller, p, spec(call.additional_keys), spec(call.additional_values));
     const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
     return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   if (call.op == "qk") {
-    return {caller, validate_qk(caller, of(call.query), of(call.key), neighborhood, call.scale, spec(call.rpb),
-                                spec(call.lengths), device)};
+    const Problem p = validate_qk(caller, of(call.query), of(call.key), neighborhood, placement_of(call), call.scale,
+                                  spec(call.rpb), spec(call.lengths), device);
+    return {caller, p, validate_additional_keys(caller, p, spec(call.additional_keys))};
   }
   if (call.op == "av") {
-    return {caller, validate_av(caller, of(call.query), of(call.value), neighborhood, spec(call.lengths), device)};
+    const auto& others = call.additional_values;
+    const std::int64_t additional = others && others->shape.size() == 4 ? others->shape[1] : 0;
+    const Problem p = validate_av(caller, of(call.query), of(call.value), neighborhood, placement_of(call),
+                                  spec(call.lengths), device, additional);
+    validate_additional_values(caller, p, spec(others));
+    return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
 }
-
-}  // namespace
 
 std::map<std::string, TierSupport> support_matrix() {
   const auto all = tiers();
@@ -145,6 +161,8 @@ Explanation explain(const CallDescription& call, const Neighborhood& neighborhoo
   KernelChoice kernel = choice.tier->choice(problem);
   if (problem.batch == 0) {
     kernel = {"none, the batch is empty", ""};
+  } else if (problem.queries() == 0) {
+    kernel = {"none, the span holds no query to compute", ""};
   } else if (additional > 0) {
     kernel.kernel += "; " + std::to_string(additional) + " additional tokens by MLX's operations";
   }

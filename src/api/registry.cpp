@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "fast/compiler.h"
 #include "graph/exportable.h"
 #include "mlx/device.h"
 #include "natten/tiers.h"
@@ -94,11 +95,6 @@ class Registry {
   };
 };
 
-bool is_strict() {
-  const char* value = std::getenv("NATTEN_STRICT");
-  return value && *value && std::string_view(value) != "0";
-}
-
 bool is_named(const Tier& tier, const std::string& backend) {
   return tier.name == backend || (backend == kFast && tier.name == kFastCuda);
 }
@@ -158,6 +154,15 @@ bool is_fallback(const Candidates& all, const Problem& problem, std::size_t chos
 
 }  // namespace
 
+bool is_strict() {
+  const char* value = std::getenv("NATTEN_STRICT");
+  const std::string_view text = value ? value : "";
+  if (text != "" && text != "0" && text != "1") {
+    throw std::invalid_argument("NATTEN_STRICT must be 0 or 1, got '" + std::string(text) + "'");
+  }
+  return text == "1";
+}
+
 std::array<TierPtr, 3> tiers() {
   return Registry::instance().tiers();
 }
@@ -195,9 +200,9 @@ TierPtr choose_tier(const Caller& caller, const Problem& problem) {
 Choice explain_choice(const Caller& caller, const Problem& problem) {
   const Candidates all = candidates();
   Choice choice;
-  for (std::size_t i = 0; i < all.first; ++i) {
-    choice.declined.emplace_back(all.tiers[i]->name, "the backend '" + all.tiers[all.first]->name + "' is chosen");
-  }
+  const std::string why_not_asked = is_exporting() ? "calls inside exportable() are made of MLX's operations"
+                                                   : "the backend '" + all.tiers[all.first]->name + "' is chosen";
+  for (std::size_t i = 0; i < all.first; ++i) choice.declined.emplace_back(all.tiers[i]->name, why_not_asked);
   const std::size_t chosen = first_to_accept(all, problem, [&](std::size_t i, const std::string& reason) {
     choice.declined.emplace_back(all.tiers[i]->name, reason);
   });
@@ -207,6 +212,7 @@ Choice explain_choice(const Caller& caller, const Problem& problem) {
 }
 
 void set_fallback_logger(std::function<void(const std::string&)> logger) {
+  fast::set_compiler_logger(logger);
   Registry::instance().set_logger(std::move(logger));
 }
 

@@ -19,6 +19,9 @@ TierPtr reference_tier();
 /// Replaces the in-tree compiled tier (NATTEN_MLX_NANOBIND_MODULE).
 void replace_compiled_tier(Tier tier);
 
+/// NATTEN_STRICT. Throws std::invalid_argument for what is neither 0 nor 1.
+bool is_strict();
+
 /// The tier that runs `problem`, by the chosen backend. Throws std::runtime_error where NATTEN_STRICT forbids the
 /// fallback that would be needed. Says the first fallback for each reason.
 TierPtr choose_tier(const Caller& caller, const Problem& problem);

@@ -3,18 +3,18 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
+#include "definition/span.h"
 #include "definition/window.h"
 
 namespace natten {
-
-using Axis = BasicAxis<std::int64_t>;
 
 inline constexpr int kAxes = 3;  // every call is rank 3: ranks 1 and 2 get leading axes of length 1
 
 inline constexpr bool operator==(const Axis& a, const Axis& b) {
   return a.length == b.length && a.kernel_size == b.kernel_size && a.stride == b.stride && a.dilation == b.dilation &&
-         a.gna_stride == b.gna_stride && a.is_causal == b.is_causal;
+         a.gna_stride == b.gna_stride && a.is_causal == b.is_causal && a.is_circular == b.is_circular;
 }
 
 /// Of a batch: its axes are flattened into one MLX dimension, which is a 32-bit integer.
@@ -24,9 +24,19 @@ enum class Op : std::uint8_t { attention, qk, av };
 enum class FloatType : std::uint8_t { float16, bfloat16, float32, float64 };
 enum class DeviceType : std::uint8_t { cpu, gpu };
 
+/// Keys and values in three arrays each: of the rows of one axis the first ones and the last ones lie apart, as those
+/// of other ranks do.
+struct KeyPieces {
+  int axis = 0;
+  std::int64_t before = 0, after = 0;  ///< rows of key_before and key_after; key has the others
+
+  bool operator==(const KeyPieces&) const = default;
+};
+
 /// Canonical arrays, heads last: query [B, L0, L1, L2, Hq, D], key [B, L0, L1, L2, Hkv, D], value [.., Hkv, Dv],
 /// out [B, O0, O1, O2, Hq, Dv], lse [B, O0, O1, O2, Hq], logits and attn [B, O0, O1, O2, Hq, K0*K1*K2],
-/// rpb [Hq, 2*K0-1, 2*K1-1, 2*K2-1], lengths int32 [B, 3]; O = ceil(L / stride).
+/// rpb [Hq, 2*K0-1, 2*K1-1, 2*K2-1], lengths int32 [B, 3]; O = ceil(L / stride). With spans, query has their query rows
+/// in the place of L, key and value their key rows, and O is query_count().
 struct Problem {
   Op op = Op::attention;
   int rank = 1;  ///< of the caller's call; leading `kAxes - rank` axes are trivial
@@ -43,21 +53,43 @@ struct Problem {
   FloatType value_type = FloatType::float32;
   bool has_rpb = false;
   bool has_lengths = false;
+  /// Absent where the arrays hold whole axes. Every key of every computed query's window is present. On a circular axis
+  /// without lengths, key_start is such that a key's row is its unwrapped token minus key_start, to which the length
+  /// must be added or from which it must be taken once where that leaves [0, length); with lengths the same with the
+  /// sample's length.
+  std::optional<std::array<AxisSpan, kAxes>> spans{};
+  std::optional<KeyPieces> pieces{};  ///< of Op::attention; the key rows of spans are those of all pieces
 
   bool operator==(const Problem&) const = default;
 
+  AxisSpan span(int axis) const { return spans ? (*spans)[axis] : whole(axes[axis]); }
+
+  /// Of the whole axes.
   std::int64_t tokens() const { return axes[0].length * axes[1].length * axes[2].length; }
+  /// Rows of the arrays.
+  std::int64_t query_tokens() const { return span(0).query_rows * span(1).query_rows * span(2).query_rows; }
+  std::int64_t key_tokens() const { return span(0).key_rows * span(1).key_rows * span(2).key_rows; }
   std::int64_t kernel_volume() const { return axes[0].kernel_size * axes[1].kernel_size * axes[2].kernel_size; }
-  std::int64_t queries() const {
-    std::int64_t count = 1;
-    for (const Axis& axis : axes) count *= output_length(axis.length, axis.stride);
-    return count;
-  }
+  /// Computed ones, of one axis and of all.
+  std::int64_t queries(int axis) const { return query_count(axes[axis], span(axis)); }
+  std::int64_t queries() const { return queries(0) * queries(1) * queries(2); }
+  bool is_circular() const { return axes[0].is_circular || axes[1].is_circular || axes[2].is_circular; }
 };
 
 /// Sums are float64 where an operand is, else float32.
 inline bool is_float64(const Problem& p) {
   return p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
+}
+
+/// What a call has beyond whole axes on which each window has K keys or a causal border cuts it; null where it has
+/// nothing.
+inline const char* beyond_plain(const Problem& p) {
+  if (p.spans) return "a span of queries or keys";
+  for (const Axis& axis : p.axes) {
+    if (axis.is_circular) return "a circular axis";
+    if (axis.dilation > axis.length / axis.kernel_size) return "a causal kernel longer than its axis";
+  }
+  return nullptr;
 }
 
 }  // namespace natten

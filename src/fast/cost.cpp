@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <limits>
 
-#include "fast/bodies/groups.h"
 #include "fast/plan.h"
 
 namespace natten::fast {
@@ -43,17 +42,13 @@ void sample(int first, int last, Visit&& visit) {
 
 /// `extent` of a tile, `simd` of what a simdgroup holds of it, `run` of what a thread holds of that; `batch` and
 /// `chunk` on axis 2, along which each thread walks its own way, and 0 on the others.
-AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int batch, int chunk) {
-  AxisConstants c;
-  c.axis = {static_cast<int>(a.length),   static_cast<int>(a.kernel_size), static_cast<int>(a.stride),
-            static_cast<int>(a.dilation), static_cast<int>(a.gna_stride),  a.is_causal};
-  c.classes = query_classes(a);
-  c.step = query_step(a);
+AxisSums sums_of(AxisConstants c, AxisRows rows, bool keys, int extent, int simd, int run, int batch, int chunk) {
   AxisSums sums;
-  constexpr int kAll = std::numeric_limits<int>::max();
-  sample(0, keys ? c.axis.dilation : c.classes, [&](int g, double group_weight) {
-    const AxisGroup group = keys ? group_of_tokens(c, g) : group_of_queries(c, g);
-    const int positions = keys ? group.places : group.queries;
+  constexpr int kFirst = std::numeric_limits<int>::min(), kAll = std::numeric_limits<int>::max();
+  const int groups = keys ? std::min(c.axis.dilation, rows.keys) : std::min(c.classes, rows.queries);
+  sample(0, groups, [&](int g, double group_weight) {
+    const AxisGroup group = keys ? group_of_keys(c, rows, g) : group_of_queries(c, rows, g);
+    const int positions = keys ? group.keys : group.queries;
     const auto add_tile = [&](int tile, double tile_weight) {
       const double weight = group_weight * tile_weight;
       const int origin = tile * extent, last = std::min(origin + extent, positions) - 1;
@@ -63,12 +58,12 @@ AxisSums sums_of(const Axis& a, bool keys, int extent, int simd, int run, int ba
       const auto met = [&](int first, int count, int from, int to) {
         return std::max(std::min(end_of(first + count - 1), to) - std::max(start_of(first), from), 0);
       };
-      const int region = met(0, extent, 0, kAll), start = start_of(0);
+      const int region = met(0, extent, kFirst, kAll), start = start_of(0);
       sums.region += weight * region;
-      for (int i = origin; i <= last; ++i) sums.met += weight * met(i - origin, 1, 0, kAll);
+      for (int i = origin; i <= last; ++i) sums.met += weight * met(i - origin, 1, kFirst, kAll);
       for (int first = 0; first < extent; first += simd) {
         if (batch == 0) {
-          sums.executed += weight * simd * met(first, simd, 0, kAll);  // rows that some thread meets
+          sums.executed += weight * simd * met(first, simd, kFirst, kAll);  // rows that some thread meets
           continue;
         }
         // In each chunk the simdgroup takes the steps of the thread that meets most of it. The first thread meets whole
@@ -107,13 +102,18 @@ double bytes_of(const ArraySpec& array) {
   return bytes;
 }
 
+/// Of a streamed row, as the threads that share a position hold it.
+double held_bytes(const Plan& plan, const Stream& stream) {
+  return double(stream.slices) * plan.lanes * plan.vector * element_size(stream.type);
+}
+
 }  // namespace
 
 Cost cost(const Problem& p, KernelId id, Target target) {
   const KernelRow& kernel = row_of(id);
   const KernelLaunch launch = kernel_launch(p, id, target);
-  const auto is_free = [&](const std::string& name) {  // the scale, and what is there for its shape
-    return name == kScaleName || (id == KernelId::av_backward_value && name == "na_value");
+  const auto is_free = [&](const std::string& name) {  // few numbers, and what is there for its shape
+    return name == kScaleName || name == kSpansName || (id == KernelId::av_backward_value && name == "na_value");
   };
   Cost result;
   result.kernel = id;
@@ -134,8 +134,8 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   AxisSums total{1, 1, 1};
   for (int a = 0; a < kAxes; ++a) {
     const bool walked = a == 2;
-    const AxisSums sums = sums_of(p.axes[a], keys, plan.extent[a], simd[a], plan.run_axis == a ? plan.run : 1,
-                                  walked ? plan.batch : 0, walked ? plan.chunk : 0);
+    const AxisSums sums = sums_of(axis_constants(p.axes[a]), rows_of(p, a), keys, plan.extent[a], simd[a],
+                                  plan.run_axis == a ? plan.run : 1, walked ? plan.batch : 0, walked ? plan.chunk : 0);
     total.region *= sums.region;
     total.met *= sums.met;
     total.executed *= sums.executed;
@@ -148,6 +148,16 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   }
   const double lengths = double(kernel.products[0] * p.head_dim + kernel.products[1] * p.value_dim);
   result.flops = 2 * lengths * result.pairs;
+  if (plan.engine == Engine::simt) {  // a row is in registers for all of its products, and for a thread's positions
+    result.threadgroup_reads = result.pairs / plan.run * (held_bytes(plan, plan.a) + held_bytes(plan, plan.b));
+  } else {  // read anew for each product of what a simdgroup, or a warpgroup, holds
+    const double held = plan.engine == Engine::matrix ? 16 : 64;
+    const auto row = [](int products, const Stream& stream) { return double(products) * stream.width; };
+    result.unit_flops = 2 * (row(kernel.products[0], plan.a) + row(kernel.products[1], plan.b)) * result.pairs;
+    result.threadgroup_reads = result.pairs / held *
+                               (row(kernel.products[0], plan.a) * element_size(plan.a.type) +
+                                row(kernel.products[1], plan.b) * element_size(plan.b.type));
+  }
   for (const Array array : kernel.inputs) {
     if (!has_array(p, array)) continue;
     const ArraySpec input = spec_of(p, array, plan.parts);
@@ -172,9 +182,14 @@ Cost cost(const Problem& p, KernelId id, Target target) {
 }
 
 std::string describe(const Cost& c) {
-  char text[200];
-  std::snprintf(text, sizeof text, "%s: %.4g MB moved (%.2f times the arrays), %.4g GFLOP (tile waste %.2f)",
-                kernel_name(c.kernel), (c.loaded + c.stored) * 1e-6, c.traffic(), c.flops * 1e-9, c.waste());
+  char text[300];
+  const int end =
+      std::snprintf(text, sizeof text, "%s: %.4g MB moved (%.2f times the arrays), %.4g GFLOP (tile waste %.2f)",
+                    kernel_name(c.kernel), (c.loaded + c.stored) * 1e-6, c.traffic(), c.flops * 1e-9, c.waste());
+  if (c.threadgroup_reads > 0) {
+    std::snprintf(text + end, sizeof text - end, ", %.4g on matrix units, %.4g MB of threadgroup memory read",
+                  c.unit_flops * 1e-9, c.threadgroup_reads * 1e-6);
+  }
   return text;
 }
 

@@ -14,9 +14,11 @@ struct Cost {
   double stored = 0;        ///< bytes
   double compulsory = 0;    ///< bytes of all inputs and outputs, once
   double useful_pairs = 0;  ///< queries times the keys that they attend, over heads and samples
-  double pairs = 0;  ///< computed: also for positions past the end, for what only a neighbour in the thread or in
-                     ///< the simdgroup meets, and to fill batches; on matrix units at most so many
-  double flops = 0;  ///< multiplications and additions of the products of these pairs
+  double pairs = 0;       ///< computed: also for positions past the end, for what only a neighbour in the thread or in
+                          ///< the simdgroup meets, and to fill batches; on matrix units at most so many
+  double flops = 0;       ///< multiplications and additions of the products of these pairs
+  double unit_flops = 0;  ///< those that matrix units do, channels up to the multiple that they take included
+  double threadgroup_reads = 0;  ///< bytes of streamed rows that threads, or matrix units, read of threadgroup memory
 
   double traffic() const { return (loaded + stored) / compulsory; }
   double waste() const { return pairs / useful_pairs; }

@@ -7,13 +7,14 @@
 
 #include "fast/embedded.h"
 #include "fast/plan.h"
+#include "fast/spans.h"
 
 namespace natten::fast {
 
 namespace {
 
 constexpr int kMostChannels = 512;
-constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // on one axis: places and sums of them are 32-bit
+constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // of an axis: places and sums of them are 32-bit
 constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a launch
 
 const char* short_name(ElementType type) {
@@ -75,6 +76,8 @@ class Writer {
   std::string tensor(const std::string& name) const;
   std::string shared(const std::string& name, const std::string& type, int count) const;
   std::string at_site(const std::string& call) const;
+  std::string axes(const std::string& shape) const;
+  std::string whole() const;
   std::string call() const;
 
   const Problem p_;
@@ -99,10 +102,12 @@ std::string Writer::constants() const {
     define("DILATION" + axis, p_.axes[a].dilation);
     define("GNA_STRIDE" + axis, p_.axes[a].gna_stride);
     define("IS_CAUSAL" + axis, p_.axes[a].is_causal ? 1 : 0);
+    define("IS_CIRCULAR" + axis, p_.axes[a].is_circular ? 1 : 0);
     define("CLASSES" + axis, query_classes(p_.axes[a]));
     define("STEP" + axis, query_step(p_.axes[a]));
     define("EXTENT" + axis, plan_.extent[a]);
   }
+  define("HAS_SPANS", p_.spans ? 1 : 0);
   define_text("LOG2_E", "1.44269504f");
   define_text("LN_2", "0.693147181f");
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
@@ -134,6 +139,8 @@ std::string Writer::constants() const {
     define("STAGES", plan_.stages);
     define("SPLIT_AXIS", plan_.split_axis);
     define("PING_PONG", plan_.ping_pong);
+    define("HOLD_SHARED", plan_.hold_shared);
+    define("NUMBERS", kernel_.streamed_scalars());
     define("MASK", static_cast<int>(plan_.mask));
     define("PRODUCER_REGISTERS", plan_.producer_registers);
     define("CONSUMER_REGISTERS", plan_.consumer_registers);
@@ -184,6 +191,12 @@ std::string Writer::shared(const std::string& name, const std::string& type, int
          std::to_string(count) + "];\n";
 }
 
+/// What `spans_of` (bodies/tile.h) takes; `shape` is that of an array with whole axes, if there are no spans.
+std::string Writer::axes(const std::string& shape) const {
+  if (p_.spans) return kSpansName;
+  return "natten::Extent{{" + shape + "[1], " + shape + "[2], " + shape + "[3]}}";
+}
+
 /// The call, for the place of the threadgroup, `na_site`. A tile for each threadgroup, or a loop over some tiles where
 /// their gradients of rpb are summed up.
 std::string Writer::at_site(const std::string& call) const {
@@ -196,8 +209,7 @@ std::string Writer::at_site(const std::string& call) const {
   const std::string group = is_metal_ ? "int(threadgroup_position_in_grid.x)" : "int(blockIdx.x)";
   const std::string groups = is_metal_ ? "int(threadgroups_per_grid.x)" : "int(gridDim.x)";
   std::string text = "natten::Site na_site = natten::locate<" + std::string(kernel_.holds_keys() ? "false" : "true") +
-                     ">(natten::Extent{{" + tokens + "[1], " + tokens + "[2], " + tokens + "[3]}}, " +
-                     (sums_bias_ ? "na_group" : group) +
+                     ">(" + axes(tokens) + ", " + (sums_bias_ ? "na_group" : group) +
                      (is_metal_ ? ", int(threadgroup_position_in_grid.y), " : ", int(blockIdx.y), ") + heads +
                      ", int(" + (is_metal_ ? "thread_position_in_threadgroup.x" : "threadIdx.x") + "));\n";
   if (sums_bias_) {
@@ -213,53 +225,67 @@ std::string Writer::at_site(const std::string& call) const {
   return "for (int na_group = " + group + ";; na_group += " + groups + ") {\n" + text + "}\n";
 }
 
-/// The product of a warpgroup's 64 rows with `columns` of shared memory, whose operands have to be written out.
-std::string warpgroup_product(const std::string& name, FloatType type, int columns, bool transposed) {
+/// What a threadgroup that finds its tiles itself has to know of the problem.
+std::string Writer::whole() const {
+  const std::string key = spec_of(p_, kernel_.first_input(Side::keys)).name + "_shape";
+  const std::string held = spec_of(p_, kernel_.first_input(kernel_.held)).name + "_shape";
+  return axes(key) + ", " + key + "[0], " + held + "[4], " + (p_.has_lengths ? "na_lengths" : "nullptr");
+}
+
+/// A product of a warpgroup's 64 rows, in registers or in shared memory, with `columns` of shared memory: its operands
+/// have to be written out.
+std::string warpgroup_product(const std::string& name, FloatType type, int columns, bool in_registers,
+                              bool transposed) {
   std::string registers, operands;
   for (int i = 0; i < columns / 2; ++i) {
     const std::string comma = i == 0 ? "" : ", ";
     registers += comma + '%' + std::to_string(i);
     operands += comma + "\"+f\"(c[" + std::to_string(i / 4) + "][" + std::to_string(i % 4) + "])";
   }
-  const auto argument = [&](int i) { return '%' + std::to_string(columns / 2 + i); };
+  int next = columns / 2;
+  const auto argument = [&] { return '%' + std::to_string(next++); };
+  std::string left = argument();
+  for (int i = 1; i < 4 && in_registers; ++i) left += ", " + argument();
+  const std::string right = argument(), accumulate = argument();
   const std::string types = type == FloatType::float16 ? "f16.f16" : "bf16.bf16";
-  return "namespace natten {\nNATTEN_FN void " + name + "(float (&c)[" + std::to_string(columns / 8) +
-         "][4], const unsigned (&a)[4], unsigned long long b, int accumulate) {\n" +
-         "  asm volatile(\"{.reg .pred p; setp.ne.b32 p, " + argument(5) + ", 0; wgmma.mma_async.sync.aligned.m64n" +
-         std::to_string(columns) + "k16.f32." + types + " {" + registers + "}, {" + argument(0) + ", " + argument(1) +
-         ", " + argument(2) + ", " + argument(3) + "}, " + argument(4) + ", p, 1, 1, " + (transposed ? '1' : '0') +
-         ";}\"\n               : " + operands +
-         "\n               : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b), \"r\"(accumulate));\n}\n}\n";
+  return "namespace natten {\nNATTEN_FN void " + name + "(float (&c)[" + std::to_string(columns / 8) + "][4], " +
+         (in_registers ? "const unsigned (&a)[4]" : "unsigned long long a") +
+         ", unsigned long long b, int accumulate) {\n  asm volatile(\"{.reg .pred p; setp.ne.b32 p, " + accumulate +
+         ", 0; wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns) + "k16.f32." + types + " {" + registers +
+         "}, " + (in_registers ? '{' + left + '}' : left) + ", " + right + ", p, 1, 1, " + (in_registers ? "" : "0, ") +
+         (transposed ? '1' : '0') + ";}\"\n               : " + operands +
+         "\n               : " + (in_registers ? "\"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3])" : "\"l\"(a)") +
+         ", \"l\"(b), \"r\"(accumulate));\n}\n}\n";
 }
 
 /// The row's call with its words filled in, and the threadgroup memory that it works in.
 std::string Writer::call() const {
-  if (plan_.engine == Engine::warpgroup) {  // it finds its tiles itself
-    return "extern __shared__ unsigned char na_memory[];\nnatten::attention_forward(" + tensor("na_query") + ", " +
-           tensor("na_key") + ", " + tensor("na_value") +
-           ", na_out, na_lse, na_memory, natten::Extent{{na_key_shape[1], na_key_shape[2], na_key_shape[3]}}, "
-           "na_query_shape[0], na_query_shape[4], " +
-           (p_.has_lengths ? "na_lengths" : "nullptr") + ", " + kScaleName + "[0]);\n";
-  }
   std::string memory;
-  if (kernel_.has_tiles()) {
+  const bool has_warpgroups = plan_.engine == Engine::warpgroup;  // they find their tiles themselves
+  if (has_warpgroups) {
+    memory = "extern __shared__ unsigned char na_memory[];\n";
+  } else if (kernel_.has_tiles()) {
     memory = shared("na_rows_a", type_name(plan_.a.type, target_.platform), plan_.chunk * plan_.a.pitch);
   }
-  if (plan_.b.channels > 0) {
+  if (plan_.b.channels > 0 && !has_warpgroups) {
     memory += shared("na_rows_b", type_name(plan_.b.type, target_.platform), plan_.chunk * plan_.b.pitch);
   }
-  const int scratch = kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions();
+  const int scratch =
+      has_warpgroups ? 0 : kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions();
   if (scratch > 0) memory += shared("na_scratch", "float", scratch);
   const bool has_words = plan_.engine == Engine::matrix;
   if (has_words) {
     memory += shared("na_words", "unsigned", plan_.chunk) + shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
   }
   const auto word = [&](const std::string& name) -> std::string {
+    if (name == "rows") return has_warpgroups ? "na_memory" : "na_rows_a, na_rows_b";
+    if (name == "site") return has_warpgroups ? whole() : "na_site";
+    if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
+    if (has_warpgroups) return "";
     if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "partials") return sums_bias_ ? "na_partials" : "nullptr";
     if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
     if (name == "words") return has_words ? "na_words, na_offsets" : "";
-    if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
     return is_metal_ ? "natten::Offset(thread_position_in_grid.x)"
                      : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";  // thread
   };
@@ -277,7 +303,7 @@ std::string Writer::call() const {
     if (value.empty()) c += 2;  // the comma
   }
   call += ";\n";
-  return kernel_.has_tiles() ? memory + at_site(call) : call;
+  return !kernel_.has_tiles() ? call : memory + (has_warpgroups ? call : at_site(call));
 }
 
 KernelText Writer::text() const {
@@ -288,8 +314,10 @@ KernelText Writer::text() const {
   k.header += is_metal_ ? text::prelude_metal : text::prelude_cuda;
   k.header += text::window;
   if (plan_.engine == Engine::warpgroup) {
-    k.header += warpgroup_product("multiply_block", p_.query_type, plan_.block, false) +
-                warpgroup_product("multiply_values", p_.query_type, plan_.b.channels, true);
+    k.header += warpgroup_product("multiply_block", p_.query_type, plan_.block, true, false) +
+                warpgroup_product("multiply_block_shared", p_.query_type, plan_.block, false, false) +
+                warpgroup_product("multiply_a", p_.query_type, plan_.a.channels, true, true) +
+                warpgroup_product("multiply_b", p_.query_type, plan_.b.channels, true, true);
   }
   for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform)) k.header += body;
   k.header += kernel_.bodies[static_cast<int>(plan_.engine)];
@@ -329,8 +357,9 @@ std::optional<std::string> objection(const Problem& p, Target target) {
            std::to_string(kMostChannels);
   }
   if (p.batch == 0) return "empty batch";
-  for (const Axis& axis : p.axes) {
-    if (axis.length > kMostTokens) return "an axis of " + std::to_string(axis.length) + " tokens is too long";
+  if (p.queries() == 0) return "a span without computed queries";
+  if (const std::int64_t most = largest_position(p); most > kMostTokens) {
+    return "an axis with positions up to " + std::to_string(most) + " is too long";
   }
   if (p.heads > 65535) return "more than 65535 heads";
   if (p.kernel_volume() > kMostThreads) return "a window of more than 2^31 keys";

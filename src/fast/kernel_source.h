@@ -65,15 +65,19 @@ struct KernelLaunch {
 
 /// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word
 /// stands in `source`; then the outputs. Inputs may have any strides (ensure_row_contiguous = false) except `rpb`,
-/// `lengths` and `scale`, which are dense; outputs are dense. The kernel writes every element of its outputs.
+/// `lengths`, `spans`, `scale`, `lse` and `delta`, which are dense; outputs are dense. The kernel writes every element
+/// of its outputs.
 struct KernelSource : KernelText, KernelLaunch {};
 
 /// Name of the input that holds the scale: float32, one element.
 inline constexpr const char* kScaleName = "na_scale";
+/// Name of the input that tells spans (spans.h), where a call has them.
+inline constexpr const char* kSpansName = "na_spans";
 
 /// Why no kernel runs on a device of that architecture; nothing when kernels do.
 std::optional<std::string> objection(Target target);
-/// Why the target has no kernels for the call and its gradients; nothing when it has.
+/// Why the target has no kernels for the call and its gradients; nothing when it has. Problems are `nearest` ones
+/// (spans.h), here and below.
 std::optional<std::string> objection(const Problem& problem, Target target);
 
 /// The kernel of a problem to which there is no objection. `has_rpb` of `backward_query` and `qk_backward_query` means

@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "fast/embedded.h"
+#include "fast/spans.h"
 
 namespace natten::fast {
 
 namespace {
 
 // clang-format off
-enum class Shape : std::uint8_t { tokens, queries, tables, table, samples, one };
+enum class Shape : std::uint8_t { tokens, queries, tables, table, samples, spans, one };
 enum class Last : std::uint8_t { none, head_dim, value_dim, slots };
 enum class Type : std::uint8_t { query, key, value, float32, int32 };
 
@@ -23,6 +24,7 @@ constexpr ArrayRow kArrays[] = {
     {"na_value",    Type::value,   Shape::tokens,  Side::keys,    Last::value_dim},
     {"na_rpb",      Type::float32, Shape::table,   Side::none,    Last::none},
     {"na_lengths",  Type::int32,   Shape::samples, Side::none,    Last::none},
+    {kSpansName,    Type::int32,   Shape::spans,   Side::none,    Last::none},
     {kScaleName,    Type::float32, Shape::one,     Side::none,    Last::none},
     {"na_out",      Type::query,   Shape::queries, Side::queries, Last::value_dim},
     {"na_lse",      Type::float32, Shape::queries, Side::queries, Last::none},
@@ -51,42 +53,44 @@ using A = Array;
 /// In the order of KernelId.
 constexpr KernelRow kKernels[] = {
     {"forward", Role::forward, Side::queries,
-     {A::query, A::key, A::value, A::rpb, A::lengths, A::scale}, {A::out, A::lse},
+     {A::query, A::key, A::value, A::rpb, A::lengths, A::spans, A::scale}, {A::out, A::lse},
      {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward},
-     "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, na_rows_a, na_rows_b, $words, na_site, $scale)"},
+     "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, $rows, $words, $site, $scale)"},
     {"delta", Role::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
      "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
      "na_out_shape[3]}}, na_out_shape[0], na_out_shape[4], $thread)"},
     {"backward_query", Role::query_gradient, Side::queries,
-     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::scale}, {A::dquery, A::partials},
-     {2, 1}, {text::backward, text::matrix_backward},
+     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans, A::scale},
+     {A::dquery, A::partials}, {2, 1}, {text::backward, text::matrix_backward, text::warpgroup_backward},
      "attention_backward<true>(@query, @dout, @key, @value, @lse, @delta, $rpb, na_dquery, na_dquery, $partials, "
-     "na_rows_a, na_rows_b, $scratch, $words, na_site, $scale)"},
+     "$rows, $scratch, $words, $site, $scale)"},
     {"backward_key_value", Role::key_gradient, Side::keys,
-     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::scale}, {A::dkey, A::dvalue},
-     {2, 2}, {text::backward, text::matrix_backward},
+     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans, A::scale},
+     {A::dkey, A::dvalue}, {2, 2}, {text::backward, text::matrix_backward, text::warpgroup_backward},
      "attention_backward<false>(@key, @value, @query, @dout, @lse, @delta, $rpb, na_dkey, na_dvalue, $partials, "
-     "na_rows_a, na_rows_b, $scratch, $words, na_site, $scale)"},
-    {"qk", Role::split, Side::queries, {A::query, A::key, A::rpb, A::lengths, A::scale}, {A::logits},
+     "$rows, $scratch, $words, $site, $scale)"},
+    {"qk", Role::split, Side::queries, {A::query, A::key, A::rpb, A::lengths, A::spans, A::scale}, {A::logits},
      {1, 0}, {text::scores, nullptr},
      "attention_scores(@query, natten::Indexed::query_tokens, @key, $rpb, na_logits, na_rows_a, na_site, $scale, "
      "-NA_INFINITY)"},
     {"qk_backward_query", Role::split, Side::queries,
-     {A::dlogits, A::key, A::lengths, A::scale}, {A::dquery, A::partials}, {1, 0}, {text::weighted, nullptr},
+     {A::dlogits, A::key, A::lengths, A::spans, A::scale}, {A::dquery, A::partials}, {1, 0}, {text::weighted, nullptr},
      "attention_weighted<true, true>(@key, natten::Indexed::keys, @dlogits, na_dquery, $partials, na_rows_a, $scratch, "
      "na_site, $scale)"},
-    {"qk_backward_key", Role::split, Side::keys, {A::query, A::dlogits, A::lengths, A::scale}, {A::dkey},
+    {"qk_backward_key", Role::split, Side::keys, {A::query, A::dlogits, A::lengths, A::spans, A::scale}, {A::dkey},
      {1, 0}, {text::weighted, nullptr},
      "attention_weighted<false, false>(@query, natten::Indexed::query_tokens, @dlogits, na_dkey, $partials, na_rows_a, "
      "$scratch, na_site, $scale)"},
-    {"av", Role::split, Side::queries, {A::attn, A::value, A::lengths}, {A::out}, {0, 1}, {text::weighted, nullptr},
+    {"av", Role::split, Side::queries, {A::attn, A::value, A::lengths, A::spans}, {A::out},
+     {0, 1}, {text::weighted, nullptr},
      "attention_weighted<true, false>(@value, natten::Indexed::keys, @attn, na_out, $partials, na_rows_a, $scratch, "
      "na_site, $scale)"},
-    {"av_backward_attn", Role::split, Side::queries, {A::dout, A::value, A::lengths}, {A::dattn},
+    {"av_backward_attn", Role::split, Side::queries, {A::dout, A::value, A::lengths, A::spans}, {A::dattn},
      {0, 1}, {text::scores, nullptr},
      "attention_scores(@dout, natten::Indexed::queries, @value, $rpb, na_dattn, na_rows_a, na_site, $scale, 0.0f)"},
     {"av_backward_value", Role::split, Side::keys,
-     {A::dout, A::attn, A::value, A::lengths}, {A::dvalue}, {0, 1}, {text::weighted, nullptr},  // of value the shape
+     {A::dout, A::attn, A::value, A::lengths, A::spans}, {A::dvalue},  // of value the shape
+     {0, 1}, {text::weighted, nullptr},
      "attention_weighted<false, false>(@dout, natten::Indexed::queries, @attn, na_dvalue, $partials, na_rows_a, "
      "$scratch, na_site, $scale)"},
     {"rpb_sum", Role::split, Side::none, {A::partials}, {A::drpb}, {0, 1}, {text::sums, nullptr},
@@ -152,6 +156,7 @@ const char* kernel_name(KernelId kernel) {
 
 bool has_array(const Problem& p, Array array) {
   if (array == Array::rpb || array == Array::partials) return p.has_rpb;
+  if (array == Array::spans) return p.spans.has_value();
   return array == Array::lengths ? p.has_lengths : array != Array::none;
 }
 
@@ -186,6 +191,7 @@ ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
   }
   if (row.shape == Shape::one) spec.shape = {1};
   if (row.shape == Shape::samples) spec.shape = {p.batch, kAxes};
+  if (row.shape == Shape::spans) spec.shape = {kAxes, kSpanNumbers};
   if (row.shape == Shape::tables) spec.shape = {parts};
   if (row.shape == Shape::tables || row.shape == Shape::table) {
     spec.shape.push_back(p.heads);
@@ -193,8 +199,10 @@ ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
   }
   if (row.side == Side::none) return spec;
   spec.shape.push_back(p.batch);
-  for (const Axis& axis : p.axes) {
-    spec.shape.push_back(row.shape == Shape::tokens ? axis.length : output_length(axis.length, axis.stride));
+  for (int a = 0; a < kAxes; ++a) {
+    const AxisSpan span = p.span(a);
+    const std::int64_t tokens = row.side == Side::keys ? span.key_rows : span.query_rows;
+    spec.shape.push_back(row.shape == Shape::tokens ? tokens : p.queries(a));
   }
   spec.shape.push_back(row.side == Side::keys ? p.kv_heads : p.heads);
   if (row.last == Last::slots) spec.shape.push_back(p.kernel_volume());

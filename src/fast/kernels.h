@@ -15,7 +15,7 @@ const char* engine_name(Engine engine);
 
 // clang-format off
 enum class Array : std::uint8_t {
-  none, query, key, value, rpb, lengths, scale, out, lse, dout, dlse, delta, logits, dlogits, attn, dattn,
+  none, query, key, value, rpb, lengths, spans, scale, out, lse, dout, dlse, delta, logits, dlogits, attn, dattn,
   dquery, dkey, dvalue, partials, drpb
 };
 // clang-format on
@@ -29,8 +29,8 @@ enum class Role : std::uint8_t { forward, query_gradient, key_gradient, split };
 struct KernelRow {
   const char* name;
   Role role;
-  Side held;                    ///< by threads, the other side streams past; none: no tiles
-  std::array<Array, 9> inputs;  ///< those that a problem lacks, and `none`, drop out
+  Side held;                     ///< by threads, the other side streams past; none: no tiles
+  std::array<Array, 10> inputs;  ///< those that a problem lacks, and `none`, drop out
   std::array<Array, 2> outputs;
   std::array<int, 2> products;                   ///< of a pair: D long, Dv long; without tiles: operations per element
   std::array<const char*, kEngineCount> bodies;  ///< nullptr: not on that engine

@@ -29,10 +29,63 @@ mx::Shape shape_of(const ArraySpec& spec) {
   return mx::Shape(spec.shape.begin(), spec.shape.end());
 }
 
+std::tuple<int, int, int> triple(const std::array<int, 3>& a) {
+  return {a[0], a[1], a[2]};
+}
+
+using Node = std::shared_ptr<mx::Primitive>;
+
+/// A kernel whose machine code is ours. MLX's node of one is made when the strides of its inputs are known; the last
+/// one is kept, because the next call is mostly the same.
+class Precompiled {
+ public:
+  Precompiled(CudaProgram program, int capability) : code_(request_cubin(program, capability)) {
+    program_ = std::move(program);
+    program_.text = {};
+  }
+
+  Node node(const KernelLaunch& launch, const Arrays& inputs, const Arrays& outputs, mx::Stream stream) {
+    std::vector<int> scalars;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].ndim() != launch.inputs[i].shape.size()) throw std::logic_error("an input of another rank");
+      append_scalars(scalars, program_, i, {inputs[i].shape().begin(), inputs[i].shape().end()},
+                     {inputs[i].strides().begin(), inputs[i].strides().end()});
+    }
+    const std::lock_guard lock(mutex_);
+    if (last_ && scalars_ == scalars && grid_ == launch.grid && last_->stream() == stream) return last_;
+    std::vector<mx::Shape> shapes;
+    std::vector<mx::Dtype> types;
+    for (const mx::array& output : outputs) {
+      shapes.push_back(output.shape());
+      types.push_back(output.dtype());
+    }
+    last_ = mx::fast::precompiled_cuda_kernel(
+                program_.name, code_->code(), inputs, shapes, types, {scalars.begin(), scalars.end()},
+                triple(launch.grid), triple(launch.threadgroup), launch.dynamic_bytes, std::nullopt, false, stream)
+                .front()
+                .primitive_ptr();
+    scalars_ = std::move(scalars);
+    grid_ = launch.grid;
+    return last_;
+  }
+
+  const CubinPtr& code() const { return code_; }
+
+ private:
+  CudaProgram program_;
+  CubinPtr code_;
+
+  std::mutex mutex_;
+  Node last_;
+  std::vector<int> scalars_;
+  std::array<int, 3> grid_{};
+};
+
 /// What all launches of a kernel share. MLX keeps what it compiled by name, too.
 struct Kernel {
-  KernelText text;                          ///< under emulation only; else its name alone
-  mx::fast::CustomKernelFunction function;  ///< empty under emulation
+  KernelText text;                           ///< under emulation only; else its name alone
+  mx::fast::CustomKernelFunction function;   ///< where MLX compiles
+  std::unique_ptr<Precompiled> precompiled;  ///< where we do
 };
 using KernelPtr = std::shared_ptr<const Kernel>;
 
@@ -50,17 +103,21 @@ struct KernelCaches {
 
 KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const KernelLaunch& launch) {
   KernelCaches& caches = KernelCaches::instance();
-  const std::string key = family_key(family_of(problem), id, target);
+  const bool is_ours = !is_emulated() && is_compiled_here(target);
+  const std::string key = (is_ours ? "+" : "") + family_key(family_of(problem), id, target);
   const std::optional<std::string> name = caches.names.find(key);
   if (const auto found = name ? caches.kernels.find(*name) : std::nullopt) return *found;
   KernelText text = kernel_text(problem, id, target);
-  caches.names.insert(key, text.name, text.name.size());
-  if (const auto found = caches.kernels.find(text.name)) return *found;
+  const std::string kernel_name = (is_ours ? "+" : "") + text.name;
+  caches.names.insert(key, kernel_name, kernel_name.size());
+  if (const auto found = caches.kernels.find(kernel_name)) return *found;
   auto kernel = std::make_shared<Kernel>();
-  const std::string kernel_name = text.name;
   const std::size_t bytes = text.header.size() + text.source.size();
   if (is_emulated()) {
     kernel->text = std::move(text);
+  } else if (is_ours) {
+    kernel->text.name = text.name;
+    kernel->precompiled = std::make_unique<Precompiled>(cuda_program({std::move(text), launch}), target.capability);
   } else {
     std::vector<std::string> inputs, outputs;
     for (const ArraySpec& input : launch.inputs) inputs.push_back(input.name);
@@ -69,29 +126,31 @@ KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const Ke
         target.platform == Platform::metal
             ? mx::fast::metal_kernel(text.name, inputs, outputs, text.source, text.header, false)
             : mx::fast::cuda_kernel(text.name, inputs, outputs, text.source, text.header, false, launch.dynamic_bytes);
-    kernel->text.name = kernel_name;
+    kernel->text.name = text.name;
   }
   caches.kernels.insert(kernel_name, kernel, bytes);
   return kernel;
 }
 
-/// The scale as kernels take it. Of the values used last the arrays are kept, so that a call neither allocates nor
+/// Numbers of a call as kernels take them. Of those used last the arrays are kept, so that a call neither allocates nor
 /// writes memory that a GPU shares.
-mx::array scale_array(double scale) {
+template <class T>
+mx::array constant(const T* values, const ArraySpec& spec) {
   static auto& cache = *new LruCache<mx::array>(64 << 10);
-  const auto value = static_cast<float>(scale);
-  const std::string key(reinterpret_cast<const char*>(&value), sizeof value);
+  const mx::Shape shape = shape_of(spec);
+  std::size_t bytes = sizeof(T);
+  for (const int length : shape) bytes *= static_cast<std::size_t>(length);
+  const std::string key(reinterpret_cast<const char*>(values), bytes);
   std::optional<mx::array> found = cache.find(key);
   if (!found) {
-    found = mx::array({value});
-    cache.insert(key, *found, sizeof(mx::array) + sizeof value);
+    found = mx::array(values, shape, dtype(spec.type));
+    cache.insert(key, *found, sizeof(mx::array) + bytes);
   }
   return *found;
 }
 
-/// MLX's node of a kernel. Only its primitive is used: `inputs` stand for arrays of their shapes.
-std::shared_ptr<mx::Primitive> node_of(const KernelPtr& kernel, const KernelLaunch& launch, const Arrays& inputs,
-                                       mx::Stream stream) {
+/// MLX's node of a kernel that MLX compiles. Only its primitive is used: `inputs` stand for arrays of their shapes.
+Node node_of(const KernelPtr& kernel, const KernelLaunch& launch, const Arrays& inputs, mx::Stream stream) {
 #ifdef NATTEN_BUILD_EMULATOR
   if (is_emulated()) {
     return std::make_shared<metal_host::EmulatedKernel>(stream, KernelSource{kernel->text, launch});
@@ -103,7 +162,6 @@ std::shared_ptr<mx::Primitive> node_of(const KernelPtr& kernel, const KernelLaun
     shapes.push_back(shape_of(output));
     types.push_back(dtype(output.type));
   }
-  const auto triple = [](const std::array<int, 3>& a) { return std::tuple(a[0], a[1], a[2]); };
   return kernel
       ->function(inputs, shapes, types, triple(launch.grid), triple(launch.threadgroup), {}, std::nullopt, false,
                  stream)
@@ -112,17 +170,19 @@ std::shared_ptr<mx::Primitive> node_of(const KernelPtr& kernel, const KernelLaun
 }
 
 struct Step {
-  std::shared_ptr<mx::Primitive> kernel;
+  Node node;                 ///< empty: made when the arrays are there
+  KernelPtr kernel;          ///< of that node
+  KernelLaunch launch;       ///< the same
   std::vector<int> inputs;   ///< of the arrays of a launch: its inputs, then its outputs
   std::vector<int> outputs;  ///< the same
 };
 
-/// Runs steps in order. All that they hand on are outputs, so that MLX keeps it until the device is done. So is the
-/// scale, the last one: it shares the memory of a constant, which must live as long.
+/// Runs steps in order. All that they hand on are outputs, so that MLX keeps it until the device is done. So are the
+/// constants, the last ones, which share their memory: that must live as long.
 class Launch : public mx::Primitive {
  public:
-  Launch(mx::Stream stream, std::string name, std::vector<Step> steps, mx::array scale)
-      : Primitive(stream), name_(std::move(name)), steps_(std::move(steps)), scale_(std::move(scale)) {}
+  Launch(mx::Stream stream, std::string name, std::vector<Step> steps, Arrays constants)
+      : Primitive(stream), name_(std::move(name)), steps_(std::move(steps)), constants_(std::move(constants)) {}
 
   const char* name() const override { return name_.c_str(); }
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override { run(inputs, outputs, &mx::Primitive::eval_cpu); }
@@ -136,16 +196,19 @@ class Launch : public mx::Primitive {
       for (int i : indices) arrays.push_back(i < count ? inputs[i] : outputs[i - count]);
       return arrays;
     };
-    outputs.back().copy_shared_buffer(scale_);
+    const std::size_t first = outputs.size() - constants_.size();
+    for (std::size_t i = 0; i < constants_.size(); ++i) outputs[first + i].copy_shared_buffer(constants_[i]);
     for (const Step& step : steps_) {
+      const Arrays from = select(step.inputs);
       Arrays to = select(step.outputs);
-      (step.kernel.get()->*eval)(select(step.inputs), to);
+      const Node node = step.node ? step.node : step.kernel->precompiled->node(step.launch, from, to, stream());
+      (node.get()->*eval)(from, to);
     }
   }
 
   std::string name_;
   std::vector<Step> steps_;
-  mx::array scale_;
+  Arrays constants_;
 };
 
 }  // namespace
@@ -173,7 +236,7 @@ bool is_emulated() {
 
 Target target(mx::Device device) {
   if (const auto emulated = emulated_platform()) return {*emulated, Target::kOldestCapability, rounds_to_tf32()};
-  if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return kPlatform;
+  if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return Platform::metal;
   // Asked once for each device: MLX measures its free memory every time.
   static std::mutex mutex;
   static std::unordered_map<int, int> capabilities;
@@ -191,6 +254,22 @@ Target target(mx::Device device) {
     if (capability > 0) found->second = capability;
   }
   return {kPlatform, found->second, rounds_to_tf32()};
+}
+
+std::vector<PreparedKernel> prepare(const Problem& call, bool gradients) {
+  const Problem problem = nearest(call);
+  const Target made_for = target();
+  std::vector<KernelId> ids = forward_kernels(problem);
+  if (gradients) {
+    const std::vector<KernelId> more = gradient_kernels(problem);
+    ids.insert(ids.end(), more.begin(), more.end());
+  }
+  std::vector<PreparedKernel> prepared;
+  for (const KernelId id : ids) {
+    const KernelPtr kernel = kernel_of(problem, id, made_for, kernel_launch(problem, id, made_for));
+    prepared.push_back({kernel->text.name, kernel->precompiled ? kernel->precompiled->code() : nullptr});
+  }
+  return prepared;
 }
 
 CacheUsage kernel_cache_usage() {
@@ -235,7 +314,14 @@ Arrays launch(const Problem& problem, const std::vector<KernelId>& ids, const st
       }
     }
   }
-  add_output({kScaleName, ElementType::float32, {1}});
+  Arrays constants;
+  const auto add_constant = [&](const auto* values, const ArraySpec& spec) {
+    add_output(spec);
+    constants.push_back(constant(values, spec));
+  };
+  const auto scale = static_cast<float>(problem.scale);
+  add_constant(&scale, spec_of(problem, Array::scale));
+  if (problem.spans) add_constant(span_numbers(problem).data(), spec_of(problem, Array::spans));
   const auto index_of = [&](const ArraySpec& spec) {
     const auto found = std::find(names.begin(), names.end(), spec.name);
     if (found == names.end()) throw std::logic_error("no array " + spec.name + " for a kernel");
@@ -252,13 +338,18 @@ Arrays launch(const Problem& problem, const std::vector<KernelId>& ids, const st
     }
     for (const ArraySpec& output : launches[i].outputs) step.outputs.push_back(index_of(output));
     const KernelPtr kernel = kernel_of(problem, ids[i], made_for, launches[i]);
-    step.kernel = node_of(kernel, launches[i], placeholders, stream);
-    steps.push_back(std::move(step));
     name = kernel->text.name;
+    if (kernel->precompiled) {
+      step.kernel = kernel;
+      step.launch = std::move(launches[i]);
+    } else {
+      step.node = node_of(kernel, launches[i], placeholders, stream);
+    }
+    steps.push_back(std::move(step));
   }
   return mx::array::make_arrays(
       std::move(shapes), std::move(types),
-      std::make_shared<Launch>(stream, std::move(name), std::move(steps), scale_array(problem.scale)),
+      std::make_shared<Launch>(stream, std::move(name), std::move(steps), std::move(constants)),
       Arrays(arrays.begin(), arrays.begin() + static_cast<std::ptrdiff_t>(inputs.size())));
 }
 

@@ -10,7 +10,6 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "fast/bodies/groups.h"
 #include "fast/planner.h"
 
 namespace natten::fast {
@@ -40,7 +39,7 @@ void finish_stream(Stream& stream, const Plan& plan) {
 
 /// What of a plan depends on the problem itself, not on its family.
 void count_tiles(const Problem& p, const KernelRow& kernel, Plan& plan) {
-  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p.axes[a], plan.extent[a], kernel.holds_keys());
+  for (int a = 0; a < kAxes; ++a) plan.tiles[a] = tiles_on(p, a, plan.extent[a], kernel.holds_keys());
   plan.parts = plan.tile_count() * p.batch;
   if (plan.repeat > 1) {  // as long as that leaves threadgroups for the largest GPUs
     constexpr std::int64_t kGroups = 1024;
@@ -65,7 +64,7 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   Plan start;
   start.a = stream(kernel.streams()[0]);
   start.b = stream(kernel.streams()[1]);
-  start.run_axis = p.axes[1].length > 1 ? 1 : 2;
+  start.run_axis = (kernel.holds_keys() ? p.span(1).key_rows : p.queries(1)) > 1 ? 1 : 2;
   for (const auto& [engine, planner] : kPlanners) {
     if (!kernel.bodies[static_cast<int>(engine)] || override_of(engine_name(engine)) == 0) continue;
     start.engine = engine;
@@ -92,21 +91,25 @@ LruCache<Plan>& plans() {
 
 }  // namespace
 
-/// Positions that a tile of `extent` on this axis meets, at most.
-std::int64_t reach(const Axis& axis, int extent, bool keys) {
+std::int64_t reach(const Problem& p, int a, int extent, bool keys) {
+  const Axis& axis = p.axes[a];
   const std::int64_t places = keys ? extent : std::int64_t(extent - 1) * query_step(axis) + 1;
-  const std::int64_t met =
-      std::min(places - 1 + axis.gna_stride - 1 + axis.kernel_size, (axis.length + axis.dilation - 1) / axis.dilation);
-  if (!keys) return met;
-  // A key at the border is met by up to half a window more, and by queries `step` places apart.
+  const std::int64_t met = places - 1 + axis.gna_stride - 1 + axis.kernel_size;
+  if (axis.is_circular) {      // perhaps more than there are: then some are met again
+    constexpr int kSeams = 3;  // of turns, where queries may lie closer
+    return keys ? ceil_div64(met + 1, query_step(axis)) + 1 + kSeams : met;
+  }
+  if (!keys) return std::min(met, (p.span(a).key_rows + axis.dilation - 1) / axis.dilation);
+  // A key at a border is met by up to half a window more, and by queries `step` places apart. (A tile that lies at both
+  // borders, of a short axis or sample, meets another half window more.)
   const std::int64_t queries = places - 1 + axis.kernel_size + axis.kernel_size / 2 + axis.gna_stride;
-  return std::min(ceil_div64(queries, query_step(axis)) + std::int64_t(1), output_length(axis.length, axis.stride));
+  return std::min(ceil_div64(queries, query_step(axis)) + std::int64_t(1), p.queries(a));
 }
 
-std::int64_t tiles_on(const Axis& axis, int extent, bool keys) {
-  const int length = static_cast<int>(axis.length);
-  return keys ? tiles_on_axis(length, static_cast<int>(axis.dilation), extent)
-              : tiles_on_axis(output_length(length, static_cast<int>(axis.stride)), query_classes(axis), extent);
+std::int64_t tiles_on(const Problem& p, int a, int extent, bool keys) {
+  const int rows = static_cast<int>(keys ? p.span(a).key_rows : p.queries(a));
+  const int classes = keys ? static_cast<int>(p.axes[a].dilation) : query_classes(p.axes[a]);
+  return tiles_on_axis(rows, classes, p.spans ? std::min(classes, rows) : classes, extent);
 }
 
 void finish_streams(const KernelRow& kernel, Plan& plan) {
@@ -194,23 +197,36 @@ Problem family_of(Problem p) {
   p.heads /= p.kv_heads;
   p.kv_heads = 1;
   p.scale = 1.0;
-  for (Axis& axis : p.axes) {  // up to three leading bits: so there are few families, and most lengths of use are such
-    const int dropped = std::max(int(std::bit_width(std::uint64_t(axis.length))) - 3, 0);
-    axis.length = ((axis.length - 1) >> dropped << dropped) + (std::int64_t(1) << dropped);
+  // Up to three leading bits: so there are few families, and most lengths of use are such.
+  const auto rounded = [](std::int64_t length) {
+    const int dropped = std::max(int(std::bit_width(std::uint64_t(length))) - 3, 0);
+    return ((length - 1) >> dropped << dropped) + (std::int64_t(1) << dropped);
+  };
+  for (int a = 0; a < kAxes; ++a) {
+    Axis& axis = p.axes[a];
+    if (p.spans) {  // where they lie, and on how long an axis, is not in the text
+      const std::int64_t keys = rounded(p.span(a).key_rows);
+      (*p.spans)[a] = {0, rounded(p.queries(a)) * axis.stride, 0, keys};
+      axis.length = keys;
+    } else {
+      axis.length = rounded(axis.length);
+    }
   }
   return p;
 }
 
 std::string family_key(const Problem& p, KernelId kernel, Target target) {
   std::string key;
-  const auto add = [&](auto value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  add(kernel), add(target.platform), add(target.capability), add(target.tf32), add(p.op);
-  add(p.heads), add(p.kv_heads), add(p.head_dim), add(p.value_dim);
-  for (const Axis& axis : p.axes) {
-    add(axis.length), add(axis.kernel_size), add(axis.stride), add(axis.dilation), add(axis.gna_stride);
-    add(axis.is_causal);
+  const auto add = [&](auto... values) { (key.append(reinterpret_cast<const char*>(&values), sizeof values), ...); };
+  // All fields by name: a new one does not compile until it is decided whether the text depends on it.
+  const auto& [op, rank, device, batch, heads, kv_heads, head_dim, value_dim, axes, scale, query_type, key_type,
+               value_type, has_rpb, has_lengths, spans, pieces] = p;  // pieces: kernels have none
+  add(kernel, target.platform, target.capability, target.tf32, op, heads, kv_heads, head_dim, value_dim);
+  for (const auto& [length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular] : axes) {
+    add(length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular);
   }
-  add(p.query_type), add(p.key_type), add(p.value_type), add(p.has_rpb), add(p.has_lengths);
+  add(query_type, key_type, value_type, has_rpb, has_lengths, spans.has_value());
+  for (int a = 0; spans && a < kAxes; ++a) add((*spans)[a].query_rows);
   const char* tile = std::getenv("NATTEN_FAST_TILE");
   return tile ? key + tile : key;
 }
@@ -238,6 +254,13 @@ int query_step(const Axis& axis) {
   return static_cast<int>(axis.stride / std::gcd(axis.stride, axis.dilation));
 }
 
+AxisConstants axis_constants(const Axis& a) {
+  return {{static_cast<int>(a.length), static_cast<int>(a.kernel_size), static_cast<int>(a.stride),
+           static_cast<int>(a.dilation), static_cast<int>(a.gna_stride), a.is_causal, a.is_circular},
+          query_classes(a),
+          query_step(a)};
+}
+
 int Plan::shared_bytes() const {
   return chunk * position_bytes + 4 * stage_columns * positions();
 }
@@ -249,8 +272,9 @@ int Plan::dynamic_bytes() const {
   for (int axis = 0; axis < kAxes && penalties; ++axis) {
     table += (axis == split_axis ? warpgroups : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
   }
-  const int stage = block * 2 * (a.channels + b.channels) + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
-  return stages * stage + (table + 7) / 8 * 8 + kKilobyte;  // aligned within to a kilobyte
+  const int rows = block * 2 * (a.channels + b.channels);
+  const int stage = rows + block * numbers + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
+  return stages * stage + (hold_shared ? warpgroups * rows : 0) + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
 }
 
 std::array<int, 3> Plan::simd_extent() const {

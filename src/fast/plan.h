@@ -7,6 +7,7 @@
 
 #include "fast/kernels.h"
 #include "fast/lru_cache.h"
+#include "fast/spans.h"
 
 namespace natten::fast {
 
@@ -47,6 +48,8 @@ struct Plan {
   int stages = 0;                         ///< of the ring in shared memory
   int repeat = 1;                         ///< tiles that a threadgroup does one after the other, at most
   int ping_pong = 0;                      ///< whether two warpgroups take turns at the matrix units
+  int hold_shared = 0;                    ///< gradients: whether held rows are in shared memory, not in registers
+  int numbers = 0;                        ///< of a streamed position: bytes
   MaskKind mask = MaskKind::none;
   std::array<int, 3> mask_channels{};                  ///< of each axis, where the mask is a product
   std::array<int, 3> reach{};                          ///< positions that a tile meets, at most
@@ -74,7 +77,7 @@ Plan plan(const Problem& problem, KernelId kernel, Target target);
 int most_shared_bytes(Platform platform);
 
 /// What the text of a problem's kernels depends on, in place of the problem: batch, number of heads and scale are not
-/// in it, and of lengths only what tiles are chosen by.
+/// in it, and of lengths, or of the rows of spans, only what tiles are chosen by.
 Problem family_of(Problem problem);
 /// Bytes that are the same for kernels of the same text.
 std::string family_key(const Problem& family, KernelId kernel, Target target);
@@ -85,6 +88,7 @@ void clear_plan_cache();
 /// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).
 int query_classes(const Axis& axis);
 int query_step(const Axis& axis);
+AxisConstants axis_constants(const Axis& axis);
 
 int element_size(FloatType type);
 

@@ -9,11 +9,18 @@ namespace natten::fast {
 
 namespace {
 
+/// Whether the queries that stream past lie at even distances, as add_bias() takes them: not at the seam of a circular
+/// axis where a stride or a span leaves some out.
+bool has_even_queries(const Problem& p) {
+  return std::none_of(p.axes.begin(), p.axes.end(),
+                      [&](const Axis& axis) { return axis.is_circular && (axis.stride > 1 || p.spans); });
+}
+
 bool suits(const Problem& p, const KernelRow& kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
   const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
   return has_type && p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) &&
-         fits(p.value_dim) && !kernel.sums_bias(p);
+         fits(p.value_dim) && !kernel.sums_bias(p) && (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
 }
 
 /// What warps multiply, with what loading costs. A warp skips what lies before and after its own span of the region,
@@ -24,9 +31,9 @@ double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan
   const std::array<int, 3> warp = plan.simd_extent();
   double tiles = 1, region[kAxes], span[kAxes];
   for (int a = 0; a < kAxes; ++a) {
-    tiles *= double(tiles_on(p.axes[a], plan.extent[a], kernel.holds_keys()));
-    region[a] = double(reach(p.axes[a], plan.extent[a], kernel.holds_keys()));
-    span[a] = double(reach(p.axes[a], warp[a], kernel.holds_keys()));
+    tiles *= double(tiles_on(p, a, plan.extent[a], kernel.holds_keys()));
+    region[a] = double(reach(p, a, plan.extent[a], kernel.holds_keys()));
+    span[a] = double(reach(p, a, warp[a], kernel.holds_keys()));
   }
   const double met = region[0] * region[1] * region[2];
   const double of_warp =
@@ -39,7 +46,7 @@ bool choose_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Pla
   std::int64_t region = 1;
   int bits = 0;
   for (int a = 0; a < kAxes; ++a) {
-    const std::int64_t met = reach(p.axes[a], plan.extent[a], kernel.holds_keys());
+    const std::int64_t met = reach(p, a, plan.extent[a], kernel.holds_keys());
     plan.bits[a] = std::bit_width(std::uint64_t(met)) + 1;
     bits += plan.bits[a] + 1;
     region *= met;

@@ -25,8 +25,8 @@ Limits limits(const Problem& p, const KernelRow& kernel, Platform platform) {
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
     return {128, 1, gradients ? 8 : 16, 2, gradients ? 16 : 8, 16 * kKilobyte};
   }
-  // Measured on an H200 in float32 (docs/fast-tier.md). A run of 2 halves what is loaded from threadgroup memory, a run
-  // of 4 wastes more at window borders than it saves. 8 channels per lane exchange too much, 32 spill.
+  // Measured on an H200 in float32 (docs/laboratory/fast-tier.md). A run of 2 halves what is loaded from threadgroup
+  // memory, a run of 4 wastes more at window borders than it saves. 8 channels per lane exchange too much, 32 spill.
   static constexpr Limits kLimits[] = {
       {128, 4, 16, 2, 13, 32 * kKilobyte},  // forward
       {128, 3, 16, 2, 16, 24 * kKilobyte},  // query_gradient
@@ -68,8 +68,8 @@ double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan
   const int simd_positions = 32 / plan.lanes * (plan.run_axis == 2 ? plan.run : 1);
   double tiles = 1, met = 1;
   for (int a = 0; a < kAxes; ++a) {
-    tiles *= double(tiles_on(p.axes[a], plan.extent[a], kernel.holds_keys()));
-    met *= double(reach(p.axes[a], plan.extent[a], kernel.holds_keys()));
+    tiles *= double(tiles_on(p, a, plan.extent[a], kernel.holds_keys()));
+    met *= double(reach(p, a, plan.extent[a], kernel.holds_keys()));
   }
   // Threads of a simdgroup in different rows wait for each other.
   const double spread = row < simd_positions ? 1.0 + 0.25 * double(simd_positions) / row : 1.0;
@@ -92,9 +92,9 @@ int choose_batch(std::int64_t columns, int most) {
 }
 
 void choose_chunk(const Problem& p, const KernelRow& kernel, int chunk_bytes, int shared_bytes, Plan& plan) {
-  std::int64_t width = reach(p.axes[2], plan.extent[2], kernel.holds_keys());
-  std::int64_t region = width * reach(p.axes[0], plan.extent[0], kernel.holds_keys()) *
-                        reach(p.axes[1], plan.extent[1], kernel.holds_keys());
+  std::int64_t width = reach(p, 2, plan.extent[2], kernel.holds_keys());
+  std::int64_t region =
+      width * reach(p, 0, plan.extent[0], kernel.holds_keys()) * reach(p, 1, plan.extent[1], kernel.holds_keys());
   const int positions = plan.positions();
   std::int64_t chunk = std::max(1, chunk_bytes / plan.position_bytes);
   if (kernel.sums_bias(p)) {

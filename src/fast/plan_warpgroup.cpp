@@ -13,7 +13,7 @@ bool suits(const Problem& p, Target target) {
   const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !p.has_rpb;
+         !p.has_rpb && !p.spans && !p.is_circular();
 }
 
 /// Axes of more than one token.
@@ -21,9 +21,10 @@ int proper_axes(const Problem& p) {
   return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
 }
 
-/// Whether it is faster than mma.sync then, as measured on an H100 (docs/fast-tier.md).
-bool pays(const Problem& p) {
-  if (proper_axes(p) < 2) return p.kernel_volume() >= 63;
+/// Whether it is faster than mma.sync then, as measured on an H100 (docs/laboratory/fast-tier.md).
+bool pays(const Problem& p, bool forward) {
+  if (proper_axes(p) < 2) return p.kernel_volume() >= (forward ? 63 : 31);
+  if (!forward) return true;
   return std::max(p.head_dim, p.value_dim) > 32 || p.kernel_volume() > 64;
 }
 
@@ -31,8 +32,17 @@ bool pays(const Problem& p) {
 struct Shape {
   int warpgroups, producers, groups, block, stages, repeat;
 };
+constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
+
+Shape shape_of_gradient(const Problem& p) {
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  // Logits, products and two sums leave registers for 64 positions at once.
+  if (channels > 64 || p.kernel_volume() >= kLongWindow) return {2, 128, 1, 64, 6, 1};
+  // Of short windows the next tile's positions come in while results are stored.
+  if (channels > 32) return {2, 128, 1, 64, 6, 2};
+  return {1, 32, 2, 64, 4, 4};
+}
 Shape shape_of(const Problem& p) {
-  constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
   if (channels > 64) return {2, 128, 1, 128, 3, 1};
@@ -44,9 +54,26 @@ Shape shape_of(const Problem& p) {
   return {1, 32, 4, 64, 4, 1};
 }
 
+/// What a tile of `extent` positions meets on an axis, on average over (some of) the tiles: a key near a border is met
+/// by more queries than others, and one past it by fewer.
+double mean_met(const Problem& p, int a, int extent, bool keys) {
+  constexpr int kMostTiles = 256;
+  const AxisConstants c = axis_constants(p.axes[a]);
+  const AxisGroup group = keys ? group_of_keys(c, rows_of(p, a), 0) : group_of_queries(c, rows_of(p, a), 0);
+  const auto met_by = [&](int i) { return keys ? queries_of_key(c, group, i) : keys_of_query(c, group, i); };
+  const int positions = keys ? group.keys : group.queries, tiles = ceil_div(positions, extent);
+  const int count = std::min(tiles, kMostTiles);
+  double sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const int first = static_cast<int>(std::int64_t(tiles) * i / count) * extent;
+    sum += met_by(std::min(first + extent, positions) - 1).end - met_by(first).start;
+  }
+  return sum / count;
+}
+
 /// The box of a warpgroup's 64 positions, and the axis on which warpgroups lie side by side, that multiply least. The
 /// mask has a channel for each coordinate of a box, 16 in all.
-void choose_box(const Problem& p, Plan& plan) {
+void choose_box(const Problem& p, bool keys, Plan& plan) {
   constexpr int kPositions = 64, kMaskChannels = 16;
   constexpr double kTileCost = 128;  // queries, results, indices: in keys that a warpgroup multiplies
   double best = std::numeric_limits<double>::max();
@@ -65,8 +92,8 @@ void choose_box(const Problem& p, Plan& plan) {
           const int all = extent[a] * (a == split ? plan.warpgroups : 1);
           outside = outside || (p.axes[a].length == 1 && all > 1);
           channels += p.axes[a].length == 1 ? 0 : std::max(2, extent[a]);
-          tiles *= double(tiles_on(p.axes[a], all, false));
-          met *= double(reach(p.axes[a], extent[a], false));
+          tiles *= double(tiles_on(p, a, all, keys));
+          met *= mean_met(p, a, extent[a], keys);
         }
         if (outside || (proper > 1 && channels > kMaskChannels)) continue;
         const double cost = tiles * (met + kTileCost);
@@ -85,8 +112,9 @@ void choose_box(const Problem& p, Plan& plan) {
 
 std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   const int wanted = override_of(engine_name(Engine::warpgroup));
-  if (!suits(p, target) || (wanted < 0 && !pays(p))) return std::nullopt;
-  const Shape shape = shape_of(p);
+  const bool keys = kernel.holds_keys(), forward = kernel.role == Role::forward;
+  if (!suits(p, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
+  const Shape shape = forward ? shape_of(p) : shape_of_gradient(p);
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
@@ -96,10 +124,13 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   plan.block = shape.block;
   plan.stages = shape.stages;
   plan.repeat = shape.repeat;
-  plan.ping_pong = 1;
+  plan.ping_pong = forward;
   plan.run_axis = p.axes[1].length > 1 ? 1 : p.axes[2].length > 1 ? 2 : 0;
+  plan.numbers = 4 * kernel.streamed_scalars();
+  // Beside the sums of both gradients registers hold up to 128 channels more.
+  plan.hold_shared = keys && p.head_dim + p.value_dim > 128;
   override_from_environment(plan);
-  choose_box(p, plan);
+  choose_box(p, keys, plan);
   override_from_environment(plan);
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
@@ -115,7 +146,8 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   for (int a = 0; a < kAxes; ++a) {
     const Axis& axis = p.axes[a];
     const bool trivial = axis.length == 1;
-    plan.reach[a] = static_cast<int>(reach(axis, plan.extent[a], false));
+    const std::int64_t met = reach(p, a, plan.extent[a], keys) + (keys ? axis.kernel_size / 2 : 0);  // at both borders
+    plan.reach[a] = static_cast<int>(keys ? std::min(met, output_length(axis.length, axis.stride)) : met);
     region *= plan.reach[a];
     plan.mask_channels[a] = trivial ? 0 : std::max(2, plan.warpgroup_extent[a]);
     channels += plan.mask_channels[a];
@@ -123,7 +155,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   }
   // Then there is nothing to mask, if blocks divide the window too.
   plan.mask = proper_axes(p) < 2 ? MaskKind::row : MaskKind::units;
-  if (coincide && p.kernel_volume() % plan.block == 0) plan.mask = MaskKind::none;
+  if (coincide && !keys && p.kernel_volume() % plan.block == 0) plan.mask = MaskKind::none;
   constexpr std::int64_t kMostRegion = 1 << 19;
   if ((plan.mask == MaskKind::units && channels > 16) || region > kMostRegion) return std::nullopt;
   constexpr int kRegisters = 65536;  // of a multiprocessor
@@ -133,6 +165,8 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
     plan.consumer_registers = std::min(
         240, (launched * plan.threads - plan.producer_registers * plan.producers) / (128 * plan.warpgroups) / 8 * 8);
   }
+  const bool holds_blocks = plan.block == 64 && plan.producers == 128;  // as the gradients' body takes them
+  if (!forward && (plan.block != 64 || (plan.hold_shared && !holds_blocks))) return std::nullopt;
   constexpr int kMostBytes = 227 * kKilobyte;
   while (plan.stages > 2 && plan.dynamic_bytes() > kMostBytes / plan.groups) --plan.stages;
   if (plan.dynamic_bytes() > kMostBytes / plan.groups) return std::nullopt;

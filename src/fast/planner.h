@@ -2,8 +2,6 @@
 #pragma once
 
 #include "fast/plan.h"
-// After the window arithmetic that they build on.
-#include "fast/bodies/groups.h"
 
 namespace natten::fast {
 
@@ -19,9 +17,9 @@ inline int ceil_div64(std::int64_t a, std::int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
-/// Positions that a tile of `extent` on this axis meets, at most.
-std::int64_t reach(const Axis& axis, int extent, bool keys);
-std::int64_t tiles_on(const Axis& axis, int extent, bool keys);
+/// Positions that a tile of `extent` on the axis meets, at most.
+std::int64_t reach(const Problem& p, int axis, int extent, bool keys);
+std::int64_t tiles_on(const Problem& p, int axis, int extent, bool keys);
 
 /// Rows of threadgroup memory, once lanes and vectors are known.
 void finish_streams(const KernelRow& kernel, Plan& plan);

@@ -17,7 +17,7 @@ Objection objection_to(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a launch for each gradient";
   if (role != Role::forward) return {};
   if (p.device != DeviceType::gpu && !fast::is_emulated()) return "kernels compiled at run time need a GPU device";
-  return fast::objection(p, fast::target());
+  return fast::objection(fast::nearest(p), fast::target());
 }
 
 std::vector<KernelId> kernels_of(const Problem& p, Role role) {
@@ -41,26 +41,36 @@ Arrays run(const Call& call) {
   const Arguments arguments = inputs_of(call.problem, call.role);
   std::vector<fast::NamedArray> inputs;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
-    const bool is_table = arguments[i] == Argument::rpb || arguments[i] == Argument::lengths;
+    const bool is_dense =  // as kernels take them: no copy is made of what is so already
+        arguments[i] == Argument::rpb || arguments[i] == Argument::lengths || arguments[i] == Argument::lse;
     const mx::array& a = call.inputs[i];
-    inputs.push_back({kernel_name_of(arguments[i]), is_table ? mx::contiguous(a, false, call.stream) : a});
+    inputs.push_back({kernel_name_of(arguments[i]), is_dense ? mx::contiguous(a, false, call.stream) : a});
   }
   std::vector<std::string> results;
   for (const Argument result : outputs_of(call.problem, call.role)) results.push_back(kernel_name_of(result));
-  Arrays outputs = fast::launch(call.problem, kernels_of(call.problem, call.role), inputs, results, call.stream);
+  Arrays outputs =
+      fast::launch(fast::nearest(call.problem), kernels_of(call.problem, call.role), inputs, results, call.stream);
   outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(results.size()), outputs.end());
   return outputs;
 }
 
-KernelChoice choice(const Problem& p) {
+KernelChoice choice(const Problem& call) {
+  const Problem p = fast::nearest(call);
   const fast::Target target = fast::target();
   const KernelId kernel = fast::forward_kernels(p).front();
   return {fast::kernel_name(kernel), fast::plan(p, kernel, target).describe()};
 }
 
-std::string costs(const Problem& p) {
+// What this machine calls the tier.
+std::string tier_name() {
+  const bool is_cuda = fast::target().platform == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
+  return is_cuda ? kFastCuda : kFast;
+}
+
+std::string costs(const Problem& call) {
+  const Problem p = fast::nearest(call);
   const fast::Target target = fast::target();
-  std::string lines = target.platform == fast::Platform::metal ? "on Metal" : "on CUDA";
+  std::string lines = "on " + tier_name();
   for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
     for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, target));
   }
@@ -71,8 +81,7 @@ std::string costs(const Problem& p) {
 
 Tier fast_tier() {
   Tier tier;
-  const bool is_cuda = fast::target().platform == fast::Platform::cuda && mx::is_available(mx::Device::gpu);
-  tier.name = is_cuda ? kFastCuda : kFast;
+  tier.name = tier_name();
   tier.unavailable = []() -> Objection {
     if (!fast::is_emulated() && !mx::is_available(mx::Device::gpu)) return "MLX finds no GPU on this machine";
     return fast::objection(fast::target());

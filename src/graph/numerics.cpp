@@ -74,7 +74,7 @@ mx::array select(const mx::array& mask, const mx::array& x, double fill, mx::Str
 }
 
 mx::array take_rows(const mx::array& x, const mx::array& rows, mx::Stream s) {
-  if (is_exporting()) return mx::take(x, rows, 0, s);
+  if (is_exporting()) return mx::take(x, mx::stop_gradient(rows, s), 0, s);
   return mx::squeeze(gathered(x, rows, s), static_cast<int>(rows.ndim()), s);
 }
 

@@ -45,7 +45,11 @@ class Pin : public mx::Primitive {
       result.push_back(found == argnums.end() ? mx::zeros_like(primals[i], stream())
                                               : tangents[found - argnums.begin()]);
     }
-    return result;
+    std::vector<mx::array> after;
+    for (std::size_t i = 0; i < argnums.size(); ++i) {
+      if (!is_value(argnums[i])) after.push_back(tangents[i]);
+    }
+    return after.empty() ? result : pin(result, after, stream());
   }
 
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
@@ -56,7 +60,7 @@ class Pin : public mx::Primitive {
   }
 
   bool is_equivalent(const Primitive& other) const override {
-    return shapes_ == static_cast<const Pin&>(other).shapes_;
+    return may_merge(shapes_.size()) && shapes_ == static_cast<const Pin&>(other).shapes_;
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {

@@ -1,7 +1,9 @@
 #include "native/primitives.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "graph/dtype.h"
 #include "graph/trace.h"
@@ -14,12 +16,6 @@
 #include "native/result_memory.h"
 
 namespace natten::cpu {
-namespace {
-
-constexpr const char* kNames[3][4] = {
-    {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue", "NattenAttentionBackward"},
-    {"NattenQk", "NattenQkBackwardQuery", "NattenQkBackwardKey", "NattenQkBackward"},
-    {"NattenAv", "NattenAvBackwardAttn", "NattenAvBackwardValue", "NattenAvBackward"}};
 
 // Blocks do not start at a cache line: large ones are shifted to one, which writing past the caches needs.
 void allocate(mx::array& a) {
@@ -34,6 +30,13 @@ void allocate(mx::array& a) {
                          static_cast<std::int64_t>((kLine - address % kLine) / a.itemsize()));
   }
 }
+
+namespace {
+
+constexpr const char* kNames[3][4] = {
+    {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue", "NattenAttentionBackward"},
+    {"NattenQk", "NattenQkBackwardQuery", "NattenQkBackwardKey", "NattenQkBackward"},
+    {"NattenAv", "NattenAvBackwardAttn", "NattenAvBackwardValue", "NattenAvBackward"}};
 
 // Raw memory of a kernel's arguments: what runs later must not hold arrays.
 struct Launch {
@@ -82,12 +85,13 @@ class Reader {
   Reader(const Arrays& inputs, mx::cpu::CommandEncoder& encoder, std::vector<DenseCopy>& copies)
       : next_(inputs.begin()), encoder_(encoder), copies_(copies) {}
 
-  /// [B, A0, A1, A2, H, C] read in place when its last axis is dense.
-  Tensor tensor() {
+  /// [B, A0, A1, A2, H, C] read in place when its last axis is dense; of keys in pieces also the two before.
+  Tensor tensor(bool is_piece = false) {
     const mx::array& a = *next_++;
     Tensor tensor;
     tensor.type = float_type(a.dtype());
-    const bool in_place = a.shape(5) == 1 || a.strides(5) == 1;
+    const bool is_token_dense = a.strides(3) == std::int64_t{a.shape(4)} * a.shape(5);
+    const bool in_place = a.size() == 0 || ((a.shape(5) == 1 || a.strides(5) == 1) && (!is_piece || is_token_dense));
     tensor.data = in_place ? const_cast<char*>(a.data<char>()) : copy(a);
     for (int i = 4; i >= 0; --i) {
       tensor.strides[i] = in_place ? a.strides(i) : (i == 4 ? a.shape(5) : tensor.strides[i + 1] * a.shape(i + 1));
@@ -120,6 +124,23 @@ class Reader {
   std::vector<DenseCopy>& copies_;
 };
 
+Tensor::Piece piece_of(const Tensor& tensor) {
+  Tensor::Piece piece{tensor.data, {}};
+  std::copy_n(tensor.strides, 5, piece.strides);
+  return piece;
+}
+
+// Puts what lies before and after into `middle`, which has its own rows.
+void join(Tensor& middle, const Problem& p, const Tensor& before, const Tensor& after) {
+  const KeyPieces& pieces = *p.pieces;
+  middle.cut_axis = pieces.axis;
+  middle.first = pieces.before;
+  constexpr std::int64_t kNever = std::int64_t{1} << 60;  // no border where nothing lies behind it
+  middle.end = pieces.after > 0 ? p.span(pieces.axis).key_rows - pieces.after : kNever;
+  middle.before = piece_of(before);
+  middle.after = piece_of(after);
+}
+
 class KernelPrimitive : public mx::Primitive {
  public:
   KernelPrimitive(mx::Stream s, Role role, const Problem& problem, std::vector<mx::Shape> input_shapes,
@@ -137,14 +158,21 @@ class KernelPrimitive : public mx::Primitive {
     for (mx::array& output : outputs) allocate(output);
     Launch launch{role_, {}, {}, {}, {}, {}, nullptr, {}};
     read(Reader(inputs, encoder, launch.copies), launch);
-    int tensors = 0;
+    std::vector<Tensor> tensors;
     for (mx::array& output : outputs) {
       if (output.ndim() == 6) {
-        launch.outputs[tensors++] = dense_tensor(output);
+        tensors.push_back(dense_tensor(output));
       } else {
         launch.float_output = output.data<float>();
       }
     }
+    const bool has_key_gradients = role_ == Role::backward_key_value || role_ == Role::backward;
+    if (problem_.pieces && has_key_gradients) {
+      Tensor* const key = &tensors.end()[-6];  // and value; those before, those after
+      for (const int tensor : {0, 1}) join(key[tensor], problem_, key[tensor + 2], key[tensor + 4]);
+      tensors.resize(tensors.size() - 4);
+    }
+    std::copy(tensors.begin(), tensors.end(), launch.outputs);
     encoder.dispatch([launch = std::move(launch)] { launch.run(); });
   }
 
@@ -167,16 +195,30 @@ class KernelPrimitive : public mx::Primitive {
     AttentionInputs& inputs = launch.inputs;
     SavedForward& saved = launch.saved;
     inputs.problem = problem_;
+    const bool is_cut = problem_.pieces.has_value();
+    Tensor key_before, value_before;
     for (const Argument argument : inputs_of(problem_, role_)) {
       switch (argument) {
         case Argument::query:
           inputs.query = reader.tensor();
           break;
         case Argument::key:
-          inputs.key = reader.tensor();
+          inputs.key = reader.tensor(is_cut);
           break;
         case Argument::value:
-          inputs.value = reader.tensor();
+          inputs.value = reader.tensor(is_cut);
+          break;
+        case Argument::key_before:
+          key_before = reader.tensor(is_cut);
+          break;
+        case Argument::value_before:
+          value_before = reader.tensor(is_cut);
+          break;
+        case Argument::key_after:
+          join(inputs.key, problem_, key_before, reader.tensor(is_cut));
+          break;
+        case Argument::value_after:
+          join(inputs.value, problem_, value_before, reader.tensor(is_cut));
           break;
         case Argument::rpb:
           inputs.rpb = reader.dense<float>();
@@ -219,7 +261,7 @@ class KernelPrimitive : public mx::Primitive {
 
 mx::Shape rows(const Problem& p, std::int64_t last) {
   mx::Shape shape{static_cast<int>(p.batch)};
-  for (const Axis& axis : p.axes) shape.push_back(static_cast<int>(output_length(axis.length, axis.stride)));
+  for (int axis = 0; axis < kAxes; ++axis) shape.push_back(static_cast<int>(p.queries(axis)));
   shape.push_back(static_cast<int>(p.heads));
   if (last >= 0) shape.push_back(static_cast<int>(last));
   return shape;

@@ -17,6 +17,16 @@ mx::array with_rank_axes(const mx::array& x, int rank, mx::Stream s) {
   return rank == kAxes ? x : with_rank_axes(mx::squeeze(x, 1, s), rank + 1, s);
 }
 
+std::vector<mx::array> with_whole_keys(const Problem& p, const std::vector<mx::array>& inputs, mx::Stream s) {
+  if (!p.pieces) return inputs;
+  std::vector<mx::array> whole{inputs[0]};  // query, key, value, those before, those after, tables
+  for (const int tensor : {1, 2}) {
+    whole.push_back(mx::concatenate({inputs[tensor + 2], inputs[tensor], inputs[tensor + 4]}, 1 + p.pieces->axis, s));
+  }
+  whole.insert(whole.end(), inputs.begin() + 7, inputs.end());
+  return whole;
+}
+
 mx::array canonical_rpb(const mx::array& rpb, int rank, mx::Dtype type, mx::Stream s) {
   return with_three_axes(mx::astype(rpb, type, s), rank, s);
 }

@@ -1,6 +1,9 @@
-// Ranks 1 and 2 as rank 3 with leading axes of length 1, and back. Views only.
+// The arrays that tiers get: ranks 1 and 2 as rank 3 with leading axes of length 1, and back; views only.
 #pragma once
 
+#include <vector>
+
+#include "definition/problem.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
@@ -12,6 +15,8 @@ namespace mx = mlx::core;
 mx::array with_three_axes(const mx::array& x, int rank, mx::Stream s);
 /// The inverse.
 mx::array with_rank_axes(const mx::array& x, int rank, mx::Stream s);
+/// The inputs of a forward with its keys, which may be in pieces, in one array.
+std::vector<mx::array> with_whole_keys(const Problem& p, const std::vector<mx::array>& inputs, mx::Stream s);
 /// [Hq, 2K-1, ...] of any floating type -> [Hq, 2K0-1, 2K1-1, 2K2-1] in `type`.
 mx::array canonical_rpb(const mx::array& rpb, int rank, mx::Dtype type, mx::Stream s);
 /// [B] or [B, rank], int32 or int64 -> int32 [B, 3]; values beyond 32 bits stay illegal.

@@ -8,6 +8,7 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
+#include "ops/canonical.h"
 #include "ops/fold.h"
 
 namespace natten {
@@ -41,7 +42,10 @@ Arrays gradients(const Function& function, const Arrays& inputs, const std::vect
 // the saved results only through the inputs.
 Arrays reference_of(const Operation& operation, const Arrays& inputs, mx::Stream s) {
   const auto forward = [&](const Arrays& a) {
-    return operation.reference->run({operation.problem, Role::forward, a, s});
+    Problem problem = operation.problem;
+    const Arrays whole = with_whole_keys(problem, a, s);
+    problem.pieces.reset();
+    return operation.reference->run({problem, Role::forward, whole, s});
   };
   if (operation.role == Role::forward) return forward(inputs);
   const Arguments arguments = inputs_of(operation.problem, Role::forward);
@@ -163,8 +167,9 @@ class Differentiable : public mx::Primitive {
 
   bool is_equivalent(const Primitive& other) const override {
     const auto& o = static_cast<const Differentiable&>(other);
-    return operation_.tier == o.operation_.tier && operation_.problem == o.operation_.problem &&
-           operation_.role == o.operation_.role && input_shapes_ == o.input_shapes_;
+    return may_merge(output_shapes_.size()) && operation_.tier == o.operation_.tier &&
+           operation_.problem == o.operation_.problem && operation_.role == o.operation_.role &&
+           input_shapes_ == o.input_shapes_;
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {

@@ -46,7 +46,7 @@ Problem folded(Problem problem, bool into_heads, std::int64_t count) {
 int largest_fold(const Operation& operation, bool into_heads, int count) {
   const auto fits = [&](int examples) {
     const Problem p = folded(operation.problem, into_heads, examples);
-    return p.batch * p.tokens() <= kMaxTokens && !objection(*operation.tier, p);
+    return p.batch * std::max(p.query_tokens(), p.key_tokens()) <= kMaxTokens && !objection(*operation.tier, p);
   };
   while (count > 1 && !fits(count)) count = (count + 1) / 2;
   return count;

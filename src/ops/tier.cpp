@@ -15,8 +15,11 @@ Arguments joined(Arguments a, const Arguments& b) {
 }  // namespace
 
 const char* name_of(Argument argument) {
-  constexpr const char* kNames[] = {"query", "key",  "value",   "attn",   "rpb",  "lengths", "out",   "lse", "logits",
-                                    "dout",  "dlse", "dlogits", "dquery", "dkey", "dvalue",  "dattn", "drpb"};
+  constexpr const char* kNames[] = {"query",   "key",         "value",         "attn",       "rpb",
+                                    "lengths", "key_before",  "value_before",  "key_after",  "value_after",
+                                    "out",     "lse",         "logits",        "dout",       "dlse",
+                                    "dlogits", "dquery",      "dkey",          "dvalue",     "dattn",
+                                    "drpb",    "dkey_before", "dvalue_before", "dkey_after", "dvalue_after"};
   return kNames[static_cast<int>(argument)];
 }
 
@@ -32,6 +35,14 @@ Argument primal_of(Argument gradient) {
       return Argument::attn;
     case Argument::drpb:
       return Argument::rpb;
+    case Argument::dkey_before:
+      return Argument::key_before;
+    case Argument::dvalue_before:
+      return Argument::value_before;
+    case Argument::dkey_after:
+      return Argument::key_after;
+    case Argument::dvalue_after:
+      return Argument::value_after;
     default:
       throw std::logic_error(std::string(name_of(gradient)) + " is no gradient");
   }
@@ -41,6 +52,10 @@ Arguments inputs_of(const Problem& problem, Role role) {
   Arguments arguments = problem.op == Op::attention ? Arguments{Argument::query, Argument::key, Argument::value}
                         : problem.op == Op::qk      ? Arguments{Argument::query, Argument::key}
                                                     : Arguments{Argument::attn, Argument::value};
+  if (problem.pieces) {
+    arguments =
+        joined(arguments, {Argument::key_before, Argument::value_before, Argument::key_after, Argument::value_after});
+  }
   if (problem.has_rpb) arguments.push_back(Argument::rpb);
   if (problem.has_lengths) arguments.push_back(Argument::lengths);
   if (role == Role::forward) return arguments;
@@ -60,6 +75,10 @@ Arguments outputs_of(const Problem& problem, Role role) {
       if (problem.op == Op::av) return {Argument::dattn};
       return problem.has_rpb ? Arguments{Argument::dquery, Argument::drpb} : Arguments{Argument::dquery};
     case Role::backward_key_value:
+      if (problem.pieces) {
+        return {Argument::dkey,          Argument::dvalue,     Argument::dkey_before,
+                Argument::dvalue_before, Argument::dkey_after, Argument::dvalue_after};
+      }
       return problem.op == Op::attention ? Arguments{Argument::dkey, Argument::dvalue}
              : problem.op == Op::qk      ? Arguments{Argument::dkey}
                                          : Arguments{Argument::dvalue};

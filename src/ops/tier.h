@@ -36,7 +36,11 @@ enum class Argument : std::uint8_t {
   value,
   attn,
   rpb,
-  lengths,  // inputs
+  lengths,
+  key_before,
+  value_before,
+  key_after,
+  value_after,  // inputs
   out,
   lse,
   logits,  // results
@@ -47,7 +51,11 @@ enum class Argument : std::uint8_t {
   dkey,
   dvalue,
   dattn,
-  drpb,  // gradients of inputs
+  drpb,
+  dkey_before,
+  dvalue_before,
+  dkey_after,
+  dvalue_after,  // gradients of inputs
 };
 using Arguments = std::vector<Argument>;
 
@@ -56,7 +64,7 @@ const char* name_of(Argument argument);
 Argument primal_of(Argument gradient);
 /// The arrays of a role, in the order in which a tier gets and returns them. rpb is float32 (float64 where the call
 /// sums in float64), lengths int32 [B, 3].
-/// - forward: the operation's tensors, rpb?, lengths? -> out, lse; logits; out
+/// - forward: the operation's tensors, those before and after key and value?, rpb?, lengths? -> out, lse; logits; out
 /// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients
 Arguments inputs_of(const Problem& problem, Role role);
 Arguments outputs_of(const Problem& problem, Role role);
@@ -78,6 +86,18 @@ struct KernelChoice {
   std::string tile;
 };
 
+/// A step of decoding: the next rows of a first axis that is causal, and a ring of the rows that their windows reach.
+struct StepCall {
+  /// Of a full ring: the first axis has (kernel_size - 1) * dilation rows of keys before those of the queries.
+  const Problem& problem;
+  /// In the caller's rank: query, key and value [B, rows, grid..., heads, dim]; the rings of keys and of values [B,
+  /// dilation, kernel_size, grid..., kv_heads, dim]; the rows before, int64.
+  const Arrays& inputs;
+  /// The same out, keys and values as operations with derivatives.
+  std::function<Arrays(const Arrays&)> composed;
+  mx::Stream stream;
+};
+
 struct Tier {
   std::string name;
   /// Why no device of this machine can run the tier now; nothing when one can.
@@ -89,10 +109,14 @@ struct Tier {
   /// each perhaps behind a change of layout such as `contiguous` (further outputs may be scratch that must live as
   /// long); or a composition of MLX operations, which know vmap.
   std::function<Arrays(const Call&)> run;
+  /// out, the rings with the new rows, and the rows then; unset where the tier has no kernel for all of it.
+  std::function<Arrays(const StepCall&)> step;
 
   std::function<KernelChoice(const Problem&)> choice;
   /// What the kernels of a call that the tier takes would cost, a line for each; unset where there is no model.
   std::function<std::string(const Problem&)> cost;
+  /// Whether a call that it takes may have its keys in pieces; unset: none may.
+  std::function<bool(const Problem&)> takes_pieces;
 
   bool is_fused = false;               ///< the forward never stores the attention matrix
   bool differentiated_by_mlx = false;  ///< MLX differentiates and maps what `run` returns, which is the forward only

@@ -42,20 +42,48 @@ void validate_scale(const Caller& caller, const char* name, double scale);
 /// What can be checked of a neighborhood without an array.
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood);
 
-Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
-                           const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
-                           const std::optional<Spec>& lengths, mx::Device device);
-Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                    const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
-                    const std::optional<Spec>& lengths, mx::Device device);
-Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
-                    const std::optional<Spec>& lengths, mx::Device device);
+/// Where the rows of the arrays lie on the whole axes: the span of an Options.
+struct Placement {
+  const PerAxis<std::int64_t>& query_start;
+  const PerAxis<std::int64_t>& key_start;
+  const std::optional<PerAxis<std::int64_t>>& shape;
+};
+template <class Options>
+Placement placement_of(const Options& options) {
+  return {options.query_start, options.key_start, options.shape};
+}
 
-/// Additional keys [B, N, Hkv, D] and values [B, N, Hkv, Dv]: both or neither.
+/// A value for every axis, or for each of them: any, or from 1 to 2^60.
+void validate_count(const Caller& caller, const char* name, const PerAxis<std::int64_t>& values);
+void validate_lengths(const Caller& caller, const char* name, const PerAxis<std::int64_t>& values);
+/// The axis `axis` of a valid neighborhood on `length` tokens.
+Axis validate_axis(const Caller& caller, int axis, std::int64_t length, const Neighborhood& neighborhood);
+/// Positions [start, start + rows) of an axis, as which `what` are queries or keys.
+void validate_positions(const Caller& caller, const char* what, int axis, std::int64_t start, std::int64_t rows,
+                        std::int64_t length);
+
+Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
+                           const Placement& placement, const std::optional<Scale>& scale,
+                           const std::optional<Spec>& rpb, const std::optional<Spec>& lengths, mx::Device device);
+Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
+                    const Placement& placement, const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
+                    const std::optional<Spec>& lengths, mx::Device device);
+/// With `additional` slots behind those of the window.
+Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
+                    const Placement& placement, const std::optional<Spec>& lengths, mx::Device device,
+                    std::int64_t additional = 0);
+
+/// Additional keys [B or 1, N, Hkv, D] and values [B or 1, N, Hkv, Dv]: both or neither.
 void validate_additional(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys,
                          const std::optional<Spec>& values);
 
-/// Checks K*d <= L_b <= L where `lengths` does not depend on a tracer; evaluates it for that.
+/// One of them, for the split form. -> N
+std::int64_t validate_additional_keys(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys);
+std::int64_t validate_additional_values(const Caller& caller, const Problem& problem,
+                                        const std::optional<Spec>& values);
+
+/// Checks that every axis may have the length of each sample and that the keys of its windows are there. Evaluates
+/// `lengths` for that; where it depends on a tracer, checks the keys of the whole axes' windows instead.
 void validate_length_values(const Caller& caller, const Problem& problem, const mx::array& lengths);
 
 void validate_merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -32,19 +33,25 @@ mx::array fixed_shape(const mx::array& a, mx::Stream s) {
 
 mx::Shape query_grid(const Problem& p, std::initializer_list<std::int64_t> trailing) {
   mx::Shape shape{as_int(p.batch)};
-  for (const Axis& axis : p.axes) shape.push_back(as_int(output_length(axis.length, axis.stride)));
+  for (int axis = 0; axis < kAxes; ++axis) shape.push_back(as_int(p.queries(axis)));
   for (std::int64_t size : trailing) shape.push_back(as_int(size));
   return shape;
 }
 
-// [B, L0, L1, L2, H, D] -> [B, queries, H, D], only the queries that are computed.
-mx::array computed_queries(const Problem& p, const mx::array& query, mx::Stream s) {
+// [B, query rows..., H, D] -> [B, queries, H, D], only the queries that are computed, zeros in the padding.
+mx::array computed_queries(const Problem& p, const mx::array& query, const Padding& padding, mx::Stream s) {
   mx::Shape start(query.ndim(), 0), step(query.ndim(), 1);
-  for (int axis = 0; axis < kAxes; ++axis) step[axis + 1] = as_int(p.axes[axis].stride);
-  return mx::flatten(mx::slice(query, start, query.shape(), step, s), 1, kAxes, s);
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Axis& a = p.axes[axis];
+    const std::int64_t first = p.span(axis).query_start;
+    start[axis + 1] = as_int(query_index(a, first) * a.stride - first);
+    step[axis + 1] = as_int(std::min<std::int64_t>(a.stride, query.shape(axis + 1)));
+  }
+  const mx::array computed = mx::slice(fixed_shape(query, s), start, query.shape(), step, s);
+  return mx::flatten(padding.zero_queries(computed), 1, kAxes, s);
 }
 
-// [B, L0, L1, L2, H, D] -> [B * tokens, H, D], the rows that windows index; in the type of the sums, because the
+// [B, key rows..., H, D] -> [B * key rows, H, D], the rows that windows index; in the type of the sums, because the
 // gradient of indexing adds up.
 mx::array token_rows(const mx::array& x, mx::Dtype type, mx::Stream s) {
   return mx::astype(mx::flatten(x, 0, kAxes, s), type, s);
@@ -55,13 +62,48 @@ mx::array bias_rows(const mx::array& rpb, mx::Stream s) {
   return mx::transpose(mx::flatten(rpb, 1, kAxes, s), s);
 }
 
-// Lengths are the last array of a block: they may be traced, and so be different ones in each run of it.
-Arrays with_lengths(Arrays shared, const Padding& padding) {
-  if (padding.lengths()) shared.push_back(*padding.lengths());
-  return shared;
+Slots slots_of(const Problem& p) {
+  return p.op == Op::attention ? Slots::held : Slots::all;
 }
-std::optional<mx::array> lengths_of(const Problem& p, const Arrays& arrays) {
-  return p.has_lengths ? std::optional(arrays.back()) : std::nullopt;
+
+// The tables of windows of all queries are made at once and cut into blocks, which saves half of the graph's nodes and
+// more. Not where rows of keys are so short that the tables are larger than some blocks.
+bool has_one_table(const Problem& p) {
+  return p.kv_heads * (p.head_dim + p.value_dim) >= Cut::kMostBlocks / 8;
+}
+
+// What a block of queries gets besides its own: `[per-query arrays ..., tables, shared arrays ..., lengths]`. Tables
+// and lengths may be traced, and so be different ones in each run of it.
+struct Inputs {
+  Arrays per_query, shared;
+};
+Inputs with_windows(const Problem& p, const Padding& padding, Inputs inputs, mx::Stream s) {
+  if (has_one_table(p)) {
+    const BlockWindows all = block_windows(p, padding.lengths(), slots_of(p), 0, p.queries(), s);
+    inputs.per_query.push_back(all.rows);
+    for (const auto& table : {all.valid, all.bias}) {
+      if (table) inputs.per_query.push_back(*table);
+    }
+  } else if (padding.lengths()) {
+    inputs.shared.push_back(*padding.lengths());
+  }
+  return inputs;
+}
+
+// Of those arrays, which the tables follow the first of; they are taken out.
+BlockWindows take_windows(const Problem& p, Arrays& arrays, std::int64_t first, std::int64_t last, mx::Stream s) {
+  if (!has_one_table(p)) {
+    return block_windows(p, p.has_lengths ? std::optional(arrays.back()) : std::nullopt, slots_of(p), first, last, s);
+  }
+  const auto take = [&] {
+    const mx::array table = arrays[1];
+    arrays.erase(arrays.begin() + 1);
+    return table;
+  };
+  BlockWindows windows{take(), {}, {}};
+  if (has_empty_slots(p)) windows.valid = take();
+  if (p.has_rpb) windows.bias = take();
+  return windows;
 }
 
 // q [B, Q, Hq, D], keys by row -> [B, Q, Hkv, G, slots]; query heads are grouped, so that grouped K is never repeated.
@@ -93,10 +135,36 @@ mx::array weighted_values(const mx::array& weights, const mx::array& value_rows,
   return mx::flatten(mx::matmul(weights, mx::transpose(values, {0, 1, 3, 2, 4}, s), s), 2, 3, s);
 }
 
-// Gathered keys and values of the window of one query, per sample of the batch.
-std::int64_t bytes_per_query(const Problem& p) {
+// Memory is that of gathered keys and values. Blocks that make their tables have four times as many nodes.
+Cut cut_of(const Problem& p) {
+  std::int64_t slots = 1;
+  for (int axis = 0; axis < kAxes; ++axis) slots *= slot_count(p, axis, slots_of(p));
   const std::int64_t row = p.kv_heads * (p.head_dim + p.value_dim) + 2 * p.heads;
-  return p.batch * p.kernel_volume() * row * (is_float64(p) ? 8 : 4);
+  return {p.queries(), p.batch * slots * row * (is_float64(p) ? 8 : 4),
+          has_one_table(p) ? Cut::kMostBlocks : Cut::kMostBlocks / 4};
+}
+
+// [B, Q, Hq, D] -> [B, Hkv, Q * G, D]: one matrix product per key/value head serves all queries.
+mx::array by_kv_head(const Problem& p, const mx::array& x, mx::Stream s) {
+  return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(p.kv_heads), -1}, s), {0, 2, 1, 3, 4}, s), 2, 3, s);
+}
+
+// The inverse, for [B, Hkv, Q * G, D].
+mx::array by_query(const Problem& p, const mx::array& x, mx::Stream s) {
+  const int group = as_int(p.heads / p.kv_heads);
+  return mx::flatten(mx::transpose(mx::unflatten(x, 2, {-1, group}, s), {0, 2, 1, 3, 4}, s), 2, 3, s);
+}
+
+// q [B, Q, Hq, D] and keys [B or 1, N, Hkv, D] -> [B, Hkv, Q * G, N]
+mx::array dense_products(const Problem& p, const mx::array& q, const mx::array& keys, mx::Dtype type, mx::Stream s) {
+  const mx::array scaled = mx::multiply(mx::astype(q, type, s), mx::array(p.scale, type), s);
+  return mx::matmul(by_kv_head(p, scaled, s), mx::transpose(mx::astype(keys, type, s), {0, 2, 3, 1}, s), s);
+}
+
+// weights [B, Hkv, Q * G, N] and values [B or 1, N, Hkv, Dv] -> [B, Q, Hq, Dv]
+mx::array dense_sums(const Problem& p, const mx::array& weights, const mx::array& values, mx::Dtype type,
+                     mx::Stream s) {
+  return by_query(p, mx::matmul(weights, mx::transpose(mx::astype(values, type, s), {0, 2, 1, 3}, s), s), s);
 }
 
 constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
@@ -108,8 +176,8 @@ Arrays attention(const Call& call) {
   const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
-  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
+  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = take_windows(p, arrays, first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
@@ -117,9 +185,9 @@ Arrays attention(const Call& call) {
   };
   Arrays shared{token_rows(tokens(call[Argument::key]), type, s), token_rows(tokens(call[Argument::value]), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
-  const Arrays results =
-      in_blocks(block, p.queries(), bytes_per_query(p), {computed_queries(p, tokens(call[Argument::query]), s)},
-                with_lengths(shared, padding), s);
+  const auto [per_query, seen] =
+      with_windows(p, padding, {{computed_queries(p, call[Argument::query], padding, s)}, shared}, s);
+  const Arrays results = in_blocks(block, cut_of(p), per_query, seen, s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
   return {padding.zero_queries(mx::astype(out, call[Argument::query].dtype(), s)), padding.zero_queries(lse)};
@@ -133,16 +201,16 @@ Arrays qk(const Call& call) {
   const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
-  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
+  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = take_windows(p, arrays, first, last, s);
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[2]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
   Arrays shared{token_rows(tokens(key), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
-  const mx::array logits = in_blocks(block, p.queries(), bytes_per_query(p), {computed_queries(p, tokens(query), s)},
-                                     with_lengths(shared, padding), s)[0];
+  const auto [per_query, seen] = with_windows(p, padding, {{computed_queries(p, query, padding, s)}, shared}, s);
+  const mx::array logits = in_blocks(block, cut_of(p), per_query, seen, s)[0];
   return {padding.zero_queries(
       mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s))};
 }
@@ -154,15 +222,15 @@ Arrays av(const Call& call) {
   const mx::Dtype type = sum_type({attn, value});
   const Padding padding(p, call.find(Argument::lengths), s);
 
-  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = block_windows(p, lengths_of(p, arrays), first, last, s);
+  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
+    const BlockWindows windows = take_windows(p, arrays, first, last, s);
     const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
     return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, s)};
   };
   const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
-  const mx::array out =
-      in_blocks(block, p.queries(), bytes_per_query(p), {mx::flatten(weights, 1, kAxes, s)},
-                with_lengths({token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s)}, padding), s)[0];
+  const mx::array rows = token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s);
+  const auto [per_query, seen] = with_windows(p, padding, {{mx::flatten(weights, 1, kAxes, s)}, {rows}}, s);
+  const mx::array out = in_blocks(block, cut_of(p), per_query, seen, s)[0];
   return {
       padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s))};
 }
@@ -176,29 +244,34 @@ std::pair<mx::array, mx::array> dense_attention(const Problem& p, const mx::arra
   const Padding padding(p, lengths, s);
   const std::int64_t count = keys.shape(1);
 
-  const auto block = [=](const Arrays& arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    // [B, Q, Hq, D] -> [B, Hkv, Q * G, D]: one matrix product per key/value head.
-    const int group = as_int(p.heads / p.kv_heads);
-    const auto by_head = [&](const mx::array& x) {
-      return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(p.kv_heads), group}, s), {0, 2, 1, 3, 4}, s), 2, 3,
-                         s);
-    };
-    const auto by_query = [&](const mx::array& x) {
-      return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(last - first), group}, s), {0, 2, 1, 3, 4}, s), 2, 3,
-                         s);
-    };
-    const mx::array q = mx::multiply(mx::astype(arrays[0], type, s), mx::array(p.scale, type), s);
-    const mx::array k = mx::transpose(mx::astype(arrays[1], type, s), {0, 2, 3, 1}, s);
-    const mx::array v = mx::transpose(mx::astype(arrays[2], type, s), {0, 2, 1, 3}, s);
-    const auto [weights, lse] = softmax(mx::matmul(by_head(q), k, s), s);
-    return {by_query(mx::matmul(weights, v, s)), mx::squeeze(by_query(lse), -1, s)};
+  const auto block = [=](const Arrays& arrays, std::int64_t, std::int64_t) -> Arrays {
+    const auto [weights, lse] = softmax(dense_products(p, arrays[0], arrays[1], type, s), s);
+    return {dense_sums(p, weights, arrays[2], type, s), mx::squeeze(by_query(p, lse, s), -1, s)};
   };
-  const Arrays results = in_blocks(block, p.queries(), 2 * p.batch * p.heads * count * mx::size_of(type),
-                                   {computed_queries(p, padding.zero_tokens(fixed_shape(query, s)), s)},
-                                   {fixed_shape(keys, s), fixed_shape(values, s)}, s);
+  const Arrays results =
+      in_blocks(block, {p.queries(), 2 * p.batch * p.heads * count * mx::size_of(type)},
+                {computed_queries(p, query, padding, s)}, {fixed_shape(keys, s), fixed_shape(values, s)}, s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   return {padding.zero_queries(mx::astype(out, query.dtype(), s)),
           padding.zero_queries(mx::reshape(results[1], query_grid(p, {p.heads}), s))};
+}
+
+mx::array dense_logits(const Problem& p, const mx::array& query, const mx::array& keys,
+                       const std::optional<mx::array>& lengths, mx::Stream s) {
+  const Padding padding(p, lengths, s);
+  const mx::array q = computed_queries(p, query, padding, s);
+  const mx::array logits = by_query(p, dense_products(p, q, fixed_shape(keys, s), sum_type({query, keys}), s), s);
+  return padding.zero_queries(mx::reshape(logits, query_grid(p, {p.heads, keys.shape(1)}), s));
+}
+
+mx::array dense_values(const Problem& p, const mx::array& weights, const mx::array& values,
+                       const std::optional<mx::array>& lengths, mx::Stream s) {
+  const mx::Dtype type = sum_type({weights, values});
+  const Padding padding(p, lengths, s);
+  const mx::array attn = mx::astype(padding.zero_queries(fixed_shape(weights, s)), type, s);
+  const mx::array out =
+      dense_sums(p, by_kv_head(p, mx::flatten(attn, 1, kAxes, s), s), fixed_shape(values, s), type, s);
+  return padding.zero_queries(mx::reshape(out, query_grid(p, {p.heads, values.shape(3)}), s));
 }
 
 std::pair<mx::array, mx::array> merge(const Arrays& outputs, const Arrays& lse_tensors, mx::Dtype out_dtype,
@@ -244,7 +317,7 @@ Tier pure_tier() {
   tier.unavailable = [] { return Objection(); };
   tier.supports = [](const Problem& p, Role) {
     if (is_float64(p) && p.device == DeviceType::gpu) return Objection("float64 runs on the CPU device only");
-    return block_objection(p.queries(), pure::bytes_per_query(p));
+    return block_objection(pure::cut_of(p));
   };
   tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
   tier.differentiated_by_mlx = true;

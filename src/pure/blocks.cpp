@@ -14,12 +14,11 @@ namespace natten {
 
 namespace {
 
-// Amortises graph nodes; a forward stays near 100 MiB over its inputs and results, forward and backward near 250 MiB.
+// Amortises graph nodes. Of 64 such blocks or fewer, a forward stays near 50 MiB over its inputs and results, forward
+// and backward near 150 MiB.
 constexpr std::int64_t kBlockBytes = std::int64_t{8} << 20;
-// Some thousands of graph nodes: larger problems have larger blocks.
-constexpr std::int64_t kMaxBlocks = 128;
-// Memory of a forward and backward, in blocks.
-constexpr std::int64_t kBlocksAlive = 32;
+// Memory of a forward and backward, in blocks: 5 to 7 where these are large.
+constexpr std::int64_t kBlocksAlive = 16;
 
 using Arrays = std::vector<mx::array>;
 using Function = std::function<Arrays(const Arrays&)>;
@@ -44,9 +43,16 @@ Arrays gradients(const Function& function, const Arrays& inputs, const Arrays& c
   return result;
 }
 
-std::int64_t queries_per_block(std::int64_t queries, std::int64_t bytes_per_query) {
-  const std::int64_t least = (queries + kMaxBlocks - 1) / kMaxBlocks;
-  return std::clamp(kBlockBytes / std::max<std::int64_t>(bytes_per_query, 1), least, queries);
+std::int64_t memory_of_block() {
+  return std::max(static_cast<std::int64_t>(mx::get_memory_limit()) / kBlocksAlive, kBlockBytes);
+}
+
+// More nodes than wanted rather than more memory than there is.
+std::int64_t queries_per_block(const Cut& cut) {
+  const std::int64_t bytes = std::max<std::int64_t>(cut.bytes_per_query, 1);
+  const auto least = [&](std::int64_t blocks) { return (cut.queries + blocks - 1) / blocks; };
+  const std::int64_t block = std::clamp(kBlockBytes / bytes, least(cut.most_blocks), cut.queries);
+  return std::min(block, std::max(memory_of_block() / bytes, least(Cut::kMostBlocks)));
 }
 
 // Like mx::checkpoint, but ordered by `pin`, and with a vmap that is right where only some of the inputs are mapped.
@@ -66,24 +72,22 @@ Function recomputed_in_backward(const Function& function, mx::Stream s) {
 
 }  // namespace
 
-std::optional<std::string> block_objection(std::int64_t queries, std::int64_t bytes_per_query) {
-  const std::int64_t block = queries_per_block(queries, bytes_per_query);
-  const double needed = static_cast<double>(block) * static_cast<double>(bytes_per_query);
-  const double limit = static_cast<double>(mx::get_memory_limit()) / kBlocksAlive;
-  if (needed <= std::max(limit, static_cast<double>(kBlockBytes))) return {};
+std::optional<std::string> block_objection(const Cut& cut) {
+  const std::int64_t block = queries_per_block(cut);
+  const double needed = static_cast<double>(block) * static_cast<double>(cut.bytes_per_query);
+  const double limit = static_cast<double>(memory_of_block());
+  if (needed <= limit) return {};
   std::ostringstream text;
   text.precision(3);
   text << "MLX operations would gather " << needed / (1 << 30) << " GiB of keys and values at once (for " << block
-       << " of " << queries << " queries), where MLX's memory limit allows " << limit / (1 << 30) << " GiB";
+       << " of " << cut.queries << " queries), where MLX's memory limit allows " << limit / (1 << 30) << " GiB";
   return text.str();
 }
 
-std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t queries, std::int64_t bytes_per_query,
-                                 const std::vector<mx::array>& per_query, const std::vector<mx::array>& shared,
-                                 mx::Stream s) {
-  if (const auto objection = block_objection(queries, bytes_per_query))
-    throw std::invalid_argument("[pure] " + *objection);
-  const std::int64_t block = queries_per_block(queries, bytes_per_query);
+std::vector<mx::array> in_blocks(const BlockFunction& function, const Cut& cut, const std::vector<mx::array>& per_query,
+                                 const std::vector<mx::array>& shared, mx::Stream s) {
+  if (const auto objection = block_objection(cut)) throw std::invalid_argument("[pure] " + *objection);
+  const std::int64_t queries = cut.queries, block = queries_per_block(cut);
   std::vector<mx::array> arrays;
   if (block == queries) {
     arrays = per_query;
@@ -91,7 +95,7 @@ std::vector<mx::array> in_blocks(const BlockFunction& function, std::int64_t que
     return function(arrays, 0, queries);
   }
   mx::Shape cuts;
-  for (std::int64_t cut = block; cut < queries; cut += block) cuts.push_back(static_cast<int>(cut));
+  for (std::int64_t at = block; at < queries; at += block) cuts.push_back(static_cast<int>(at));
   std::vector<std::vector<mx::array>> pieces;
   for (const mx::array& a : per_query) pieces.push_back(mx::split(a, cuts, 1, s));
 

@@ -12,8 +12,8 @@ namespace natten::pure {
 mx::array mask(const Problem& p, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
                mx::Dtype dtype, mx::Stream s) {
   const Padding padding(p, lengths ? std::optional(pin({*lengths}, {}, s)[0]) : std::nullopt, s);
-  const std::int64_t queries = p.queries(), tokens = p.tokens();
-  const BlockWindows windows = block_windows(p, padding.lengths(), 0, queries, s);
+  const std::int64_t queries = p.queries(), tokens = p.key_tokens();
+  const BlockWindows windows = block_windows(p, padding.lengths(), Slots::held, 0, queries, s);
   const int batch = static_cast<int>(p.batch);
   const mx::Shape shape{batch, static_cast<int>(queries), static_cast<int>(tokens)};
   const mx::array sample =

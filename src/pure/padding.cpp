@@ -11,17 +11,23 @@ mx::array row(std::array<std::int64_t, kAxes> values) {
   return mx::array({static_cast<int>(values[0]), static_cast<int>(values[1]), static_cast<int>(values[2])}, {1, kAxes});
 }
 
-// [B, n0, n1, n2]: token `i * step` of each axis lies before its length; false for the whole of an illegal sample.
-mx::array inside(const Problem& problem, const mx::array& lengths, const mx::array& legal, bool queries, mx::Stream s) {
+// [B, n0, n1, n2]: token `start + i * step` of each axis lies before its length; false for the whole of an illegal
+// sample.
+struct Tokens {
+  std::int64_t start, step, count;
+};
+mx::array inside(const std::array<Tokens, kAxes>& tokens, const mx::array& lengths, const mx::array& legal,
+                 mx::Stream s) {
   mx::array mask = mx::reshape(legal, {-1, 1, 1, 1}, s);
   for (int axis = 0; axis < kAxes; ++axis) {
-    const Axis& a = problem.axes[axis];
+    const auto [start, step, count] = tokens[axis];
     mx::Shape along{1, 1, 1, 1};
     along[axis + 1] = -1;
+    const mx::array numbers = mx::arange(0, static_cast<int>(count), 1, s);
     const mx::array token =
-        mx::reshape(mx::arange(0, static_cast<int>(a.length), queries ? static_cast<int>(a.stride) : 1, s), along, s);
+        mx::add(mx::multiply(numbers, mx::array(static_cast<int>(step)), s), mx::array(static_cast<int>(start)), s);
     const mx::array length = mx::reshape(mx::take(lengths, axis, 1, s), {-1, 1, 1, 1}, s);
-    mask = mx::logical_and(mask, mx::less(token, length, s), s);
+    mask = mx::logical_and(mask, mx::less(mx::reshape(token, along, s), length, s), s);
   }
   return mask;
 }
@@ -32,12 +38,20 @@ Padding::Padding(const Problem& problem, const std::optional<mx::array>& lengths
   if (!lengths) return;
   const auto& [x, y, z] = problem.axes;
   const mx::array longest = row({x.length, y.length, z.length});
-  const mx::array shortest = row({x.kernel_size * x.dilation, y.kernel_size * y.dilation, z.kernel_size * z.dilation});
+  const mx::array shortest = row({least_length(x), least_length(y), least_length(z)});
   const mx::array legal = mx::all(
       mx::logical_and(mx::greater_equal(*lengths, shortest, s), mx::less_equal(*lengths, longest, s), s), 1, true, s);
   lengths_ = mx::where(legal, *lengths, longest, s);
-  tokens_ = inside(problem, *lengths_, legal, false, s);
-  queries_ = inside(problem, *lengths_, legal, true, s);
+  std::array<Tokens, kAxes> tokens, queries;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Axis& a = problem.axes[axis];
+    const AxisSpan span = problem.span(axis);
+    tokens[axis] = {span.key_start, 1, span.key_rows};
+    const std::int64_t count = problem.queries(axis);
+    queries[axis] = {query_index(a, span.query_start) * a.stride, count > 1 ? a.stride : 1, count};
+  }
+  tokens_ = inside(tokens, *lengths_, legal, s);
+  queries_ = inside(queries, *lengths_, legal, s);
 }
 
 mx::array Padding::zero(const mx::array& x, const std::optional<mx::array>& mask) const {

@@ -19,10 +19,10 @@ class Padding {
 
   /// Legal lengths to index with, none without lengths.
   const std::optional<mx::array>& lengths() const { return lengths_; }
-  /// bool [B, L0, L1, L2] and [B, O0, O1, O2]: not padding; none without lengths.
+  /// bool [B, key rows...] and [B, O0, O1, O2]: not padding; none without lengths.
   const std::optional<mx::array>& token_mask() const { return tokens_; }
   const std::optional<mx::array>& query_mask() const { return queries_; }
-  /// x [B, L0, L1, L2, ...] with zeros past the lengths.
+  /// x [B, key rows..., ...] with zeros past the lengths.
   mx::array zero_tokens(const mx::array& x) const { return zero(x, tokens_); }
   /// x [B, O0, O1, O2, ...] with zeros where the query lies past the lengths.
   mx::array zero_queries(const mx::array& x) const { return zero(x, queries_); }

@@ -19,11 +19,25 @@ namespace natten::pure {
 mx::array mask(const Problem& problem, const std::optional<mx::array>& rpb, const std::optional<mx::array>& lengths,
                mx::Dtype dtype, mx::Stream s);
 
-/// Every computed query attends all of `keys` [B, N, Hkv, D] and `values` [B, N, Hkv, Dv] -> out, lse; queries in the
-/// padding and samples of illegal lengths give zeros.
+/// int32 [B, 3] with 0 for samples whose axes may not have such lengths, or whose windows have keys that the call's
+/// arrays do not hold: for lengths that could not be checked when the call was made.
+mx::array legal_lengths(const Problem& problem, const mx::array& lengths, mx::Stream s);
+
+/// Every computed query attends all of `keys` [B or 1, N, Hkv, D] and `values` [B or 1, N, Hkv, Dv] -> out, lse;
+/// queries in the padding and samples of illegal lengths give zeros.
 std::pair<mx::array, mx::array> dense_attention(const Problem& problem, const mx::array& query, const mx::array& keys,
                                                 const mx::array& values, const std::optional<mx::array>& lengths,
                                                 mx::Stream s);
+
+/// Logits of every computed query with `keys` [B or 1, N, Hkv, D]: [B, O0, O1, O2, Hq, N] in the type of the sums, 0
+/// for queries in the padding.
+mx::array dense_logits(const Problem& problem, const mx::array& query, const mx::array& keys,
+                       const std::optional<mx::array>& lengths, mx::Stream s);
+
+/// Weighted sum of `values` [B or 1, N, Hkv, Dv] for weights [B, O0, O1, O2, Hq, N]: [B, O0, O1, O2, Hq, Dv] in the
+/// type of the sums, 0 for queries in the padding.
+mx::array dense_values(const Problem& problem, const mx::array& weights, const mx::array& values,
+                       const std::optional<mx::array>& lengths, mx::Stream s);
 
 /// Joins attentions over disjoint keys. out in `out_dtype`, lse in float32 or float64.
 std::pair<mx::array, mx::array> merge(const std::vector<mx::array>& outputs, const std::vector<mx::array>& lse_tensors,

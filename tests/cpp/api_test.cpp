@@ -92,6 +92,27 @@ TEST(Api, AdditionalTokensJoinTheSoftmax) {
   EXPECT_TRUE(close(heads_first(whole.out), dense));
 }
 
+TEST(Api, AdditionalTokensOfTheSplitForm) {
+  const mx::array q = normal({2, 6, 2, 4}, 1), k = normal({2, 6, 2, 4}, 2), v = normal({2, 6, 2, 4}, 3);
+  const mx::array keys = normal({1, 3, 2, 4}, 4), values = normal({1, 3, 2, 4}, 5);  // of every sample
+  const mx::array logits = qk(q, k, {.kernel_size = 3}, {.additional_keys = keys});
+  EXPECT_EQ(logits.shape(), (mx::Shape{2, 6, 2, 6}));
+  const mx::array out = av(mx::softmax(logits, -1), v, {.kernel_size = 3}, {.additional_values = values});
+  EXPECT_TRUE(
+      close(out, attention(q, k, v, {.kernel_size = 3}, {.additional_keys = keys, .additional_values = values}).out));
+  EXPECT_THROW(av(logits, v, {.kernel_size = 3}), std::invalid_argument);
+}
+
+TEST(Api, DenseAttentionOfDifferentLengths) {
+  const mx::array q = normal({1, 9, 4, 4}, 1), k = normal({1, 4, 2, 4}, 2), v = normal({1, 4, 2, 3}, 3);
+  const auto result = dense_attention(q, k, v, {.return_lse = true});
+  const auto heads_first = [](const mx::array& x) { return mx::transpose(x, {0, 2, 1, 3}); };
+  const mx::array dense = mx::fast::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), 0.5f);
+  EXPECT_TRUE(close(heads_first(result.out), dense));
+  EXPECT_EQ(result.lse->shape(), (mx::Shape{1, 9, 4}));
+  EXPECT_THROW(dense_attention(q, k, v, {.is_causal = true}), std::invalid_argument);
+}
+
 TEST(Api, LengthsCutEachSample) {
   const mx::array q = normal({2, 8, 1, 4}, 1), k = normal({2, 8, 1, 4}, 2), v = normal({2, 8, 1, 4}, 3);
   const mx::array out = attention(q, k, v, {.kernel_size = 3}, {.lengths = mx::array({5, 8})}).out;

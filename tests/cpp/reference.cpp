@@ -20,11 +20,33 @@ Index flatten(const Index3& index, const Index3& size) {
   return (index[0] * size[1] + index[1]) * size[2] + index[2];
 }
 
-struct Slot {
-  Index key, slot, bias;
-};
+Index modulo(Index i, Index n) {
+  return (i % n + n) % n;
+}
 
-/// The keys of query `i` on one axis, word by word from the definition.
+Index3 lengths_of(const Problem& p) {
+  return {p.axes[0].length, p.axes[1].length, p.axes[2].length};
+}
+Index3 query_rows_of(const Problem& p) {
+  return {p.span(0).query_rows, p.span(1).query_rows, p.span(2).query_rows};
+}
+Index3 key_rows_of(const Problem& p) {
+  return {p.span(0).key_rows, p.span(1).key_rows, p.span(2).key_rows};
+}
+Index3 kernel_of(const Problem& p) {
+  return {p.axes[0].kernel_size, p.axes[1].kernel_size, p.axes[2].kernel_size};
+}
+Index3 outputs_of(const Problem& p) {
+  Index3 size{};
+  for (int a = 0; a < 3; ++a) {
+    const Index start = p.span(a).query_start;
+    for (Index i = start; i < start + p.span(a).query_rows; ++i) size[a] += i % p.axes[a].stride == 0;
+  }
+  return size;
+}
+
+}  // namespace
+
 std::vector<Slot> keys_of(const Axis& axis, Index length, Index i) {
   const Index K = axis.kernel_size, d = axis.dilation, u = axis.gna_stride;
   const Index g = i % d, p = i / d, n = (length - g + d - 1) / d;
@@ -33,29 +55,21 @@ std::vector<Slot> keys_of(const Axis& axis, Index length, Index i) {
     const Index lead = std::min((p / u) * u + u - 1, n - 1);
     a = std::max(lead - K + 1, Index{0});
     b = p + 1;
+  } else if (axis.is_circular) {
+    a = (p / u) * u + u / 2 - K / 2;
+    b = a + K;
   } else {
     const Index lead = std::min((p / u) * u + u / 2, n - 1);
     a = std::clamp(lead - K / 2, Index{0}, n - K);
     b = a + K;
   }
   std::vector<Slot> keys;
-  for (Index j = a; j < b; ++j) keys.push_back({j * d + g, axis.is_causal ? K - 1 - (p - j) : j - a, j - p + K - 1});
+  for (Index j = a; j < b; ++j) {
+    const Index place = axis.is_circular ? modulo(j, n) : j;
+    keys.push_back({place * d + g, axis.is_causal ? K - 1 - (p - j) : j - a, j - p + K - 1});
+  }
   return keys;
 }
-
-Index3 lengths_of(const Problem& p) {
-  return {p.axes[0].length, p.axes[1].length, p.axes[2].length};
-}
-Index3 kernel_of(const Problem& p) {
-  return {p.axes[0].kernel_size, p.axes[1].kernel_size, p.axes[2].kernel_size};
-}
-Index3 outputs_of(const Problem& p) {
-  Index3 size{};
-  for (int a = 0; a < 3; ++a) size[a] = (p.axes[a].length + p.axes[a].stride - 1) / p.axes[a].stride;
-  return size;
-}
-
-}  // namespace
 
 Reference::Reference(const Problem& problem, const Arrays& arrays) : p_(problem), a_(arrays) {
   const Index3 kernel = kernel_of(p_), outputs = outputs_of(p_);
@@ -65,18 +79,24 @@ Reference::Reference(const Problem& problem, const Arrays& arrays) : p_(problem)
     const Index3 lengths = sample_lengths(b);
     for (Index q = 0; q < p_.queries(); ++q) {
       Row& row = rows_[b][q];
-      Index3 at = unflatten(q, outputs);
+      Index3 at = unflatten(q, outputs), query{}, shift{};
       row.inside = is_legal(b);
       for (int a = 0; a < 3; ++a) {
-        at[a] *= p_.axes[a].stride;
+        const Index s = p_.axes[a].stride, start = p_.span(a).query_start;
+        at[a] = ((start + s - 1) / s + at[a]) * s;
+        query[a] = at[a] - start;
+        shift[a] = p_.span(a).key_start;
         row.inside = row.inside && at[a] < lengths[a];
       }
-      row.token = flatten(at, lengths_of(p_));
+      row.token = flatten(query, query_rows_of(p_));
       if (!row.inside) continue;
+      const auto key_row = [&](int a, Index key) {  // rows of a circular axis may begin anywhere
+        return p_.axes[a].is_circular && !p_.has_lengths ? modulo(key - shift[a], lengths[a]) : key - shift[a];
+      };
       for (const Slot& s0 : keys_of(p_.axes[0], lengths[0], at[0])) {
         for (const Slot& s1 : keys_of(p_.axes[1], lengths[1], at[1])) {
           for (const Slot& s2 : keys_of(p_.axes[2], lengths[2], at[2])) {
-            row.pairs.push_back({flatten({s0.key, s1.key, s2.key}, lengths_of(p_)),
+            row.pairs.push_back({flatten({key_row(0, s0.key), key_row(1, s1.key), key_row(2, s2.key)}, key_rows_of(p_)),
                                  flatten({s0.slot, s1.slot, s2.slot}, kernel),
                                  flatten({s0.bias, s1.bias, s2.bias}, table)});
           }
@@ -95,14 +115,28 @@ bool Reference::is_legal(Index batch) const {
   const Index3 lengths = sample_lengths(batch);
   for (int a = 0; a < 3; ++a) {
     const Axis& axis = p_.axes[a];
-    if (lengths[a] < axis.kernel_size * axis.dilation || lengths[a] > axis.length) return false;
+    const Index least = axis.is_causal ? 1 : axis.kernel_size * axis.dilation;
+    if (lengths[a] < least || lengths[a] > axis.length) return false;
+    if (axis.is_circular && lengths[a] % (axis.dilation * axis.gna_stride) != 0) return false;
   }
   return true;
 }
 
-bool Reference::is_token(Index batch, Index token) const {
-  const Index3 at = unflatten(token, lengths_of(p_)), lengths = sample_lengths(batch);
-  return is_legal(batch) && at[0] < lengths[0] && at[1] < lengths[1] && at[2] < lengths[2];
+bool Reference::is_inside(Index batch, Index row, bool keys) const {
+  const Index3 at = unflatten(row, keys ? key_rows_of(p_) : query_rows_of(p_)), lengths = sample_lengths(batch);
+  bool inside = is_legal(batch);
+  for (int a = 0; a < 3; ++a) {
+    const Index start = keys ? p_.span(a).key_start : p_.span(a).query_start;
+    const bool turns = p_.axes[a].is_circular && !p_.has_lengths;
+    inside = inside && (turns || start + at[a] < lengths[a]);
+  }
+  return inside;
+}
+bool Reference::is_query_token(Index batch, Index row) const {
+  return is_inside(batch, row, false);
+}
+bool Reference::is_key(Index batch, Index row) const {
+  return is_inside(batch, row, true);
 }
 
 bool Reference::is_query(Index batch, Index query) const {
@@ -117,10 +151,10 @@ bool Reference::is_filled(Index batch, Index query, Index slot) const {
 }
 
 Index Reference::query_row(Index b, Index token, Index h) const {
-  return (b * p_.tokens() + token) * p_.heads + h;
+  return (b * p_.query_tokens() + token) * p_.heads + h;
 }
 Index Reference::key_row(Index b, Index token, Index h) const {
-  return (b * p_.tokens() + token) * p_.kv_heads + h / (p_.heads / p_.kv_heads);
+  return (b * p_.key_tokens() + token) * p_.kv_heads + h / (p_.heads / p_.kv_heads);
 }
 Index Reference::out_row(Index b, Index query, Index h) const {
   return (b * p_.queries() + query) * p_.heads + h;

@@ -13,6 +13,13 @@ namespace natten::oracle {
 
 using Values = std::vector<double>;  ///< dense, canonical layout (problem.h)
 
+struct Slot {
+  std::int64_t key, slot, bias;  ///< token, slot of the split form, entry of the position bias
+};
+/// The keys of the query at token `query` of an axis that has `length` tokens in the sample, word by word from the
+/// definition.
+std::vector<Slot> keys_of(const Axis& axis, std::int64_t length, std::int64_t query);
+
 /// Arrays of one call. Those that an operation does not have are empty.
 struct Arrays {
   Values query, key, value, rpb;
@@ -43,18 +50,19 @@ class Reference {
   Values weighted() const;  ///< attn times value
   Gradients weighted_gradients() const;
 
-  /// Whether the token (of the canonical axes) of a sample is not padding; likewise for a query's output position.
-  bool is_token(std::int64_t batch, std::int64_t token) const;
+  /// Whether a row (over the canonical axes) of query, or of key, is not padding; likewise of results.
+  bool is_query_token(std::int64_t batch, std::int64_t row) const;
+  bool is_key(std::int64_t batch, std::int64_t row) const;
   bool is_query(std::int64_t batch, std::int64_t query) const;
   /// Whether the slot of a query holds a key.
   bool is_filled(std::int64_t batch, std::int64_t query, std::int64_t slot) const;
 
  private:
   struct Pair {
-    std::int64_t key, slot, bias;  ///< flat token, flat slot, flat entry of one head's table
+    std::int64_t key, slot, bias;  ///< flat row, flat slot, flat entry of one head's table
   };
-  struct Row {  ///< one query of one sample
-    std::int64_t token = 0;
+  struct Row {               ///< one query of one sample
+    std::int64_t token = 0;  ///< flat row of query
     bool inside = false;
     std::vector<Pair> pairs;
   };
@@ -66,6 +74,7 @@ class Reference {
   std::int64_t query_row(std::int64_t batch, std::int64_t token, std::int64_t head) const;
   std::int64_t key_row(std::int64_t batch, std::int64_t token, std::int64_t head) const;
   std::int64_t out_row(std::int64_t batch, std::int64_t query, std::int64_t head) const;
+  bool is_inside(std::int64_t batch, std::int64_t row, bool keys) const;
   std::array<std::int64_t, 3> sample_lengths(std::int64_t batch) const;
   bool is_legal(std::int64_t batch) const;
   std::int64_t bias_entries() const;

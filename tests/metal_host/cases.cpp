@@ -1,7 +1,10 @@
 #include "cases.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+
+#include "fast/spans.h"
 
 namespace natten::metal_host {
 
@@ -15,6 +18,7 @@ class Builder {
   struct AxisOptions {
     std::int64_t length, kernel_size, stride = 1, dilation = 1, gna_stride = 1;
     bool is_causal = false;
+    bool is_circular = false;
   };
 
   Builder(std::string name, const std::vector<AxisOptions>& axes) {
@@ -26,8 +30,8 @@ class Builder {
     for (Axis& axis : p.axes) axis = {1, 1, 1, 1, 1, false};
     for (int a = 0; a < p.rank; ++a) {
       const AxisOptions& from = axes[a];
-      p.axes[kAxes - p.rank + a] = {from.length,   from.kernel_size, from.stride,
-                                    from.dilation, from.gna_stride,  from.is_causal};
+      p.axes[kAxes - p.rank + a] = {from.length,     from.kernel_size, from.stride,     from.dilation,
+                                    from.gna_stride, from.is_causal,   from.is_circular};
     }
     dims(8, 8);
   }
@@ -78,6 +82,14 @@ class Builder {
     }
     return *this;
   }
+  /// Of the caller's axes: query start and rows, key start and rows.
+  Builder& spans(const std::vector<AxisSpan>& spans) {
+    Problem& p = case_.problem;
+    p.spans.emplace();
+    for (int a = 0; a < kAxes; ++a) (*p.spans)[a] = whole(p.axes[a]);
+    std::copy(spans.begin(), spans.end(), p.spans->end() - p.rank);
+    return *this;
+  }
   Builder& layout(Layout layout) {
     case_.layout = layout;
     return *this;
@@ -91,11 +103,11 @@ class Builder {
 }  // namespace
 
 bool wants_every_kernel() {
-  return std::getenv("NATTEN_TEST_EVERY_KERNEL") != nullptr;
+  return std::getenv("NATTEN_TEST_ALL") != nullptr;
 }
 
 std::vector<KernelOf> kernels_of(const Problem& problem) {
-  Problem attention = problem, qk = problem, av = problem;
+  Problem attention = fast::nearest(problem), qk = attention, av = attention;
   attention.op = Op::attention;
   qk.op = Op::qk;
   qk.value_dim = 0;
@@ -120,7 +132,7 @@ std::vector<KernelOf> kernels_of(const Problem& problem) {
 
 std::vector<Case> cases() {
   constexpr FloatType f16 = FloatType::float16, bf16 = FloatType::bfloat16, f32 = FloatType::float32;
-  // Axis: length, kernel size, stride, dilation, gna stride, causal.
+  // Axis: length, kernel size, stride, dilation, gna stride, causal, circular.
   return {
       // Every rank in every type, with partial tiles.
       Builder("1d_f32", {{70, 7}}).batch(2).heads(2, 2),
@@ -186,6 +198,58 @@ std::vector<Case> cases() {
       Builder("channels_first", {{31, 5}}).batch(2).heads(2, 2).layout(Layout::channels_first),
       Builder("same_batch", {{5, 3}, {6, 3}, {7, 3}}).batch(3).heads(2, 1).layout(Layout::same_batch),
       Builder("mixed_types", {{25, 5}}).heads(2, 2).types(f16, f32, bf16),
+      // Parts of axes: query start and rows, key start and rows. With keys that no window holds, at borders and far
+      // from them, and with dilation groups that have no query.
+      Builder("span_middle", {{100, 7}}).heads(2, 1).rpb().spans({{40, 23, 33, 40}}),
+      Builder("span_start_f16", {{90, 8}}).dims(16, 16).type(f16).spans({{0, 37, 0, 60}}),
+      Builder("span_end_2d", {{30, 5, 1, 2}, {26, 4, 1, 1, 2}})
+          .heads(2, 2)
+          .type(bf16)
+          .dims(16, 16)
+          .rpb()
+          .spans({{19, 11, 14, 16}, {20, 6, 17, 9}}),
+      Builder("span_stride", {{90, 5, 3, 2}, {17, 5, 4}}).heads(2, 1).rpb().spans({{37, 20, 30, 31}, {2, 13, 0, 17}}),
+      Builder("span_of_groups", {{200, 3, 1, 31}}).dims(16, 16).type(f16).spans({{100, 5, 69, 68}}),
+      Builder("span_3d", {{9, 3}, {8, 3, 1, 2}, {12, 4, 1, 1, 4}})
+          .type(f16)
+          .heads(4, 2)
+          .spans({{3, 3, 2, 5}, {1, 6, 0, 8}, {5, 7, 2, 10}}),
+      Builder("span_lengths", {{40, 5}, {20, 4, 1, 1, 1, true}})
+          .heads(2, 1)
+          .rpb()
+          .lengths({{40, 20}, {22, 12}, {17, 20}, {4, 20}})
+          .spans({{10, 12, 8, 16}, {11, 6, 7, 12}}),
+      Builder("step", {{1000, 64, 1, 1, 1, true}})
+          .batch(2)
+          .heads(4, 2)
+          .dims(16, 16)
+          .type(f16)
+          .spans({{999, 1, 936, 64}}),
+      Builder("step_dilated", {{999, 16, 1, 4, 1, true}}).rpb().spans({{997, 2, 937, 62}}),
+      // Windows that go around: as addresses, or with a halo of keys.
+      Builder("circular", {{40, 7, 1, 1, 1, false, true}}).batch(2).heads(2, 1).rpb(),
+      Builder("circular_f16", {{40, 8, 1, 2, 1, false, true}}).heads(2, 2).dims(16, 16).type(f16).rpb(),
+      Builder("circular_all_of_it", {{15, 15, 1, 1, 3, false, true}}).dims(16, 16).type(bf16),
+      Builder("circular_2d", {{14, 5, 2, 1, 1, false, true}, {18, 6, 1, 3, 3, false, true}})
+          .heads(2, 1)
+          .dims(16, 16)
+          .type(f16)
+          .rpb(),
+      Builder("circular_3d", {{6, 3}, {10, 5, 3, 2, 1, false, true}, {9, 4, 1, 1, 1, true}}).heads(2, 2).rpb(),
+      Builder("circular_lengths", {{24, 5, 1, 2, 2, false, true}, {11, 3, 2}})
+          .rpb()
+          .lengths({{24, 11}, {12, 7}, {16, 3}, {0, 11}}),
+      Builder("circular_halo", {{50, 7, 1, 1, 1, false, true}}).dims(16, 16).type(f16).rpb().spans({{0, 9, -3, 15}}),
+      Builder("circular_halo_strided", {{60, 6, 4, 3, 1, false, true}}).rpb().spans({{41, 19, 30, 40}}),
+      Builder("circular_turned", {{30, 9, 2, 1, 1, false, true}, {20, 4, 1, 2, 2, false, true}})
+          .heads(2, 1)
+          .dims(16, 16)
+          .type(bf16)
+          .rpb()
+          .spans({{3, 25, -7, 30}, {0, 20, 6, 20}}),
+      // Causal windows of which most keys never exist.
+      Builder("causal_longer", {{21, 50, 1, 1, 1, true}}).dims(16, 16).type(f16),
+      Builder("causal_longer_2d", {{4, 9, 1, 3, 2, true}, {13, 5}}).heads(2, 2).rpb(),
   };
 }
 

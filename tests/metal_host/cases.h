@@ -26,7 +26,7 @@ struct Case {
 
 std::vector<Case> cases();
 
-/// Whether tests take every kernel of every case (NATTEN_TEST_EVERY_KERNEL=1: minutes), or a sample.
+/// Whether tests take every kernel of every case (NATTEN_TEST_ALL=1: minutes), or a sample.
 bool wants_every_kernel();
 
 /// The kernels of all three operations, each with the problem it gets.

@@ -1,6 +1,6 @@
 // Runs kernels written for Apple's GPU on the CPU: exactly the text that MLX would compile is compiled by the host's
 // C++ compiler against a stand-in for the Metal standard library (shim/), loaded, and run one fiber per GPU thread with
-// every access to shared memory checked. docs/emulator.md says what that shows and what it does not.
+// every access to shared memory checked. docs/laboratory/emulator.md says what that shows and what it does not.
 #pragma once
 
 #include <cstdint>

@@ -4,8 +4,10 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <set>
 
 #include "mlx/mlx.h"
+#include "mlx/primitives.h"
 #include "natten/natten.h"
 
 namespace natten {
@@ -71,6 +73,50 @@ TEST_F(Launches, OfOtherBatchesAndHeadsShareAKernel) {
   run(3, 2);
   run(1, 8);
   EXPECT_EQ(kernel_cache_usage().kernels, kernels);
+}
+
+/// Primitives between a result and the inputs of its call, but for views.
+std::multiset<std::string> primitives_of(const mx::array& result) {
+  static const std::set<std::string> views = {"Reshape", "ExpandDims", "Squeeze", "AsStrided", "Broadcast", "Slice"};
+  std::multiset<std::string> found;
+  std::set<std::uintptr_t> seen;
+  std::vector<mx::array> next = {result};
+  while (!next.empty()) {
+    const mx::array a = next.back();
+    next.pop_back();
+    if (!a.has_primitive() || !seen.insert(a.primitive_id()).second) continue;
+    if (views.count(a.primitive().name()) == 0) found.insert(a.primitive().name());
+    next.insert(next.end(), a.inputs().begin(), a.inputs().end());
+  }
+  return found;
+}
+
+TEST_F(Launches, OfAStepOfDecodingAreOneKernelForAllSteps) {
+  constexpr int kTokens = 150, kWindow = 64;
+  const std::vector<mx::array> whole = {normal({2, kTokens, 4, 16}, 1), normal({2, kTokens, 2, 16}, 2),
+                                        normal({2, kTokens, 2, 16}, 3)};
+  const auto rows = [&](int i, int start, int count) {
+    mx::array part = mx::contiguous(mx::slice(whole[i], {0, start, 0, 0}, {2, start + count, whole[i].shape(2), 16}));
+    part.eval();
+    return part;
+  };
+  const Neighborhood neighborhood{.kernel_size = kWindow, .is_causal = true};
+  set_backend("pure");
+  const mx::array expected = attention(whole[0], whole[1], whole[2], neighborhood).out;
+  set_backend("fast_metal");
+  for (const int token : {kWindow, 100, 101, kTokens - 1}) {
+    const int first = token - kWindow + 1;
+    const mx::array query = rows(0, token, 1), key = rows(1, first, kWindow), value = rows(2, first, kWindow);
+    AttentionOptions options;
+    options.query_start = token;
+    options.key_start = first;
+    options.shape = token + 1;
+    const mx::array out = attention(query, key, value, neighborhood, options).out;
+    EXPECT_EQ(primitives_of(out).size(), 1u) << testing::PrintToString(primitives_of(out));  // nothing is copied
+    EXPECT_EQ(kernel_cache_usage().kernels, 1u);  // of all steps, which have no second one
+    const mx::array right = mx::slice(expected, {0, token, 0, 0}, {2, token + 1, 4, 16});
+    EXPECT_TRUE(mx::allclose(out, right, 1e-4, 1e-5).item<bool>()) << token;
+  }
 }
 
 TEST_F(Launches, CacheCanBeCleared) {

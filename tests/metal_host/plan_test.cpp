@@ -99,6 +99,34 @@ TEST(MatrixUnits, LeaveRegionsThatAreTooLargeToMultiplyAdds) {
   EXPECT_EQ(on_matrix_units(p), 0);
 }
 
+/// Where queries do not lie at even distances around a circular axis, a bias has no matrix units for the side of keys.
+TEST(MatrixUnits, TakeSpansAndCircularAxes) {
+  for (const bool has_rpb : {false, true}) {
+    for (const std::int64_t stride : {1, 2}) {
+      Problem p = attention(f16, 64, 64);
+      p.has_rpb = has_rpb;
+      p.axes[1].is_circular = true;
+      p.axes[1].stride = stride;
+      const Engine expected = has_rpb && stride > 1 ? Engine::simt : Engine::matrix;
+      EXPECT_EQ(plan(p, KernelId::forward, Platform::cuda).engine, Engine::matrix);
+      EXPECT_EQ(plan(p, KernelId::backward_key_value, Platform::cuda).engine, expected);
+    }
+  }
+}
+
+/// They have run nowhere yet: the emulator has no such instructions.
+TEST(Warpgroups, LeaveSpansAndCircularAxesToMatrixUnits) {
+  Problem p = attention(f16, 128, 128);
+  const Target target{Platform::cuda, 90};
+  EXPECT_EQ(plan(p, KernelId::forward, target).engine, Engine::warpgroup);
+  Problem circular = p, span = p;
+  circular.axes[1].is_circular = true;
+  span.spans = {whole(p.axes[0]), {10, 20, 7, 26}, whole(p.axes[2])};
+  for (const Problem& of : {circular, nearest(span)}) {
+    for (const KernelId kernel : kFused) EXPECT_EQ(plan(of, kernel, target).engine, Engine::matrix);
+  }
+}
+
 TEST(MatrixUnits, HaveNoKernelsOfTheSplitForm) {
   Problem qk = attention(f16, 64, 0), av = attention(f16, 0, 64);
   qk.op = Op::qk;
@@ -136,32 +164,50 @@ TEST(Warpgroups, AreThoseOfComputeCapability9) {
   EXPECT_EQ(plan(p, KernelId::forward, Platform::metal).warpgroups, 0);
 }
 
-TEST(Warpgroups, TakeForwardsOfHalfTypesWithoutBias) {
+/// How many of the three fused kernels run on warpgroup instructions.
+int on_warpgroups(const Problem& p) {
+  int count = 0;
+  for (const KernelId kernel : kFused) count += plan(p, kernel, kHopper).engine == Engine::warpgroup;
+  return count;
+}
+
+TEST(Warpgroups, TakeHalfTypesWithoutBias) {
   for (const FloatType type : {f16, bf16}) {
     for (const std::int64_t dim : {48, 64, 80, 96, 128}) {
-      EXPECT_GT(forward_on_hopper(attention(type, dim, dim)).warpgroups, 0) << dim;
-      EXPECT_GT(forward_on_hopper(attention(type, dim, 144 - dim)).warpgroups, 0) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, dim, dim)), 3) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, dim, 144 - dim)), 3) << dim;
     }
     for (const std::int64_t dim : {8, 40, 136, 256}) {
-      EXPECT_EQ(forward_on_hopper(attention(type, dim, 64)).warpgroups, 0) << dim;
-      EXPECT_EQ(forward_on_hopper(attention(type, 64, dim)).warpgroups, 0) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, dim, 64)), 0) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, 64, dim)), 0) << dim;
     }
   }
-  EXPECT_EQ(forward_on_hopper(attention(f32, 64, 64)).warpgroups, 0);
+  EXPECT_EQ(on_warpgroups(attention(f32, 64, 64)), 0);
   Problem p = attention(f16, 64, 64);
-  EXPECT_EQ(plan(p, KernelId::backward_query, kHopper).warpgroups, 0);
-  EXPECT_EQ(plan(p, KernelId::backward_key_value, kHopper).warpgroups, 0);
   p.has_rpb = true;
-  EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
+  EXPECT_EQ(on_warpgroups(p), 0);
+}
+
+/// Held keys and values leave registers to the sums of their gradients where they are long.
+TEST(Warpgroups, HoldLongKeysInSharedMemory) {
+  for (const std::int64_t dim : {16, 64, 80, 128}) {
+    const Problem p = attention(f16, dim, dim);
+    EXPECT_EQ(plan(p, KernelId::backward_query, kHopper).hold_shared, 0) << dim;
+    const Plan keys = plan(p, KernelId::backward_key_value, kHopper);
+    EXPECT_EQ(keys.hold_shared, dim > 64) << dim;
+    EXPECT_EQ(keys.block, 64) << dim;
+  }
 }
 
 TEST(Warpgroups, LeaveWhatIsSlowerToTheOtherEngine) {
   Problem p = attention(f16, 64, 64);
   p.axes[1] = {1, 1, 1, 1, 1, false};
   p.axes[2] = {1000, 31, 1, 1, 1, false};
-  EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
+  EXPECT_EQ(on_warpgroups(p), 2);  // gradients alone
   p.axes[2].kernel_size = 63;
-  EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
+  EXPECT_EQ(on_warpgroups(p), 3);
+  p.axes[2].kernel_size = 7;
+  EXPECT_EQ(on_warpgroups(p), 0);
   p = attention(f16, 32, 32);
   EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
   EXPECT_EQ(forward_on_hopper(p).engine, Engine::matrix);
@@ -186,32 +232,32 @@ TEST(Warpgroups, HoldBoxesThatTheMaskCanTell) {
                               {40, 50, 2},
                               {2, 2, 500}}) {
     Problem p = attention(f16, 64, 64);
-    std::int64_t volume = 1;
     int axes = 0;
     for (int a = 0; a < kAxes; ++a) {
       p.axes[a] = {lengths[a], std::min<std::int64_t>(lengths[a], 10), 1, 1, 1, false};
-      volume *= p.axes[a].kernel_size;
       axes += lengths[a] > 1;
     }
-    setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
-    const Plan plan = forward_on_hopper(p);
-    unsetenv("NATTEN_FAST_TILE");
-    const std::string what = plan.describe();
-    if (plan.warpgroups == 0) {  // no such box has two channels for each of three axes
-      EXPECT_EQ(axes, 3) << what;
-      continue;
+    for (const KernelId kernel : kFused) {
+      setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
+      const Plan plan = fast::plan(p, kernel, kHopper);
+      unsetenv("NATTEN_FAST_TILE");
+      const std::string what = plan.describe();
+      if (plan.warpgroups == 0) {  // no such box has two channels for each of three axes
+        EXPECT_EQ(axes, 3) << what;
+        continue;
+      }
+      int positions = 1, channels = 0;
+      for (int a = 0; a < kAxes; ++a) {
+        positions *= plan.warpgroup_extent[a];
+        channels += plan.mask_channels[a];
+        if (lengths[a] == 1) EXPECT_EQ(plan.extent[a], 1) << what;
+        if (a == plan.split_axis) EXPECT_GT(lengths[a], 1) << what;
+        EXPECT_EQ(plan.extent[a], plan.warpgroup_extent[a] * (a == plan.split_axis ? plan.warpgroups : 1)) << what;
+      }
+      EXPECT_EQ(positions, 64) << what;
+      EXPECT_EQ(plan.mask, axes == 1 ? MaskKind::row : MaskKind::units) << what;
+      if (axes > 1) EXPECT_LE(channels, 16) << what;
     }
-    int positions = 1, channels = 0;
-    for (int a = 0; a < kAxes; ++a) {
-      positions *= plan.warpgroup_extent[a];
-      channels += plan.mask_channels[a];
-      if (lengths[a] == 1) EXPECT_EQ(plan.extent[a], 1) << what;
-      if (a == plan.split_axis) EXPECT_GT(lengths[a], 1) << what;
-      EXPECT_EQ(plan.extent[a], plan.warpgroup_extent[a] * (a == plan.split_axis ? plan.warpgroups : 1)) << what;
-    }
-    EXPECT_EQ(positions, 64) << what;
-    EXPECT_EQ(plan.mask, axes == 1 ? MaskKind::row : MaskKind::units) << what;
-    if (axes > 1) EXPECT_LE(channels, 16) << what;
   }
 }
 

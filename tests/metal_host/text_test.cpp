@@ -1,10 +1,13 @@
 // The text of the kernels for Metal, checked by clang in two ways (lint.h): all kernels of a few cases of the table, or
-// of every case with NATTEN_TEST_EVERY_KERNEL=1.
+// of every case with NATTEN_TEST_ALL=1.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
+#include <iterator>
 #include <regex>
+#include <stdexcept>
 #include <string>
 
 #include "cases.h"
@@ -38,7 +41,7 @@ std::vector<KernelSource> metal_sources(const Case& test) {
 std::vector<Case> chosen_cases() {
   std::vector<Case> all = cases();
   if (wants_every_kernel()) return all;
-  const std::vector<std::string> sample = {"1d_f32", "2d_f16", "3d_bf16", "all_3d", "tiny"};
+  const std::vector<std::string> sample = {"2d_f16", "all_3d", "span_3d", "circular_2d", "tiny"};
   std::erase_if(all,
                 [&](const Case& test) { return std::find(sample.begin(), sample.end(), test.name) == sample.end(); });
   return all;
@@ -117,23 +120,26 @@ TEST(Model, HasMlxsPreambleInFront) {
   EXPECT_HAS(complaints("", "  int kernel = 3;\n  y[i] = x[kernel];\n"), "error");
 }
 
-/// Leaves out, one at a time, each `thread`, `device` and `threadgroup` of the bodies: some kernel is rejected then.
-TEST(Model, SeesEveryMissingQualifier) {
-  std::vector<KernelSource> kernels;
-  for (const Case& test : cases()) {
-    if (test.name != "all_3d") continue;
-    for (const KernelSource& kernel : metal_sources(test)) kernels.push_back(kernel);
-  }
-  const std::regex qualifier(R"(\b(NA_THREAD|NA_DEVICE|NA_THREADGROUP|thread|device|threadgroup)\b)");
-  int count = 0;
-  for (const fast::text::Named& body : fast::text::all) {
-    const std::string text = body.text;
-    const auto has_body = [&](const KernelSource& kernel) { return kernel.header.find(text) != std::string::npos; };
-    if (std::none_of(kernels.begin(), kernels.end(), has_body)) {
-      const std::string name = body.name;
-      EXPECT_TRUE(name.find("cuda") != std::string::npos || name.find("warpgroup") == 0) << name << " is in no kernel";
-      continue;
+/// Cases whose kernels differ in their flags: together all of lengths, bias, spans, circular and causal axes.
+std::vector<std::string> sets_of_flags() {
+  if (!wants_every_kernel()) return {"all_3d"};
+  return {"all_3d", "span_lengths", "circular_2d", "circular_turned"};
+}
+
+class Qualifiers : public testing::TestWithParam<std::string> {
+ protected:
+  static std::vector<KernelSource> kernels() {
+    for (const Case& test : cases()) {
+      if (test.name == GetParam()) return metal_sources(test);
     }
+    throw std::invalid_argument("no case " + GetParam());
+  }
+
+  /// Leaves out, one at a time, each `thread`, `device` and `threadgroup` of a text. Each mutant must be rejected.
+  static int expect_seen(const std::string& name, const std::string& text,
+                         const std::function<bool(const std::string& mutant)>& is_rejected) {
+    static const std::regex qualifier(R"(\b(NA_THREAD|NA_DEVICE|NA_THREADGROUP|thread|device|threadgroup)\b)");
+    int count = 0;
     for (std::sregex_iterator match(text.begin(), text.end(), qualifier), end; match != end; ++match) {
       const size_t at = static_cast<size_t>(match->position());
       const size_t line_start = text.rfind('\n', at) + 1;
@@ -143,20 +149,57 @@ TEST(Model, SeesEveryMissingQualifier) {
       ++count;
       std::string mutant = text;
       mutant.erase(at, static_cast<size_t>(match->length()));
-      bool is_seen = false;
-      for (KernelSource kernel : kernels) {
-        const size_t where = kernel.header.find(text);
-        if (where == std::string::npos) continue;
-        kernel.header.replace(where, text.size(), mutant);
-        for (const InputSpace space : kSpaces) is_seen = is_seen || !msl_complaints(kernel, space).empty();
-        if (is_seen) break;
-      }
-      EXPECT_TRUE(is_seen) << body.name << ": without " << match->str() << " at column " << at - line_start << " of\n"
-                           << line;
+      EXPECT_TRUE(is_rejected(mutant)) << name << ": without " << match->str() << " at column " << at - line_start
+                                       << " of\n"
+                                       << line;
     }
+    return count;
+  }
+
+  static bool is_rejected(const KernelSource& kernel) {
+    return std::any_of(std::begin(kSpaces), std::end(kSpaces),
+                       [&](InputSpace space) { return !msl_complaints(kernel, space).empty(); });
+  }
+};
+
+TEST_P(Qualifiers, OfEveryBodyAreMissed) {
+  const std::vector<KernelSource> all = kernels();
+  int count = 0;
+  for (const fast::text::Named& body : fast::text::all) {
+    const std::string name = body.name, text = body.text;
+    const auto with = [&](KernelSource kernel, const std::string& mutant) {
+      kernel.header.replace(kernel.header.find(text), text.size(), mutant);
+      return kernel;
+    };
+    std::vector<KernelSource> users = all;
+    std::erase_if(users, [&](const KernelSource& kernel) { return kernel.header.find(text) == std::string::npos; });
+    if (users.empty()) {
+      const bool is_metal = name.find("cuda") == std::string::npos && name.find("warpgroup") != 0;
+      EXPECT_FALSE(is_metal && GetParam() == "all_3d") << name << " is in no kernel";
+      continue;
+    }
+    count += expect_seen(name, text, [&](const std::string& mutant) {
+      return std::any_of(users.begin(), users.end(),
+                         [&](const KernelSource& kernel) { return is_rejected(with(kernel, mutant)); });
+    });
   }
   EXPECT_GT(count, 100);
 }
+
+TEST_P(Qualifiers, OfWhatIsGeneratedAreMissed) {
+  int count = 0;
+  for (const KernelSource& kernel : kernels()) {
+    count += expect_seen(kernel.name, kernel.source, [&](const std::string& mutant) {
+      KernelSource changed = kernel;
+      changed.source = mutant;
+      return is_rejected(changed);
+    });
+  }
+  EXPECT_GT(count, 10);
+}
+
+INSTANTIATE_TEST_SUITE_P(Model, Qualifiers, testing::ValuesIn(sets_of_flags()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace natten::metal_host

@@ -2,7 +2,8 @@
 
 Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
 detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every
-kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test).
+kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test), NATTEN_TEST_ALL
+(every parameter of the tests marked `sampled(n)`, which otherwise run with every n-th on each tier).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+import fusion  # noqa: F401 - switches it off
 
 EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") in ("metal", "cuda")
 
@@ -38,17 +41,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("tier", tiers(), indirect=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sampled(n): takes minutes with all of its parameters")
+
+
+def sampled_every(item: pytest.Item) -> int:
+    """Of how many parameters of the item's test one runs; 0 if none does."""
+    if EMULATED:
+        return int(os.environ.get("NATTEN_TEST_THIN", "6")) if "tier" in getattr(item, "fixturenames", ()) else 0
+    marker = item.get_closest_marker("sampled")
+    return marker.args[0] if marker and "NATTEN_TEST_ALL" not in os.environ else 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not EMULATED:
-        return
-    thin = int(os.environ.get("NATTEN_TEST_THIN", "6"))
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     kept, left_out = [], []
     for item in items:
-        function = item.nodeid.split("[")[0]
-        position = seen[function] = seen.get(function, -1) + 1
-        wanted = "tier" in getattr(item, "fixturenames", ()) and position % thin == 0
-        (kept if wanted else left_out).append(item)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        test = (item.nodeid.split("[")[0], parameters.get("tier", ""))
+        position = seen[test] = seen.get(test, -1) + 1
+        every = sampled_every(item)
+        (kept if every and position % every == 0 else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 

@@ -6,7 +6,8 @@ differences. Layout is the library's: query [B, L..., Hq, D], key [B, L..., Hkv,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 
@@ -25,9 +26,12 @@ class Axis:
     dilation: int = 1
     gna_stride: int = 1
     is_causal: bool = False
+    is_circular: bool = False
 
     def keys(self, query: int) -> list[int]:
-        """Absolute positions of the keys that `query` attends, ascending."""
+        """Absolute positions of the keys that `query` attends, in the order of their slots."""
+        if self.is_circular:
+            return [place % self.places * self.dilation + query % self.dilation for place in self.unwrapped(query)]
         length, kernel, dilation, share = self.length, self.kernel_size, self.dilation, self.gna_stride
         group, place = query % dilation, query // dilation
         places = -(-(length - group) // dilation)
@@ -40,6 +44,16 @@ class Axis:
             end = start + kernel
         return [place_of_key * dilation + group for place_of_key in range(start, end)]
 
+    @property
+    def places(self) -> int:
+        """Of each dilation group of a circular axis."""
+        return self.length // self.dilation
+
+    def unwrapped(self, query: int) -> range:
+        """Places of a circular window before they are taken modulo the length of the group."""
+        start = query // self.dilation // self.gna_stride * self.gna_stride + self.gna_stride // 2
+        return range(start - self.kernel_size // 2, start - self.kernel_size // 2 + self.kernel_size)
+
     def slot(self, query: int, key: int) -> int:
         """Slot of the split form: non-causal windows count from their first key, causal ones end at the query."""
         if self.is_causal:
@@ -47,13 +61,36 @@ class Axis:
         return self.keys(query).index(key)
 
     def bias_index(self, query: int, key: int) -> int:
+        if self.is_circular:
+            return self.unwrapped(query)[self.slot(query, key)] - query // self.dilation + self.kernel_size - 1
         return key // self.dilation - query // self.dilation + self.kernel_size - 1
 
     def queries(self) -> range:
         return range(0, self.length, self.stride)
 
     def is_legal(self) -> bool:
-        return self.kernel_size >= 1 and self.kernel_size * self.dilation <= self.length
+        if self.is_circular and (self.length % self.dilation or self.places % self.gna_stride):
+            return False
+        return self.length >= 1 and (self.is_causal or self.kernel_size * self.dilation <= self.length)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions on one axis that the rows of query, and of key and value, are."""
+
+    query_start: int
+    query_rows: int
+    key_start: int
+    key_rows: int
+
+    def queries(self, axis: Axis) -> list[int]:
+        """The positions that are computed."""
+        rows = range(self.query_start, self.query_start + self.query_rows)
+        return [position for position in rows if position % axis.stride == 0]
+
+    def keys(self, axis: Axis) -> list[int]:
+        rows = range(self.key_start, self.key_start + self.key_rows)
+        return [position % axis.length if axis.is_circular else position for position in rows]
 
 
 @cache
@@ -89,6 +126,12 @@ def dense_tables(axes: tuple[Axis, ...]) -> tuple[Array, Array, Array]:
     return mask, slot, bias
 
 
+def flat_index(positions: list[list[int]], shape: Sequence[int]) -> Array:
+    """Row-major index of the product of positions on each axis."""
+    grid = np.meshgrid(*(np.array(p, np.int64) for p in positions), indexing="ij")
+    return np.ravel_multi_index([g.ravel() for g in grid], tuple(shape))
+
+
 @dataclass(frozen=True)
 class Geometry:
     """A whole neighborhood on a whole input: what the masks depend on."""
@@ -96,36 +139,62 @@ class Geometry:
     axes: tuple[Axis, ...]
     batch: int
     lengths: tuple[tuple[int, ...], ...] | None = None  # per sample and axis
+    parts: tuple[Span, ...] = ()  # none: whole axes
 
     @property
-    def spatial(self) -> tuple[int, ...]:
-        return tuple(axis.length for axis in self.axes)
+    def spans(self) -> tuple[Span, ...]:
+        return self.parts or tuple(Span(0, axis.length, 0, axis.length) for axis in self.axes)
+
+    @property
+    def query_rows(self) -> tuple[int, ...]:
+        return tuple(span.query_rows for span in self.spans)
+
+    @property
+    def key_rows(self) -> tuple[int, ...]:
+        return tuple(span.key_rows for span in self.spans)
 
     @property
     def output(self) -> tuple[int, ...]:
-        return tuple(len(axis.queries()) for axis in self.axes)
+        return tuple(len(span.queries(axis)) for axis, span in zip(self.axes, self.spans, strict=True))
+
+    @property
+    def computed(self) -> tuple[slice, ...]:
+        """Rows of query that are computed."""
+        return tuple(
+            slice(-span.query_start % axis.stride, None, axis.stride)
+            for axis, span in zip(self.axes, self.spans, strict=True)
+        )
 
     def sample_axes(self, sample: int) -> tuple[Axis, ...]:
         if self.lengths is None:
             return self.axes
-        return tuple(
-            Axis(length, a.kernel_size, a.stride, a.dilation, a.gna_stride, a.is_causal)
-            for a, length in zip(self.axes, self.lengths[sample], strict=True)
-        )
+        return tuple(replace(a, length=length) for a, length in zip(self.axes, self.lengths[sample], strict=True))
 
     def tables(self) -> tuple[Array, Array, Array]:
-        """mask, slot, bias index [B, Nq, Nk] on the padded grid; rows and columns in the padding are masked."""
-        size = (self.batch, prod(self.output), prod(self.spatial))
+        """mask, slot, bias index [B, Nq, Nk] on the rows of the arrays; rows and columns in the padding are masked."""
+        size = (self.batch, prod(self.output), prod(self.key_rows))
         mask, slot, bias = np.zeros(size, bool), np.zeros(size, np.int64), np.zeros(size, np.int64)
         for b in range(self.batch):
             axes = self.sample_axes(b)
             legal = all(a.is_legal() and a.length <= full.length for a, full in zip(axes, self.axes, strict=True))
             if not legal:
                 continue
-            rows = np.ravel_multi_index(np.indices([len(a.queries()) for a in axes]), self.output).ravel()
-            cols = np.ravel_multi_index(np.indices([a.length for a in axes]), self.spatial).ravel()
-            where = np.ix_(rows, cols)
-            mask[b][where], slot[b][where], bias[b][where] = dense_tables(axes)
+            # Positions of the rows that are not padding: a sample's are the first ones of the axis.
+            queries = [span.queries(full) for span, full in zip(self.spans, self.axes, strict=True)]
+            keys = [span.keys(full) for span, full in zip(self.spans, self.axes, strict=True)]
+            rows = [[i for i, p in enumerate(of) if p < a.length] for of, a in zip(queries, axes, strict=True)]
+            cols = [[i for i, p in enumerate(of) if p < a.length] for of, a in zip(keys, axes, strict=True)]
+            at = [[of[i] // a.stride for i in held] for of, held, a in zip(queries, rows, axes, strict=True)]
+            of_keys = [[of[i] for i in held] for of, held in zip(keys, cols, strict=True)]
+            where = np.ix_(flat_index(rows, self.output), flat_index(cols, self.key_rows))
+            from_whole = np.ix_(
+                flat_index(at, tuple(len(a.queries()) for a in axes)), flat_index(of_keys, [a.length for a in axes])
+            )
+            whole = dense_tables(axes)
+            for table, of_axes in zip((mask, slot, bias), whole, strict=True):
+                table[b][where] = of_axes[from_whole]
+            held = whole[0][from_whole[0]].sum() == mask[b].sum()
+            assert held, "a key that a window needs is in no row"
         return mask, slot, bias
 
 
@@ -151,8 +220,7 @@ class Call:
 
     def _strided(self, x: Array) -> Array:
         """Only the computed queries."""
-        steps = tuple(slice(None, None, axis.stride) for axis in self.geometry.axes)
-        return x[(slice(None), *steps)]
+        return x[(slice(None), *self.geometry.computed)]
 
     def _grid(self, x: Array, spatial: tuple[int, ...]) -> Array:
         """[B, H, N, C] -> [B, spatial..., H, C]"""
@@ -160,9 +228,8 @@ class Call:
         return x.transpose(0, 2, 1, 3).reshape(batch, *spatial, heads, channels)
 
     def _unstrided(self, dq: Array) -> Array:
-        full = np.zeros((dq.shape[0], *self.geometry.spatial, *dq.shape[-2:]))
-        steps = tuple(slice(None, None, axis.stride) for axis in self.geometry.axes)
-        full[(slice(None), *steps)] = dq
+        full = np.zeros((dq.shape[0], *self.geometry.query_rows, *dq.shape[-2:]))
+        full[(slice(None), *self.geometry.computed)] = dq
         return full
 
     def _visible(self, x: Array, mask: Array, axis: int) -> Array:
@@ -202,15 +269,15 @@ class Call:
         self._saved = {"q": q, "k": k, "v": v, "probs": probs, "out": out, "live": live, "scale": np.float64(scale)}
         return self._grid(out, self.geometry.output), self._grid(lse[..., None], self.geometry.output)[..., 0]
 
-    def backward(self, dout: Array, dlse: Array | None = None) -> dict[str, Array]:
-        """Gradients of every input for cotangents of `out` and `lse`."""
+    def backward(self, dout: Array, dlse: Array | None = None, kept: Array | None = None) -> dict[str, Array]:
+        """Gradients of every input for cotangents of `out` and `lse`; with `kept` as the forward's saved `out`."""
         if not self._saved:
             self.forward()
         q, k, v = self._saved["q"], self._saved["k"], self._saved["v"]
         probs, out, live = self._saved["probs"], self._saved["out"], self._saved["live"]
         scale = float(self._saved["scale"])
         do = np.where(live[:, None, :, None], self._flat(dout), 0.0)
-        delta = (do * out).sum(axis=-1)
+        delta = (do * (out if kept is None else self._flat(kept))).sum(axis=-1)
         if dlse is not None:
             delta = delta - np.where(live[:, None], self._flat(dlse[..., None])[..., 0], 0.0)
         dlogits = probs * (do @ v.transpose(0, 1, 3, 2) - delta[..., None])
@@ -223,8 +290,8 @@ class Call:
             return x.reshape(x.shape[0], kv_heads, heads // kv_heads, *x.shape[2:]).sum(axis=2)
 
         dk, dv = per_kv_head(dk), per_kv_head(dv)
-        window = prod(self.geometry.spatial)
-        spatial = self.geometry.spatial
+        spatial = self.geometry.key_rows
+        window = prod(spatial)
         grads = {
             "query": self._unstrided(self._grid(dq, self.geometry.output)),
             "key": self._grid(dk[:, :, :window], spatial),
@@ -273,7 +340,7 @@ class Call:
         dk = dk.reshape(dk.shape[0], kv_heads, heads // kv_heads, *dk.shape[2:]).sum(axis=2)
         grads = {
             "query": self._unstrided(self._grid(dq, self.geometry.output)),
-            "key": self._grid(dk, self.geometry.spatial),
+            "key": self._grid(dk, self.geometry.key_rows),
         }
         if self.rpb is not None:
             grads["rpb"] = self._rpb_gradient(dense)
@@ -297,7 +364,7 @@ class Call:
         dv = dv.reshape(dv.shape[0], kv_heads, heads // kv_heads, *dv.shape[2:]).sum(axis=2)
         return {
             "attn": self._grid(to_slots(dattn, mask, slot, self._volume(), empty=0.0), self.geometry.output),
-            "value": self._grid(dv, self.geometry.spatial),
+            "value": self._grid(dv, self.geometry.key_rows),
         }
 
     def _volume(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 
 import natten_mlx
 from cases import HALF_TABLE, TABLE, Case, calls
@@ -18,8 +18,10 @@ from harness import (
     gradient_dtypes_match,
     naive_attention,
     rounded,
+    skip_unless_taken,
     split_av,
     split_qk,
+    takes,
     to_mlx,
     to_numpy,
     vjp,
@@ -84,7 +86,7 @@ def check_half(case: Case) -> None:
     result, result_lse = call(*inputs)
     assert result.dtype == inputs[0].dtype
     assert result_lse.dtype == mx.float32
-    assert_half_near(result, naive(*inputs)[0], out, case.dtype, "out")
+    assert_half_near(result, [to_numpy(naive(*inputs)[0])], out, case.dtype, "out")
     if case.extra is None:  # float32 sums over exact products: as good as a float32 call
         assert_near(result_lse, lse, 1e-5, "lse")
 
@@ -93,20 +95,27 @@ def check_half(case: Case) -> None:
     naive_grads = vjp(naive, inputs, [dout, dlse])
     assert gradient_dtypes_match(inputs, grads)
     expected = reference.backward(arrays["dout"], arrays["dlse"])
+    # Where few values are compared, a naive result is near by luck. The gradients that an exact backward makes of `out`
+    # as it is saved, in this dtype, are a second measure of what the dtype allows.
+    saved = reference.backward(arrays["dout"], arrays["dlse"], kept=rounded({"out": out}, case.dtype)["out"])
     for name, gradient, rough in zip(names, grads, naive_grads, strict=True):
-        assert_half_near(gradient, rough, expected[name], case.dtype, f"gradient of {name}")
+        what = f"gradient of {name}"
+        assert_half_near(gradient, [to_numpy(rough), saved[name]], expected[name], case.dtype, what)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_attention(tier: str, case: Case) -> None:
+    skip_unless_taken(tier, case)
     check_attention(case)
 
 
 @pytest.mark.parametrize("case", [case for case in TABLE if case.extra is None], ids=str)
 def test_split(tier: str, case: Case) -> None:
+    skip_unless_taken(tier, case)
     check_split(case)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", HALF_TABLE, ids=str)
 def test_half(tier: str, case: Case) -> None:
     check_half(case)
@@ -114,16 +123,27 @@ def test_half(tier: str, case: Case) -> None:
 
 @given(case=calls())
 def test_attention_random(tier: str, case: Case) -> None:
+    assume(takes(tier, case))
     check_attention(case)
 
 
 @given(case=calls(with_extra=False))
 def test_split_random(tier: str, case: Case) -> None:
+    assume(takes(tier, case))
     check_split(case)
 
 
+# Its seven queries come out within a tenth of an ulp by luck in `naive`, and an ulp off by what rounding `out` costs.
+ROUNDED_OUT = Case(
+    (22,), (11,), is_causal=(True,), batch=3, heads=1, dim=1, value_dim=17, dtype="bfloat16", scale=0.27535862300520386,
+    rpb=True, extra=0, lengths=((2,), (4,), (1,)), seed=451,
+)  # fmt: skip
+
+
 @given(case=calls(dtypes=("float16", "bfloat16")))
+@example(case=ROUNDED_OUT)
 def test_half_random(tier: str, case: Case) -> None:
+    assume(takes(tier, case))
     check_half(case)
 
 

@@ -115,7 +115,7 @@ def test_a_slow_call_gets_fewer_trials():
 def test_case_names_are_unique_and_every_case_is_legal():
     assert len({case.name for case in cases.CASES}) == len(cases.CASES)
     for case in cases.CASES:
-        natten_mlx.explain(case.shape, case.shape, case.shape, **case.neighborhood())
+        natten_mlx.explain(case.query_shape, case.key_shape, case.key_shape, **case.neighborhood())
 
 
 def test_selection():
@@ -197,9 +197,11 @@ def test_table_reports_wrong_results(small, monkeypatch, capsys):
 
 
 BAD = [
-    (["table", "--cases", "na9d"], "no case or group matches 'na9d'"),
-    (["table", "--tiers", "cuda"], "unknown tier 'cuda'"),
-    (["table", "--directions", "sideways"], "unknown direction 'sideways'"),
+    (["table", "--cases", "na9d"], "--cases: no case or group matches 'na9d'"),
+    (["table", "--tiers", "cuda"], "--tiers: unknown tier 'cuda'"),
+    (["table", "--directions", "sideways"], "--directions: unknown direction 'sideways'"),
+    (["table", "--plot", "x.unknown"], "--plot: can't draw x.unknown"),
+    (["table", "--pure-limit", "nan"], "--pure-limit must not be negative"),
     (["table", "--json", "/nonexistent/x.json"], "can't write /nonexistent/x.json"),
     (["table", "--trials", "2"], "--trials 2 leaves nothing: the first 2 of each round don't count (--trim-head)"),
     (["table", "--trials", "0", "--trim-head", "0"], "--trials 0 leaves nothing"),
@@ -208,13 +210,19 @@ BAD = [
     (["compare", "--rounds", "0"], "--rounds must be at least 1, got 0"),
     (["table", "--seconds", "0"], "--seconds must be positive, got 0"),
     (["table", "--threads", "-1"], "--threads expects"),
-    (["guardrail", "--direction", "forward", "--thresholds", "/nonexistent.json"], "can't read /nonexistent.json"),
-    (["guardrail", "--direction", "forward", "--cases", "na9d"], "no case or group"),
-    (["guardrail", "--direction", "forward", "--tiers", "pure"], "name another tier"),
+    (
+        ["guardrail", "--direction", "forward", "--thresholds", "/nonexistent.json"],
+        "--thresholds: can't read /nonexistent.json",
+    ),
+    (["guardrail", "--direction", "forward", "--cases", "na9d"], "--cases: no case or group"),
+    (
+        ["guardrail", "--direction", "forward", "--tiers", "pure"],
+        "--tiers: every ratio is relative to pure: name another tier",
+    ),
     (["guardrail", "--direction", "sideways"], "invalid choice"),
     (["guardrail"], "required"),
     (["table", "--threads", "2", "--cpu-clock"], "use it with --threads 1"),
-    (["compare", "--rivals", "numpy"], "unknown alternative 'numpy'"),
+    (["compare", "--rivals", "numpy"], "--rivals: unknown alternative 'numpy'"),
     ([], "required"),
 ]
 
@@ -265,8 +273,21 @@ def test_guardrail_compares_with_the_last_release_on_the_same_target(small, tmp_
     ratios = {"nanobind": {SMALL.name: {FORWARD: {"of_fma": 1e6}}}}
     release = {"version": "0.0.1", "margin": 0.5, "cpu_target": target, "ratios": ratios}
     assert run_guardrail(thresholds(tmp_path, {"vs_pure": 0.01}, release)) == 1
-    assert "of release 0.0.1" in " ".join(capsys.readouterr().out.split())
-    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 0.01}, {**release, "cpu_target": "another"})) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of release 0.0.1" in said and f"Held to the floors, and to release 0.0.1 on {target}." in said
+    another = {**release, "cpu_target": "another"}
+    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 1e6, "of_fma": 1e-9}, another)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"of the share of the peak alone: release 0.0.1 was measured on another, not {target}." in said
+    assert run_guardrail(thresholds(tmp_path, {"of_fma": 1e6}, another)) == 1
+
+
+@needs_compiled
+def test_guardrail_measures_again_what_falls_short(small, tmp_path, monkeypatch):
+    found = iter([1e-9, 1e-9, 1.0])
+    monkeypatch.setattr(guardrail, "ratios", lambda *_: {"of_fma": next(found)})
+    assert run_guardrail(thresholds(tmp_path, {"of_fma": 0.5})) == 0
+    assert next(found, None) is None
 
 
 @needs_compiled
@@ -437,7 +458,7 @@ def test_profile_announces_its_stages():
     [
         (["na2d", "--shape", "1,12,2,8", "-k", "5"], "5 values, got 4"),
         (["na1d", "--shape", "1,12,2,8", "-k", "13"], "kernel_size[0]=13 must be <= input spatial size 12"),
-        (["na1d", "--shape", "1,12,2,8", "-k", "3", "--tier", "x"], "unknown tier 'x'"),
+        (["na1d", "--shape", "1,12,2,8", "-k", "3", "--tier", "x"], "--tier: unknown tier 'x'"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "--seconds", "0"], "--seconds expects"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "-d", "5"], "--dilation: [na1d] dilation[0]"),
         (["na1d", "--shape", "1,12,2,8", "-k", "3", "-s", "2", "-u", "2"], "must not both exceed 1"),
@@ -463,6 +484,16 @@ def test_reports_are_read_back(tmp_path):
 
 def test_number_keeps_three_digits():
     assert [report.number(x) for x in (0.12345, 1.2345, 123.45, 12345.6, None)] == ["0.12", "1.23", "123", "12346", "-"]
+
+
+@pytest.mark.parametrize("name", ["fast_metal", "fast_cuda"])
+def test_the_jit_tier_has_one_name_on_a_machine(monkeypatch, name) -> None:
+    """That of the support matrix, whichever of the two is given."""
+    matrix = natten_mlx.get_support_matrix()
+    matrix["fast_metal"]["name"] = name
+    monkeypatch.setattr(natten_mlx, "get_support_matrix", lambda: matrix)
+    assert calls.parse_tiers(["fast_cuda", "pure", "fast_metal"]) == [name, "pure"]
+    assert calls.tier_names() == [name, "nanobind", "pure"] and set(calls.tier_names()) <= set(plots.COLORS)
 
 
 def test_one_thread_is_no_threads() -> None:

@@ -56,6 +56,7 @@ BROKEN_ENVIRONMENTS = [
         {"NATTEN_BACKEND": "fast_metal", "NATTEN_STRICT": "1"},
         r"NATTEN_STRICT +WRONG: 1: tier 'fast_\w+' is chosen and can't run here",
     ),
+    ({"NATTEN_STRICT": "maybe"}, r"NATTEN_STRICT +WRONG: NATTEN_STRICT must be 0 or 1, got 'maybe'"),
     ({"NATTEN_MLX_NANOBIND_MODULE": "no_such_module"}, r"NANOBIND_MODULE +WRONG: .*No module named 'no_such_module'"),
     ({"NATTEN_MLX_NANOBIND_MODULE": "json"}, r"NANOBIND_MODULE +WRONG: .*lacks the functions supports"),
     ({"NATTEN_MLX_NANOBIND_MODULE": "broken_module"}, r"NANOBIND_MODULE +WRONG: .*division by zero"),
@@ -83,7 +84,7 @@ def test_doctor_in_a_broken_environment(tmp_path, environment, told):
     for part in (r"tier pure +can run here", r"tier nanobind", r"selected tier +\w+", "gives the right result"):
         assert re.search(part, result.stdout), result.stdout
 
-    if "NATTEN_STRICT" in environment or "NATTEN_FAST_TILE" in environment:  # the tier that runs reads neither
+    if environment.get("NATTEN_STRICT") == "1" or "NATTEN_FAST_TILE" in environment:  # the tier that runs reads neither
         return
     result = command("explain", "na1d", "--shape", "1,8,1,4", "-k", "3", folder=tmp_path, **environment)
     assert result.returncode in (1, 2) and "error: " in result.stderr and "Traceback" not in result.stderr
@@ -146,7 +147,7 @@ def test_doctor_shows_where_things_are_and_what_is_cached(capsys):
     assert "kernel cache" not in capsys.readouterr().out
     assert main(["doctor", "--verbose"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"kernel cache +\d+ kernels, \d+\.\d of at most \d+ MiB", out) and "_ext" in out
+    assert re.search(r"kernel cache +kernels: \d+, \d+\.\d of at most \d+ MiB", out) and "_ext" in out
 
 
 def test_doctor_names_a_wrong_result(capsys, monkeypatch):
@@ -188,13 +189,16 @@ def test_explain_gives_the_cost_of_every_kernel(capsys, tier, op):
     assert "moved" not in capsys.readouterr().out
     assert main([*arguments, "--cost"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"cost    on (Metal|CUDA)", out)
+    assert f"cost    on {natten_mlx.get_support_matrix()['fast_metal']['name']}\n" in out
     lines = [line.removeprefix("cost").strip() for line in out.splitlines() if "moved" in line]
     assert [line.split(":")[0] for line in lines] == COSTS[op]
     for line in lines:
-        megabytes, traffic, gigaflops, waste = (float(x) for x in re.findall(r"\d[\d.e+-]*", line.split(":")[1]))
+        numbers = [float(x) for x in re.findall(r"\d[\d.e+-]*", line.split(":")[1])]
+        megabytes, traffic, gigaflops, waste = numbers[:4]
         assert megabytes > 0 and gigaflops > 0
         assert traffic >= 0.99 and waste >= 1.0
+        # Kernels with a tile also say how many are on matrix units, and what they read of threadgroup memory.
+        assert numbers[4:] == [] if line.startswith("delta") else len(numbers) == 6 and 0 <= numbers[4] <= gigaflops
 
 
 def test_explain_says_why_there_is_no_cost(capsys):
@@ -261,10 +265,47 @@ def test_show_defaults_to_a_computed_query(capsys):
     assert rows(capsys, "--shape", "9", "-k", "3", "-s", "3") == [". . # Q # . . . ."]
 
 
-def test_show_writes_a_picture(tmp_path, capsys):
+def test_show_draws_windows_that_wrap(capsys):
+    assert rows(capsys, "--shape", "9", "-k", "5", "-q", "0", "--circular") == ["Q # # . . . . # #"]
+    assert rows(capsys, "--shape", "4,6", "-k", "3", "-q", "3,5", "--circular", "true,false") == [
+        ". . . # # #",
+        ". . . . . .",
+        ". . . # # #",
+        ". . . # # Q",
+    ]
+
+
+def test_show_draws_spans(capsys):
+    assert rows(capsys, "--shape", "12", "-k", "5", "--rows", "3", "--query-start", "4") == [". . # # Q Q Q # # . . ."]
+    assert rows(capsys, "--shape", "8", "-k", "3", "--rows", "2", "--query-start", "6", "--circular") == [
+        "# . . . . # Q Q"
+    ]
+    assert main(["show", "--shape", "9,12", "-k", "3,4", "-c", "true,false", "--rows", "1,4"]) == 0
+    out = capsys.readouterr().out
+    assert "axis 0: queries 4..4 need the keys 2..4: 3 rows from there on" in out
+    assert "axis 1: queries 4..7 need the keys 2..8: 7 rows from there on" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "2", "--query", "3"], "one query or a span of them, not both"),
+        (["--query-start", "3"], "--query-start needs --rows"),
+        (["--rows", "2,2"], "--rows needs one value per axis of --shape"),
+        (["--rows", "4", "--query-start", "7"], "queries of axis 0 must lie at positions 0..9, got 7..10"),
+        (["--circular", "--causal"], "must not both be true"),
+    ],
+)
+def test_show_refuses_spans_that_are_not_there(capsys, arguments, message):
+    assert main(["show", "--shape", "10", "-k", "3", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("more", [[], ["--rows", "1,2,6", "--query-start", "0,2,0", "--circular", "false,false,true"]])
+def test_show_writes_a_picture(tmp_path, capsys, more):
     pytest.importorskip("matplotlib")
     path = tmp_path / "window.png"
-    assert main(["show", "--shape", "3,6,6", "-k", "3", "--png", str(path)]) == 0
+    assert main(["show", "--shape", "3,6,6", "-k", "3", "--png", str(path), *more]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -288,7 +329,7 @@ def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
         (["show", "--shape", "0", "-k", "1"], "--shape must hold positive numbers, got 0"),
         (["show", "--shape", "8", "-k", "3", "-q", "8"], "--query: 8 lies outside"),
         (["show", "--shape", "8", "-k", "3", "-q", "-1"], "--query: -1 lies outside"),
-        (["show", "--shape", "8", "-k", "3", "-q", "1,1"], "--query needs 1 values"),
+        (["show", "--shape", "8", "-k", "3", "-q", "1,1"], "--query needs one value per axis of --shape, got 2 and 1"),
         (["show", "--shape", "8", "-k", "3", "-s", "2", "-q", "3"], "isn't computed"),
         (["show", "--shape", "8", "-k", "3,3"], "must have length 1"),
         (["show", "--shape", "2,2,2,2", "-k", "1"], "one to three axes"),
@@ -296,7 +337,9 @@ def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
         (["show", "--shape", "8", "-k", "3", "-c", "maybe"], "expected true or false"),
         (["show", "--shape", "8", "-k", "3", "--png", "/nonexistent/folder/window.png"], "can't write"),
         (["show", "--shape", "8", "-k", "3", "--png", "window.unknown"], "can't write"),
+        (["show", "--shape", "8", "-k", "3", "--png", ""], "--png needs"),
         (["show", "--shape", "8"], "--kernel-size"),
+        (["show", "--shape", "1000000", "-k", "3"], "--shape: 1000000 tokens are too many to draw"),
         (["explain", "na2d", "--shape", "1,8,2,4", "-k", "3"], "batch,height,width,heads,head_dim"),
         (["explain", "na1d", "--shape", "1,-8,3,4", "-k", "3"], "--shape: [explain] query must hold"),
         (["explain", "na1d", "--shape", "1,8,3,4", "-k", "9"], "--kernel-size: [na1d] kernel_size[0]=9"),
@@ -307,8 +350,20 @@ def test_explain_takes_the_shape_of_query_whatever_the_stride(capsys, op):
             ["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--op", "qk", "--additional-keys", "2"],
             "--additional-keys is a number of tokens, of the fused call only",
         ),
-        (["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--kv-heads", "2"], "must be divisible by"),
-        (["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--tier", "fastest"], "Unknown backend"),
+        (
+            ["explain", "na1d", "--shape", "1,8,3,4", "-k", "3", "--kv-heads", "2"],
+            "--kv-heads: [na1d] query heads must",
+        ),
+        (["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--tier", "fastest"], "--tier: Unknown backend"),
+        (
+            ["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--op", "qk", "--value-dim", "2"],
+            "--value-dim: qk takes",
+        ),
+        (["explain", "na1d", "--shape", "1,8,2,4", "-k", f"{10**20}", "--op", "av"], "--kernel-size: [explain]"),
+        (
+            ["explain", "na1d", "--shape", "1,8,2,4", "-k", "3", "--additional-keys", f"{10**10}"],
+            "--additional-keys: [",
+        ),
         (
             ["explain", "na2d", "--shape", "1,8,8,2,4", "-k", "3", "-s", "2,2,2", "--op", "av"],
             "stride must have length 2",

@@ -38,6 +38,26 @@ def test_quotes_and_links(check_docs: ModuleType) -> None:
     assert check_docs.broken_links(page, "[a](nowhere.md)") and not check_docs.broken_links(page, "[a](api.md)")
 
 
+def test_names_of_files_and_targets(check_docs: ModuleType) -> None:
+    page = check_docs.ROOT / "HACKING.md"
+    true = page.read_text()
+    assert not check_docs.missing_names(page, true)
+    for wrong in ("src/ops/gone.cpp", "`gone.cpp`", "`make nothing`"):
+        (problem,) = check_docs.missing_names(page, f"{true}\n{wrong}\n")
+        assert problem == f"HACKING.md: names {wrong.strip('`')}, which is not there"
+    (problem,) = check_docs.missing_names(page, true.replace("`src/graph/`", ""))
+    assert problem == "HACKING.md: does not say what is in src/graph"
+
+
+def test_commands(check_docs: ModuleType) -> None:
+    page = check_docs.ROOT / "docs" / "page.md"
+    assert not check_docs.check_commands(page, "```sh\nnatten-mlx show --shape 9 -k 3  # a window\nmake nothing\n```\n")
+    assert not check_docs.check_commands(page, "```sh\nnatten-mlx classify cat.jpg --model folder\n```\n")
+    for wrong in ("natten-mlx show --shape 9 -k 99", "natten-mlx classify --nothing", "natten-mlx nothing"):
+        (problem,) = check_docs.check_commands(page, f"```sh\n{wrong}\n```\n")
+        assert f"docs/page.md: {wrong!r} fails with 2" in problem
+
+
 @pytest.mark.parametrize("script", ["check_docs.py", "draw_docs.py --check", "draw_performance.py --check"])
 def test_documentation(script: str) -> None:
     done = subprocess.run([sys.executable, *f"{SCRIPTS}/{script}".split()], capture_output=True, text=True)

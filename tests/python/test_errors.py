@@ -111,7 +111,7 @@ def test_additional_tokens(rank: int) -> None:
 
     fails(name, "must be 4D", with_extra(mx.zeros((2, 3, 4)), extra))
     fails(name, "must be 4D", with_extra(extra, mx.zeros((2, 3, 4))))
-    fails(name, "batch", with_extra(mx.zeros((1, 3, 2, 4)), mx.zeros((1, 3, 2, 4))))
+    fails(name, "batch", with_extra(mx.zeros((3, 3, 2, 4)), mx.zeros((3, 3, 2, 4))))
     fails(name, "head dim", with_extra(mx.zeros((2, 3, 2, 5)), extra))
     fails(name, "head dim", with_extra(extra, mx.zeros((2, 3, 2, 5))))
     fails(name, "", with_extra(extra, mx.zeros((2, 4, 2, 4))))  # one token more in values
@@ -500,6 +500,7 @@ VALID: dict[str, dict[str, Any]] = {  # of every public function, a legal call
     "na1d": {"query": LINE, "key": LINE, "value": LINE, "kernel_size": 3},
     "na1d_qk": {"query": LINE, "key": LINE, "kernel_size": 3},
     "na1d_av": {"attn": mx.zeros((1, 8, 2, 3)), "value": LINE, "kernel_size": 3},
+    "attention": {"query": LINE, "key": LINE, "value": LINE},
     "na1d_varlen": {"query": LINE, "key": LINE, "value": LINE, "seq_lens": mx.array([8]), "kernel_size": 3},
     "neighborhood_mask": {"shape": (8,), "kernel_size": 3},
     "merge_attentions": {"outputs": [LINE, LINE], "lse_tensors": [LSE, LSE]},

@@ -87,7 +87,8 @@ def test_modules_and_lengths_as_inputs(tmp_path: Path) -> None:
     succeeds(
         f"import mlx.core as mx; f = mx.load(r'{tmp_path}/x.npz'); mx.set_default_device(mx.cpu)\n"
         f"y = mx.import_function(r'{tmp_path}/block.mlxfn')(f['x'], f['lengths'])[0]\n"
-        "assert mx.allclose(y, f['y'], atol=1e-5)"
+        "assert mx.allclose(y, f['y'], atol=1e-5)\n"
+        "import os; os._exit(0)  # MLX alone, at exit: one in forty ended with `terminate`"
     )
 
 
@@ -123,6 +124,8 @@ def test_it_is_of_its_thread_nests_and_ends_with_an_error(tier: str) -> None:
             pass
         assert tier_of_a_call() == "pure"
         assert tier_in_a_thread() == elsewhere
+        why = set(natten_mlx.explain((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 1, 4), 3).declined.values())
+        assert why == {"calls inside exportable() are made of MLX's operations"}
     with pytest.raises(KeyError), natten_mlx.exportable():
         raise KeyError
     assert tier_of_a_call() == outside

@@ -10,7 +10,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_half_near, assert_near, attention, naive_attention, rounded, to_mlx, to_numpy
+from harness import assert_half_near, assert_near, attention, naive_attention, rounded, to_mlx, to_numpy, vjp
 from test_attention import check_half
 
 F16, BF16 = "float16", "bfloat16"
@@ -29,16 +29,21 @@ CASES = [
     Case((8, 12, 10), (4, 3, 5), dilation=(2, 1, 2), is_causal=(False, True, True), dim=32, value_dim=64, dtype=F16),
     Case((7, 9, 8), (3, 3, 4), stride=(2, 1, 3), gna_stride=(1, 3, 1), batch=2, dim=80, dtype=F16),
     Case((6, 1, 20), (3, 1, 7), heads=2, dim=64, dtype=F16),
+    Case((12, 14, 10), (5, 4, 6), stride=(2, 1, 1), heads=4, kv_heads=2, dim=128, dtype=F16),
+    Case((300,), (90,), batch=2, lengths=((300,), (131,)), is_causal=(True,), heads=2, dim=96, dtype=BF16),
     Case((40, 1, 1), (9, 1, 1), is_causal=(True, False, False), dim=112, dtype=BF16),
 ]
 
 
 @pytest.fixture(params=["", "warpgroup=1"], ids=["planned", "warpgroups"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def engine(request: pytest.FixtureRequest, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
+        if tier != "fast_metal":
+            pytest.skip("it has one engine")
         monkeypatch.setenv("NATTEN_FAST_TILE", request.param)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_half(tier: str, engine: None, case: Case) -> None:
     check_half(case)
@@ -50,13 +55,20 @@ def forward(case: Case, inputs: list[mx.array]) -> tuple[np.ndarray, np.ndarray]
     return to_numpy(out), to_numpy(lse)
 
 
+def gradients(case: Case, inputs: list[mx.array], dout: mx.array) -> list[np.ndarray]:
+    _, call = attention(case)
+    dlse = mx.full(dout.shape[:-1], 0.5)
+    return [to_numpy(x) for x in vjp(call, inputs, [dout, dlse])]
+
+
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10]], ids=str)
 def test_any_layout(tier: str, engine: None, case: Case) -> None:
     """Heads first, channels apart, rows that are not aligned: the same bits as from dense arrays."""
     names, _ = attention(case)
     arrays = rounded(case.arrays(), case.dtype)
     dense = [to_mlx(arrays[name], case.dtype) for name in names]
-    expected = forward(case, dense)
+    dout = to_mlx(arrays["dout"], case.dtype)
+    expected = [*forward(case, dense), *gradients(case, dense, dout)]
     heads = case.rank + 1
 
     def heads_first(x: mx.array) -> mx.array:
@@ -71,10 +83,13 @@ def test_any_layout(tier: str, engine: None, case: Case) -> None:
         return wide[..., 1:-1]
 
     for layout in (heads_first, channels_apart, unaligned):
-        for got, wanted in zip(forward(case, [layout(x) for x in dense]), expected, strict=True):
+        inputs = [layout(x) for x in dense]
+        results = [*forward(case, inputs), *gradients(case, inputs, layout(dout))]
+        for got, wanted in zip(results, expected, strict=True):
             assert np.array_equal(got, wanted), layout.__name__
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], CASES[10]], ids=str)
@@ -105,17 +120,47 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
     assert np.allclose(lse[~met], clean[1][~met], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("name", ["query", "key", "value", "dout"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[10]], ids=str)
+def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
+    """The gradients that a change of the number would reach, and no other."""
+    if tier == "pure":
+        pytest.skip("it works in blocks of queries")
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    clean = gradients(case, [to_mlx(arrays[n], case.dtype) for n in names], to_mlx(arrays["dout"], case.dtype))
+    alike = case.with_(scale=0.01)  # where no weight is too small to be seen
+    dlse = np.full(arrays["dout"].shape[:-1], 0.5)
+    right = alike.call(arrays).backward(arrays["dout"], dlse)
+    place = (0, *(length // 2 for length in case.spatial), 0, 3)
+    arrays[name][place] = 50.0
+    changed = alike.call(arrays).backward(arrays["dout"], dlse)
+    arrays[name][place] = poison
+    poisoned = gradients(case, [to_mlx(arrays[n], case.dtype) for n in names], to_mlx(arrays["dout"], case.dtype))
+    tolerance = 4e-3 if case.dtype == F16 else 1e-2
+    for n, got, before in zip(names, poisoned, clean, strict=True):
+        met = (changed[n] != right[n]).any(axis=-1)
+        if np.isnan(poison):
+            assert not np.isfinite(got[met]).all(axis=-1).any(), n
+        # Others of a tile may be computed again, without rounding weights: near, not the same bits.
+        assert np.abs(got - before)[~met].max() <= tolerance * max(1.0, np.abs(before).max()), n
+
+
 def test_logits_that_are_all_minus_infinity(tier: str, engine: None) -> None:
     """Such queries get zeros, with any instructions."""
     query = mx.full((1, 80, 2, 64), 60000.0, dtype=mx.float16)
     key = mx.full((1, 80, 2, 64), -np.inf, dtype=mx.float16)
     value = mx.ones((1, 80, 2, 64), dtype=mx.float16)
     out, lse = natten_mlx.na1d(query, key, value, 63, return_lse=True)
+    _, grads = mx.vjp(lambda q, k, v: natten_mlx.na1d(q, k, v, 63), [query, key, value], [value])
     if tier == "pure":  # MLX's softmax of them
         assert np.isnan(to_numpy(out)).all() or np.all(to_numpy(out) == 0)
         return
     assert np.all(to_numpy(out) == 0)
     assert np.all(to_numpy(lse) == -np.inf)
+    assert all(np.all(to_numpy(x) == 0) for x in grads[1:])
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9, -1e-9])
@@ -127,8 +172,9 @@ def test_scales_that_make_logits_alike(tier: str, engine: None, scale: float) ->
     _, call = attention(case)
     out, lse = call(*inputs)
     right, right_lse = case.call(arrays).forward()
-    assert_half_near(out, naive_attention(case)(*inputs)[0], right, case.dtype, "out")
+    assert_half_near(out, [to_numpy(naive_attention(case)(*inputs)[0])], right, case.dtype, "out")
     assert_near(lse, right_lse, 1e-5, "lse")
+    check_half(case)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[11]], ids=str)
@@ -136,9 +182,10 @@ def test_same_bits_on_every_run(tier: str, engine: None, case: Case) -> None:
     names, _ = attention(case)
     arrays = rounded(case.arrays(), case.dtype)
     inputs = [to_mlx(arrays[n], case.dtype) for n in names]
-    first = forward(case, inputs)
+    dout = to_mlx(arrays["dout"], case.dtype)
+    first = [*forward(case, inputs), *gradients(case, inputs, dout)]
     for _ in range(3):
-        for got, wanted in zip(forward(case, inputs), first, strict=True):
+        for got, wanted in zip([*forward(case, inputs), *gradients(case, inputs, dout)], first, strict=True):
             assert np.array_equal(got, wanted)
 
 
@@ -156,5 +203,6 @@ def test_logits_of_any_size(tier: str, engine: None) -> None:
     _, call = attention(case)
     out, lse = call(*inputs)
     right, right_lse = case.call(arrays).forward()
-    assert_half_near(out, naive_attention(case)(*inputs)[0], right, F16, "out")
+    assert_half_near(out, [to_numpy(naive_attention(case)(*inputs)[0])], right, F16, "out")
     assert_near(lse, right_lse, 1e-5, "lse")
+    assert all(np.isfinite(x).all() for x in gradients(case, inputs, to_mlx(value, F16)))

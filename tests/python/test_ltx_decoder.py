@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+import natten_mlx
 from harness import assert_near, to_numpy
 from natten_mlx import models
-from natten_mlx.models import ltx_decoder
-from natten_mlx.models.ltx_tiles import blend, feature_stream, intervals
+from natten_mlx.models import ltx_network
+from natten_mlx.models.ltx_tiles import Canvas, blend, feature_stream, intervals
 
 DATA = Path(__file__).parents[1] / "data" / "models" / "ltx_decoder"
 NAMES = pytest.mark.parametrize("name", ["mini", "steps"])
@@ -71,9 +73,10 @@ def test_bfloat16(tier: str, name: str) -> None:
     video = model(*wanted["mx"])
     assert video.dtype == mx.bfloat16
     error = np.abs(to_numpy(video) - wanted["sample"])
-    # A float of 8 bits that passes a dozen blocks; the largest error is that of a single pixel.
-    assert error.mean() < 0.02 * np.abs(wanted["sample"]).max()
-    assert error.max() < 0.25 * np.abs(wanted["sample"]).max()
+    # What diffusers' own model errs by in bfloat16: on average, and at the worst pixel.
+    mean, worst = {"mini": (0.0024, 0.065), "steps": (0.0017, 0.084)}[name]
+    assert error.mean() < 1.2 * mean * np.abs(wanted["sample"]).max()
+    assert error.max() < 1.5 * worst * np.abs(wanted["sample"]).max()
 
 
 def test_the_statistics_of_the_latents_do_not_train() -> None:
@@ -93,27 +96,49 @@ def test_gradients_reach_every_parameter(tier: str) -> None:
         assert mx.abs(gradient).max() > 0, name
 
 
+def peak_of(call: Callable[[], Any]) -> int:
+    """Bytes of arrays that a call has at once, beside those that were there."""
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(call())
+    return mx.get_peak_memory() - before
+
+
 def test_the_mlp_in_tiles_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    mlp = ltx_decoder.SwiGlu(16)
-    x = mx.random.normal((2, 3, 5, 16))
-    whole = to_numpy(mlp(x))
-    monkeypatch.setattr(ltx_decoder, "_MLP_TOKENS", 7)
+    mlp = ltx_network.SwiGlu(16)
+    x = mx.random.normal((2, 3, 500, 16))
+    mx.eval(mlp.parameters(), x)
+    whole, peak = to_numpy(mlp(x)), peak_of(lambda: mlp(x))
+    monkeypatch.setattr(ltx_network, "_MLP_TOKENS", 70)
     assert_near(mlp(x), whole, 1e-6)
+    assert peak > 8 * x.nbytes  # two hidden layers at least
+    assert peak_of(lambda: mlp(x)) < 5 * x.nbytes  # 5.8 if the tiles did not wait for each other
+
+
+@pytest.mark.skipif(not natten_mlx.has_nanobind(), reason="the tier pure has the weights of a block of queries at once")
+def test_nothing_of_the_attention_is_materialised() -> None:
+    attend = ltx_network.attention(16, 8, (11, 11, 11))
+    x = mx.random.normal((1, 11, 16, 16, 16))
+    mx.eval(attend.parameters(), x)
+    with natten_mlx.backend("nanobind"):
+        assert peak_of(lambda: attend(x)) < 20 * x.nbytes  # the weights of every query: 2662 times
 
 
 def test_patches_and_back() -> None:
     pixels = mx.random.normal((2, 3, 8, 12, 3))
-    packed = ltx_decoder.patchify(pixels, 4)
+    packed = ltx_network.patchify(pixels, 4)
     assert packed.shape == (2, 3, 2, 3, 48)
     assert packed[1, 2, 1, 2, 2 * 16 + 3 * 4 + 1] == pixels[1, 2, 1 * 4 + 1, 2 * 4 + 3, 2]
-    assert mx.array_equal(ltx_decoder.unpatchify(packed, 4), pixels)
+    assert mx.array_equal(ltx_network.unpatchify(packed, 4), pixels)
 
 
 # Tiles
 
 
 def tiled_by_hand(model: Any, latents: mx.array, noise: np.ndarray, steps: int, tiling: models.Tiling) -> np.ndarray:
-    """What the public implementation does, all of it in memory: decodes the tiles, then blends them in place."""
+    """What the public implementation does, all of it in memory: decodes the tiles, then blends them in place. It agrees
+    with that implementation's results where there are some (tiled.npz), and tells the rest of the tilings."""
     decoder, config = model.decoder, model.config
     st, sh, sw = config.decoder_upsample_strides[-1]
     scale = (st, sh * config.patch_size, sw * config.patch_size)
@@ -189,6 +214,7 @@ TILINGS = {
 }
 
 
+@pytest.mark.sampled(5)
 @NAMES
 @pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 def test_tiles_as_in_the_public_implementation(name: str, tiling: models.Tiling) -> None:
@@ -200,6 +226,19 @@ def test_tiles_as_in_the_public_implementation(name: str, tiling: models.Tiling)
     wanted = tiled_by_hand(model, latents, noise, steps, tiling)
     assert wanted.shape == model.video_shape(latents) == (1, 25, 96, 128, 3)
     assert_near(model(latents, mx.array(noise), steps, tiling=tiling), wanted, 5e-5)
+
+
+@pytest.mark.sampled(5)
+@NAMES
+@pytest.mark.parametrize("tiling", ["time", "all", "space, short remnants"])
+def test_tiles_against_the_public_implementation(tier: str, name: str, tiling: str) -> None:
+    model, config = models.load(DATA / name)
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1, 4, 3, 4, config.latent_channels)).astype(np.float32)
+    noise = rng.standard_normal((1, 25, 96, 128, 3)).astype(np.float32)
+    video = model(mx.array(latents), mx.array(noise), expected(name)["steps"], tiling=TILINGS[tiling])
+    with np.load(DATA / name / "tiled.npz") as stored:  # every eighth pixel
+        assert_near(video[0, :, 3::8, 3::8], stored[tiling.removeprefix("space, ")], 5e-5)
 
 
 def test_a_batch_in_tiles() -> None:
@@ -268,7 +307,7 @@ def test_pieces_come_in_order_and_progress_is_told() -> None:
 def test_noise_depends_on_key_and_frame_only() -> None:
     model, _ = models.load(DATA / "mini")
     latents = mx.random.normal((1, 3, 3, 4, 8))
-    canvas = ltx_decoder.Canvas(model.video_shape(latents), mx.float32, None, mx.random.key(5))
+    canvas = Canvas(model.video_shape(latents), mx.float32, None, mx.random.key(5))
     whole = canvas.frames(0, 17)
     assert mx.array_equal(canvas.frames(4, 9), whole[:, 4:9])
     assert abs(whole.std().item() - 1) < 0.01
@@ -284,23 +323,19 @@ def test_memory_of_tiles_does_not_grow_with_the_video() -> None:
     model, _ = models.load(DATA / "mini")
     tiling = models.Tiling(12, 72, 72, 8, 64, 64)
 
-    def peak(frames: int) -> int:
+    def peak(frames: int, tiling: models.Tiling | None) -> int:
         latents = mx.random.normal((1, frames, 3, 3, 8), key=mx.random.key(0))
         mx.eval(latents)
-        mx.synchronize()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        for piece in model.frames(latents, key=mx.random.key(0), tiling=tiling):
-            del piece
-        return mx.get_peak_memory() - before
 
-    short, long = peak(5), peak(20)
-    assert long < 1.1 * short, (short, long)
-    whole = mx.random.normal((1, 20, 3, 3, 8))
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    mx.eval(model(whole))
-    assert mx.get_peak_memory() - before > 4 * long  # the instrument sees what is not cut into tiles
+        def decode() -> None:
+            for piece in model.frames(latents, key=mx.random.key(0), tiling=tiling):
+                mx.eval(piece)
+
+        return peak_of(decode)
+
+    peaks = [peak(frames, tiling) for frames in (6, 12, 24)]
+    assert max(peaks) < 1.05 * peaks[0], peaks
+    assert peak(12, None) > 2 * peaks[0]  # the instrument sees what is not cut into tiles
 
 
 # Bad input

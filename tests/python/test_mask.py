@@ -16,7 +16,9 @@ from harness import assert_near, lengths_array, rounded, to_mlx, to_numpy
 
 
 def mask_of(case: Case, **options: Any) -> mx.array:
-    return natten_mlx.neighborhood_mask(case.spatial, **case.parameters(), **options)
+    names = ("query_start", "query_rows", "key_start", "key_rows")
+    span = dict(zip(names, zip(*case.span, strict=True), strict=True)) if case.span else {}
+    return natten_mlx.neighborhood_mask(case.spatial, **case.parameters(), **span, **options)
 
 
 def check_mask(case: Case) -> None:

@@ -195,7 +195,8 @@ def test_decode_what_cannot_be_decoded(
     np.save(tmp_path / "batch.npy", np.zeros((2, 8, 2, 3, 4), np.float32))
     assert "got a batch of 2" in fails(capsys, "decode", str(tmp_path / "batch.npy"), *DECODE, *output)
     np.save(tmp_path / "small.npy", np.zeros((1, 8, 2, 2, 4), np.float32))
-    assert "are too small: stage 1" in fails(capsys, "decode", str(tmp_path / "small.npy"), *DECODE, *output)
+    message = fails(capsys, "decode", str(tmp_path / "small.npy"), *DECODE, *output)
+    assert f"{tmp_path / 'small.npy'}: " in message and "are too small: stage 1" in message
     np.save(tmp_path / "nan.npy", np.full((1, 8, 2, 3, 4), np.nan, np.float32))
     assert "holds NaN" in fails(capsys, "decode", str(tmp_path / "nan.npy"), *DECODE, *output)
     assert "a name that ends in .png, .mp4" in fails(capsys, "decode", latents, *DECODE, "-o", "out.txt")

@@ -78,10 +78,86 @@ assert_type(natten_mlx.na1d_varlen(x, x, x, x, 3), mx.array)
 assert_type(natten_mlx.na2d_varlen(x, x, x, spatial_sizes=x, kernel_size=(3, 5), return_lse=True), Pair)
 assert_type(natten_mlx.na1d_varlen(x, x, x, x, 3, return_lse=flag), mx.array | Pair)
 assert_type(natten_mlx.na3d_qk(x, x, (3, 3, 3), is_causal=(True, False, False)), mx.array)
+assert_type(natten_mlx.na1d_qk(x, x, 3, additional_keys=x), mx.array)
+assert_type(natten_mlx.na1d_av(x, x, 3, additional_values=x), mx.array)
+assert_type(natten_mlx.attention(x, x, x, mx.ones(2), is_causal=True), mx.array)
+assert_type(natten_mlx.attention(x, x, x, None, False, True), Pair)
+assert_type(natten_mlx.attention(x, x, x, return_lse=True), Pair)
+assert_type(natten_mlx.attention(x, x, x, return_lse=flag), mx.array | Pair)
 for stream in (mx.cpu, mx.Device(mx.cpu), mx.default_stream(mx.cpu), None):
     natten_mlx.na1d_av(x, x, 3, stream=stream)
 natten_mlx.na1d(x, x, x, 3, stream=mx.cpu)
 natten_mlx.NeighborhoodAttention2D(64, 4, (3, 5), qk_scale=0.5, rel_pos_bias=True)
+assert_type(natten_mlx.na2d(x, x, x, 3, is_circular=(True, False), query_start=(0, 2), key_start=0, shape=9), mx.array)
+assert_type(natten_mlx.na2d_qk(x, x, 3, is_circular=True, query_start=1, key_start=(-1, 0), shape=(8, 8)), mx.array)
+assert_type(natten_mlx.na2d_av(x, x, 3, is_circular=True, query_start=1, shape=8), mx.array)
+assert_type(natten_mlx.na2d_varlen(x, x, x, x, 3, is_circular=True, query_start=1, return_lse=True), Pair)
+assert_type(natten_mlx.key_span(3, 4, 2, 20, is_circular=True), tuple[int, int])
+assert_type(
+    natten_mlx.key_span((3, 5), 4, 2, 20), tuple[int, int] | tuple[tuple[int, ...], tuple[int, ...]]
+)
+assert_type(natten_mlx.neighborhood_mask(8, 3), mx.array)
+assert_type(natten_mlx.neighborhood_mask((8, 9), (3, 5), is_circular=(True, False), dtype=mx.float16), mx.array)
+with natten_mlx.backend("pure"):
+    pass
+""",
+    )
+
+
+def test_types_of_modules(strict: Callable[..., str]) -> None:
+    """Every option, what is public around attention, and decoding."""
+    assert not strict(
+        """
+import mlx.core as mx
+from mlx.nn.layers.normalization import RMSNorm
+from typing_extensions import assert_type
+
+from natten_mlx import NeighborhoodAttention1D, NeighborhoodAttention3D
+from natten_mlx.nn import DecodingCache, RoPE
+
+module = NeighborhoodAttention3D(
+    64, 4, (3, 5, 5), is_causal=(True, False, False), qk_scale=mx.ones(4), qk_norm=RMSNorm(16), num_registers=2,
+    rope=RoPE((4, 6, 6), base=100.0, traditional=True), is_circular=(False, False, True), pad_input=True,
+)
+x = mx.zeros((1, 4, 8, 8, 64))
+assert_type(module.num_registers, int)
+query, key, value = module.project(x, offset=(mx.array(3), 0, 0))
+assert_type(query, mx.array)
+assert_type(module.attend(query, key, value, None, query_start=0, shape=(4, 8, 8)), mx.array)
+cache = module.make_cache(1, mx.bfloat16, grid=(8, 8))
+assert_type(cache, DecodingCache)
+assert_type(cache.copy(), DecodingCache)
+assert_type(cache["keys"], mx.array)
+assert_type(module.step(x, cache), mx.array)
+
+
+def swapped(query: mx.array, key: mx.array, offset: int | mx.array = 0) -> tuple[mx.array, mx.array]:
+    return key, query
+
+
+norms = (RMSNorm(16), mx.tanh)
+line = NeighborhoodAttention1D(64, 4, 7, is_causal=True, qk_norm=norms, rope=swapped, is_circular=False)
+assert_type(line.step(mx.zeros((1, 1, 64)), line.make_cache(batch=1)), mx.array)
+assert_type(RoPE(8).rotate(x, (1, 2, 3)), mx.array)
+""",
+    )
+
+
+def test_types_of_spread_calls(strict: Callable[..., str]) -> None:
+    assert not strict(
+        """
+import mlx.core as mx
+from typing_extensions import assert_type
+
+import natten_mlx
+from natten_mlx import distributed
+
+x, group = mx.zeros((1, 8, 2, 4)), mx.distributed.init()
+assert_type(distributed.na1d(x, x, x, 3, group=group), mx.array)
+assert_type(distributed.na1d(x, x, x, 3, return_lse=True, axis=-1, rows=[8]), tuple[mx.array, mx.array])
+assert_type(distributed.shard(x, 0, group), mx.array)
+layer = natten_mlx.NeighborhoodAttention1D(8, 2, 3, group=group, shard_axis=0)
+layer(x, rows=[8])
 """,
     )
 
@@ -90,9 +166,16 @@ def test_wrong_arguments_are_type_errors(strict: Callable[..., str]) -> None:
     output = strict(
         "import natten_mlx\nnatten_mlx.NeighborhoodAttention2D(dim=64, num_heads=4, kernel_size=3)\n",
         "import natten_mlx\nnatten_mlx.na1d(1, 2, 3, 4)\n",
+        "import natten_mlx\nnatten_mlx.NeighborhoodAttention1D(8, 2, 3, rope=8)\n",
+        "import natten_mlx\nm = natten_mlx.NeighborhoodAttention1D(8, 2, 3)\nm.step(1, m.make_cache('1'))\n",
+        "import natten_mlx\nnatten_mlx.neighborhood_mask('8', 3, dtype='bool')\n",
     )
     assert 'program_0.py:2: error: Unexpected keyword argument "dim"' in output
     assert "program_1.py:2: error: No overload variant" in output
+    assert 'program_2.py:2: error: Argument "rope"' in output
+    assert 'program_3.py:3: error: Argument 1 to "step"' in output
+    assert 'program_3.py:3: error: Argument 1 to "make_cache"' in output
+    assert 'program_4.py:2: error: Argument 1 to "neighborhood_mask"' in output
 
 
 @pytest.mark.parametrize("name", [n for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))])

@@ -10,7 +10,18 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, device, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
+from harness import (
+    assert_near,
+    attention,
+    device,
+    rounded,
+    skip_unless_taken,
+    split_av,
+    split_qk,
+    to_mlx,
+    to_numpy,
+    vjp,
+)
 
 CASES = [
     Case((9,), (4,), heads=2, rpb=True, is_causal=(True,)),
@@ -18,6 +29,12 @@ CASES = [
     Case((4, 5, 6), (2, 3, 3), dilation=(2, 1, 1), gna_stride=(1, 2, 1), rpb=True),
     Case((6, 7), (3, 3), extra=3, heads=2),
     Case((9,), (3,), batch=2, lengths=((5,), (9,)), rpb=True),
+]
+BEYOND_PLAIN = [
+    Case((20, 9), (5, 3), span=((8, 4, 6, 8), (0, 9, 0, 9)), heads=2, rpb=True),
+    Case((14,), (5,), is_circular=(True,), span=((0, 6, -2, 10),), rpb=True, extra=2),
+    Case((18,), (5,), batch=2, span=((6, 8, 0, 18),), lengths=((9,), (18,)), stride=(2,)),
+    Case((6,), (9,), is_causal=(True,), rpb=True, heads=2),
 ]
 
 SEVERAL_BLOCKS = Case((24, 25), (9, 9), dim=32, rpb=True)  # of the pure tier, which bounds its memory by them
@@ -39,8 +56,9 @@ def check_gradients(case: Case, grads: list[mx.array], arrays: dict[str, np.ndar
         assert_near(gradient, expected[name], 1e-4, name)
 
 
-@pytest.mark.parametrize("case", [*CASES, SEVERAL_BLOCKS], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN, SEVERAL_BLOCKS], ids=str)
 def test_compile(tier: str, case: Case) -> None:
+    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     out, lse = case.call(arrays).forward()
     compiled = mx.compile(call)
@@ -84,6 +102,19 @@ def test_compile_does_not_join_different_calls(tier: str) -> None:
         assert_near(result, varied.call(arrays).forward()[0], 1e-5, str(changes))
 
 
+def test_compile_of_equal_calls_on_a_fused_input(tier: str) -> None:
+    """MLX fuses what makes the input, and replaces the input of every call."""
+
+    def call(x: mx.array) -> mx.array:
+        q = 2 * x + 1  # in rank 3 with nothing between it and the node
+        attention = lambda q: natten_mlx.na3d(q, q, q, 2)  # noqa: E731
+        outputs, gradients = mx.vjp(attention, [q], [q])
+        return attention(q) + outputs[0] + gradients[0]
+
+    x = mx.random.normal((1, 2, 3, 4, 1, 4), key=mx.random.key(0))
+    assert mx.allclose(mx.compile(call)(x), call(x), atol=1e-4)
+
+
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_shapeless_compile_is_right_or_raises(tier: str, case: Case, with_gradient: bool) -> None:
@@ -124,9 +155,10 @@ def test_shapeless_compile_is_right_or_raises(tier: str, case: Case, with_gradie
 
 
 @pytest.mark.parametrize("mapped", [(0,), (1,), (2,), (3,), (0, 3), (0, 1, 2), (0, 1, 2, 3)], ids=str)
-@pytest.mark.parametrize("case", [*CASES[:4], SEVERAL_BLOCKS], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:4], *BEYOND_PLAIN[:2], SEVERAL_BLOCKS], ids=str)
 def test_vmap_over_any_input(tier: str, case: Case, mapped: tuple[int, ...]) -> None:
     """Forward, and the gradient inside of vmap: each example has its own gradient, drpb too."""
+    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     examples = [rounded(case.with_(seed=seed).arrays(), "float32") for seed in (1, 2, 3)]
     axes = tuple(0 if i in mapped else None for i in range(len(names)))
@@ -265,8 +297,9 @@ def test_vmap_of_the_split_form(tier: str, case: Case) -> None:
                 assert_near(gradient[i], backward[name], 1e-4, name)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN], ids=str)
 def test_checkpoint(tier: str, case: Case) -> None:
+    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     loss = loss_of(mx.checkpoint(call), to_mlx(arrays["dout"]), to_mlx(arrays["dlse"]))
     check_gradients(case, mx.grad(loss, argnums=list(range(len(names))))(*inputs), arrays, names)
@@ -304,8 +337,9 @@ def check_second_order(case: Case, tolerance: float) -> None:
         assert_near(second, expected[name], tolerance, f"second derivative by {name}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN], ids=str)
 def test_jvp_and_second_derivatives(tier: str, case: Case) -> None:
+    skip_unless_taken(tier, case)
     check_second_order(case, 1e-3)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import natten_mlx
@@ -19,9 +19,11 @@ from harness import (
     lengths_array,
     options,
     rounded,
+    skip_unless_taken,
     split_av,
     split_qk,
     succeeds,
+    takes,
     to_mlx,
     to_numpy,
     vjp,
@@ -37,22 +39,35 @@ OPTIONS = [
     Case((6, 7), (3, 2), batch=2, lengths=((4, 7), (6, 3)), extra=3, heads=2, kv_heads=1),
     Case((5, 5, 5), (2, 3, 2), batch=2, lengths=((2, 3, 4), (5, 5, 3)), is_causal=(False, True, False)),
     Case((20, 18), (5, 3), batch=2, lengths=((17, 16), (5, 18)), dim=16),
+    Case((9,), (4,), batch=3, lengths=((1,), (9,), (3,)), is_causal=(True,), rpb=True),  # shorter than the kernel
+    Case((18,), (5,), batch=3, span=((6, 8, 0, 18),), lengths=((9,), (18,), (5,)), rpb=True, extra=2),
+    Case((18,), (5,), batch=2, span=((4, 9, 0, 15),), lengths=((9,), (6,)), is_causal=(True,), stride=(2,)),
+    Case((6, 12), (3, 5), batch=2, lengths=((6, 12), (4, 10)), dilation=(1, 2), is_circular=(False, True)),
 ]
+
+
+ROWS = {"query": "queries", "key": "keys", "value": "keys"}  # others have a row for each computed query
+
+
+def padding_of(case: Case, name: str, sample: int) -> list[tuple[slice, ...]]:
+    """For each axis the rows of an array that lie past the sample's length."""
+    geometry, result = case.geometry(), []
+    for axis, (a, span) in enumerate(zip(geometry.axes, geometry.spans, strict=True)):
+        start = {"queries": span.query_start, "keys": span.key_start}.get(ROWS.get(name, ""))
+        length = case.lengths[sample][axis]
+        first = sum(q < length for q in span.queries(a)) if start is None else max(0, length - start)
+        result.append((sample, *[slice(None)] * axis, slice(first, None)))
+    return result
 
 
 def poisoned(case: Case, arrays: dict[str, np.ndarray], poison: float) -> dict[str, np.ndarray]:
     """The same arrays with `poison` at every position past a sample's lengths."""
     result = {name: x.copy() for name, x in arrays.items()}
-    for b, lengths in enumerate(case.lengths):
-        for name, x in result.items():
-            if name in ("query", "key", "value"):
-                keep = lengths
-            elif name in ("dout", "dlse", "dlogits", "attn"):
-                keep = tuple(-(-length // s) for length, s in zip(lengths, case.stride, strict=True))
-            else:
-                continue
-            for axis, length in enumerate(keep):
-                x[(b, *[slice(None)] * axis, slice(length, None))] = poison
+    for name, x in result.items():
+        if name in (*ROWS, "dout", "dlse", "dlogits", "attn"):
+            for sample in range(case.batch):
+                for padding in padding_of(case, name, sample):
+                    x[padding] = poison
     return result
 
 
@@ -73,27 +88,29 @@ def check_padding(case: Case, poison: float) -> None:
     grads = vjp(call, inputs, [to_mlx(arrays["dout"]), to_mlx(arrays["dlse"])])
     for name, gradient in zip(names, grads, strict=True):
         assert_near(gradient, expected[name], 1e-4, f"gradient of {name}")
-    for b, lengths in enumerate(case.lengths):
-        for gradient in grads[:3]:
-            for axis, length in enumerate(lengths):
-                padding = to_numpy(gradient)[(b, *[slice(None)] * axis, slice(length, None))]
-                assert np.all(padding == 0), "gradient in the padding"
+    for sample in range(case.batch):
+        for name, gradient in zip(names[:3], grads[:3], strict=True):
+            for padding in padding_of(case, name, sample):
+                assert np.all(to_numpy(gradient)[padding] == 0), "gradient in the padding"
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 7.0])
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 def test_padding_reaches_nothing(tier: str, case: Case, poison: float) -> None:
+    skip_unless_taken(tier, case)
     check_padding(case, poison)
 
 
 @given(case=calls(with_lengths=True), poison=st.sampled_from([np.nan, np.inf, 5.0]))
 def test_padding_reaches_nothing_random(tier: str, case: Case, poison: float) -> None:
+    assume(takes(tier, case))
     check_padding(case, poison)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None], ids=str)
 def test_padding_reaches_nothing_in_the_split_form(tier: str, case: Case, poison: float) -> None:
+    skip_unless_taken(tier, case)
     clean = rounded(case.arrays(), "float32")
     arrays = poisoned(case, clean, poison)
     reference = case.call(clean)
@@ -111,14 +128,16 @@ def test_padding_reaches_nothing_in_the_split_form(tier: str, case: Case, poison
         assert_near(gradient, expected[name], 1e-4, f"gradient of av's {name}")
 
 
-@pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None], ids=str)
+@pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None and not case.span], ids=str)
 def test_each_sample_is_the_call_on_its_slice(tier: str, case: Case) -> None:
     """Without the oracle: a padded sample gives what its unpadded slice gives."""
+    skip_unless_taken(tier, case)
     arrays = case.arrays()
     names, call = attention(case)
     out, lse = call(*(to_mlx(arrays[name]) for name in names))
     for b, lengths in enumerate(case.lengths):
         alone = replace(case, spatial=lengths, batch=1, lengths=None)
+        skip_unless_taken(tier, alone)
         window = tuple(slice(0, length) for length in lengths)
         slices = [to_mlx(arrays[n] if n == "rpb" else arrays[n][(slice(b, b + 1), *window)]) for n in names]
         small, small_lse = attention(alone)[1](*slices)
@@ -133,7 +152,8 @@ def test_varlen_functions(tier: str, case: Case, dtype: mx.Dtype) -> None:
     arrays = case.arrays()
     q, k, v = (to_mlx(arrays[name]) for name in ("query", "key", "value"))
     call = function(case, "_varlen")
-    names = case.parameters()
+    skip_unless_taken(tier, case)
+    names = case.parameters() | case.placement()
     kernel_size, dilation = names.pop("kernel_size"), names.pop("dilation")
     lengths = lengths_array(case, dtype)
     out, lse = call(q, k, v, lengths, kernel_size, dilation, 0.5, return_lse=True, **names)
@@ -258,6 +278,7 @@ def test_options_name_lengths_once() -> None:
         "dilation",
         "is_causal",
         "gna_stride",
+        "is_circular",
         "scale",
         "lengths",
     }

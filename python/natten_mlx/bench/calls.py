@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ import natten_mlx
 from natten_mlx.bench.cases import FORWARD, GRAD_KEY, GRAD_QUERY, STEP, Case
 
 REFERENCE = "pure"
-ALIASES = {"fast_cuda": "fast_metal"}
+JIT_NAMES = ("fast_metal", "fast_cuda")  # of one tier; a machine has one of them
 
 # Relative to the largest value of each result. Both sides of a float32 comparison may be off by what the tests allow
 # against a float64 oracle (1e-5, 1e-4). Half types are compared with `pure` in float32 on the same inputs: a forward
@@ -28,9 +29,14 @@ Outputs = list[mx.array]
 Call = Callable[[], Outputs]
 
 
+def support_rows() -> dict[str, dict[str, Any]]:
+    """The support matrix by what this machine calls its tiers."""
+    return {row["name"]: row for row in natten_mlx.get_support_matrix().values()}
+
+
 def tier_names() -> list[str]:
     """Tiers of the support matrix, the reference last."""
-    names = list(natten_mlx.get_support_matrix())
+    names = list(support_rows())
     return [name for name in names if name != REFERENCE] + [REFERENCE]
 
 
@@ -41,10 +47,11 @@ def parse_tiers(names: Sequence[str]) -> list[str]:
         ValueError: a name that is no tier.
     """
     known = tier_names()
-    result = [ALIASES.get(name, name) for name in names]
+    jit = next(name for name in known if name in JIT_NAMES)
+    result = [jit if name in JIT_NAMES else name for name in names]
     for name, given in zip(result, names, strict=True):
         if name not in known:
-            raise ValueError(f"unknown tier {given!r}. Expected one of {[*known, *ALIASES]}")
+            raise ValueError(f"unknown tier {given!r}. Expected one of {list(dict.fromkeys([*known, *JIT_NAMES]))}")
     return list(dict.fromkeys(result))
 
 
@@ -59,7 +66,7 @@ class Choice:
 
 def choice(case: Case, tier: str) -> Choice:
     """Whether `tier` itself would run every call of the case."""
-    row = natten_mlx.get_support_matrix()[tier]
+    row = support_rows()[tier]
     if not row["available"]:
         return Choice(f"unavailable: {row['reason']}")
     batch, *_, heads, _ = case.shape
@@ -67,10 +74,10 @@ def choice(case: Case, tier: str) -> Choice:
     kernels, tiles = [], []
     with natten_mlx.backend(tier):
         for op in {"fused": ("attention",), "split": ("qk", "av"), "qk": ("qk",)}[case.form]:
-            query = attention if op == "av" else case.shape
+            query = attention if op == "av" else case.query_shape
             dtype = getattr(mx, case.dtype)
-            found = natten_mlx.explain(query, case.shape, case.shape, op=op, dtype=dtype, **case.neighborhood())
-            if ALIASES.get(found.tier, found.tier) != tier:
+            found = natten_mlx.explain(query, case.key_shape, case.key_shape, op=op, dtype=dtype, **case.neighborhood())
+            if found.tier != tier:
                 return Choice("declined: " + found.declined.get(tier, f"{found.tier} runs it"))
             kernels.append(found.kernel)
             tiles.append(found.tile)
@@ -88,10 +95,10 @@ def normal(shape: Sequence[int], seed: int, dtype: str) -> mx.array:
 
 def inputs(case: Case, kv_heads: int | None = None, value_dim: int | None = None) -> Outputs:
     """query, key and value; those of half types hold half values."""
-    *outer, heads, dim = case.shape
+    *outer, heads, dim = case.key_shape
     key = (*outer, kv_heads or heads, dim)
     value = (*outer, kv_heads or heads, value_dim or dim)
-    return [normal(shape, seed, case.dtype) for seed, shape in enumerate((case.shape, key, value))]
+    return [normal(shape, seed, case.dtype) for seed, shape in enumerate((case.query_shape, key, value))]
 
 
 def function(case: Case) -> Callable[..., mx.array]:

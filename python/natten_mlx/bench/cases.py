@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from natten_mlx.functional import key_span
+
 VERSION = 1
 """Raised when a case changes its meaning, so that reports of different versions are not compared."""
 
@@ -21,7 +23,8 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `shape` is query's, heads last: [B, spatial..., heads, head_dim]."""
+    """One call. `shape` is that of query, heads last: [B, spatial..., heads, head_dim]; with a `span`, (start, rows) of
+    the queries on each axis, it is that of the whole, and key and value have the rows that the span needs."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +35,8 @@ class Case:
     dtype: str = "float32"
     form: str = "fused"
     gna_stride: int | tuple[int, ...] = 1
+    is_circular: bool | tuple[bool, ...] = False
+    span: tuple[tuple[int, int], ...] = ()
     groups: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -55,19 +60,55 @@ class Case:
         return self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * self.rank
 
     @property
+    def query_span(self) -> tuple[tuple[int, int], ...]:
+        """Start and rows of the queries per axis."""
+        return self.span or tuple((0, length) for length in self.shape[1:-2])
+
+    @property
     def queries(self) -> tuple[int, ...]:
         """Computed queries per axis."""
         strides = self.stride if isinstance(self.stride, tuple) else (self.stride,) * self.rank
-        return tuple(-(-length // stride) for length, stride in zip(self.shape[1:-2], strides, strict=True))
+        return tuple(
+            -(-(start + rows) // stride) + -start // stride
+            for (start, rows), stride in zip(self.query_span, strides, strict=True)
+        )
+
+    @property
+    def key_span(self) -> tuple[tuple[int, int], ...]:
+        """Start and rows of the keys per axis."""
+        if not self.span:
+            return self.query_span
+        starts, rows = zip(*self.span, strict=True)
+        return tuple(
+            zip(*key_span(query_start=starts, rows=rows, shape=self.shape[1:-2], **self.window()), strict=True)
+        )
+
+    @property
+    def query_shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return (self.shape[0], *(rows for _, rows in self.query_span), *self.shape[-2:])
+
+    @property
+    def key_shape(self) -> tuple[int, ...]:
+        """Of the arrays of keys and values, where they have the heads of query."""
+        return (self.shape[0], *(rows for _, rows in self.key_span), *self.shape[-2:])
 
     def neighborhood(self) -> dict[str, Any]:
         """Keyword arguments of na1d, na2d, na3d and their split forms."""
+        if not self.span:
+            return self.window()
+        query_start, key_start = (tuple(start for start, _ in span) for span in (self.span, self.key_span))
+        return {**self.window(), "query_start": query_start, "key_start": key_start, "shape": self.shape[1:-2]}
+
+    def window(self) -> dict[str, Any]:
+        """Those of them that say which keys a query attends."""
         return {
             "kernel_size": self.kernel_size,
             "stride": self.stride,
             "dilation": self.dilation,
             "is_causal": self.is_causal,
             "gna_stride": self.gna_stride,
+            "is_circular": self.is_circular,
         }
 
     def describe(self) -> str:
@@ -75,10 +116,13 @@ class Case:
         parts = [f"{self.function} {'x'.join(map(str, self.shape))} K {'x'.join(map(str, self.kernel))}"]
         labels = (("s", self.stride), ("d", self.dilation), ("u", self.gna_stride))
         parts += [f"{label} {value}" for label, value in labels if value != 1]
-        if self.is_causal is True:
-            parts.append("causal")
-        elif self.is_causal:
-            parts.append("causal " + "".join("FT"[causal] for causal in self.is_causal))
+        for name, values in (("causal", self.is_causal), ("circular", self.is_circular)):
+            if values is True:
+                parts.append(name)
+            elif values:
+                parts.append(f"{name} " + "".join("FT"[value] for value in values))
+        if self.span:
+            parts.append("queries " + " x ".join(f"{start}..{start + rows - 1}" for start, rows in self.span))
         parts += [self.dtype] * (self.dtype != "float32") + [self.form] * (self.form != "fused")
         return ", ".join(parts)
 
@@ -126,6 +170,10 @@ CASES: tuple[Case, ...] = (
     Case("na2d_k7_bfloat16", (1, 32, 32, 8, 32), 7, dtype="bfloat16", groups=GUARDRAIL),
     Case("na3d_k3_float16", (1, 10, 12, 14, 4, 16), 3, dtype="float16", groups=GUARDRAIL),
     Case("na3d_k3_bfloat16", (1, 10, 12, 14, 4, 16), 3, dtype="bfloat16", groups=GUARDRAIL),
+    # A token beside its cache, rows in the middle of an image, windows that wrap.
+    Case("na1d_step_k1024", (1, 65536, 8, 64), 1024, is_causal=True, span=((40000, 1),), groups=GUARDRAIL),
+    Case("na2d_k7_middle", (1, 64, 32, 8, 32), 7, span=((16, 32), (0, 32)), groups=GUARDRAIL),
+    Case("na2d_k7_circular", (1, 32, 32, 8, 32), 7, is_circular=True, groups=GUARDRAIL),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from natten_mlx import _ext
 from natten_mlx.bench.cases import FORWARD, GRAD_KEY, GRAD_QUERY, STEP, Case
@@ -12,45 +13,56 @@ from natten_mlx.bench.cases import FORWARD, GRAD_KEY, GRAD_QUERY, STEP, Case
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-@functools.cache
-def _attended(length: int, kernel: int, stride: int, dilation: int, is_causal: bool, gna_stride: int) -> int:
-    """Pairs of a computed query and a key on one axis."""
-    return sum(
-        len(_ext.window_keys(query, length, kernel, stride, dilation, is_causal, gna_stride))
-        for query in range(0, length, stride)
-    )
+class Axis(NamedTuple):
+    """One axis of a case."""
+
+    queries: range
+    length: int
+    kernel: int
+    stride: int
+    dilation: int
+    is_causal: bool
+    gna_stride: int
+    is_circular: bool
+
+    def keys(self, query: int) -> list[int]:
+        """Positions that the query at a position attends."""
+        return _ext.window_keys(query, *self[1:])
 
 
 @functools.cache
-def _whole(length: int, kernel: int, stride: int, dilation: int, is_causal: bool, gna_stride: int) -> int:
-    """Computed queries of one axis whose window no border shifts or cuts: it is what it would be on an endless axis."""
-    margin = kernel * dilation * gna_stride * stride  # keeps groups, leaders and computed queries in place
-
-    def keys(query: int, length: int) -> list[int]:
-        return _ext.window_keys(query, length, kernel, stride, dilation, is_causal, gna_stride)
-
-    return sum(
-        keys(query, length) == [key - margin for key in keys(query + margin, length + 2 * margin)]
-        for query in range(0, length, stride)
-    )
+def _attended(axis: Axis) -> int:
+    """Pairs of a computed query and a key."""
+    return sum(len(axis.keys(query)) for query in axis.queries)
 
 
-def _axes(case: Case) -> list[tuple[int, int, int, int, bool, int]]:
-    """The arguments of `_attended` for each axis."""
+@functools.cache
+def _whole(axis: Axis) -> int:
+    """Computed queries whose window no border shifts or cuts: it is what it would be on an endless axis."""
+    if axis.is_circular:
+        return len(axis.queries)
+    # Keeps groups, leaders and computed queries in place.
+    margin = axis.kernel * axis.dilation * axis.gna_stride * axis.stride
+    longer = axis._replace(length=axis.length + 2 * margin)
+    return sum(axis.keys(query) == [key - margin for key in longer.keys(query + margin)] for query in axis.queries)
 
+
+def _axes(case: Case) -> list[Axis]:
     def spread(value: int | bool | tuple[int, ...] | tuple[bool, ...]) -> tuple[int, ...]:
         return value if isinstance(value, tuple) else (value,) * case.rank
 
-    parameters = (case.kernel, case.stride, case.dilation, case.is_causal, case.gna_stride)
+    parameters = (case.kernel, case.stride, case.dilation, case.is_causal, case.gna_stride, case.is_circular)
     return [
-        (length, k, s, d, bool(c), u)
-        for length, k, s, d, c, u in zip(case.shape[1:-2], *map(spread, parameters), strict=True)
+        Axis(range(-(-start // s) * s, start + rows, s), length, k, s, d, bool(c), u, bool(o))
+        for (start, rows), length, k, s, d, c, u, o in zip(
+            case.query_span, case.shape[1:-2], *map(spread, parameters), strict=True
+        )
     ]
 
 
 def border(case: Case) -> float:
     """Part of the queries whose window, on some axis, a border shifts or cuts."""
-    return 1.0 - math.prod(_whole(*axis) for axis in _axes(case)) / math.prod(case.queries)
+    return 1.0 - math.prod(_whole(axis) for axis in _axes(case)) / math.prod(case.queries)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ class Size:
     pairs: int
     """Query-key pairs of one batch entry and head; tokens x prod(kernel_size) when nothing is causal or strided."""
     queries: int
+    query_rows: int
+    """Queries of the array: with a stride not all of them are computed."""
     keys: int
     slots: int
     """Elements of the attention of one query in the split form, empty ones included."""
@@ -72,11 +86,12 @@ class Size:
 
 def size(case: Case, kv_heads: int | None = None, value_dim: int | None = None) -> Size:
     """Counts of a case; `kv_heads` and `value_dim` default to those of query."""
-    batch, *lengths, heads, dim = case.shape
+    batch, *_, heads, dim = case.shape
     return Size(
-        pairs=math.prod(_attended(*axis) for axis in _axes(case)),
+        pairs=math.prod(_attended(axis) for axis in _axes(case)),
         queries=math.prod(case.queries),
-        keys=math.prod(lengths),
+        query_rows=math.prod(rows for _, rows in case.query_span),
+        keys=math.prod(rows for _, rows in case.key_span),
         slots=math.prod(case.kernel),
         batch_heads=batch * heads,
         batch_kv_heads=batch * (kv_heads or heads),
@@ -109,7 +124,7 @@ def compulsory_bytes(form: str, direction: str, n: Size) -> float:
     """Every input, output and gradient once; in the split form the logits and weights too, which are inputs and outputs
     of its calls."""
     query = n.queries * n.batch_heads * n.head_dim
-    all_queries = n.keys * n.batch_heads * n.head_dim
+    all_queries = n.query_rows * n.batch_heads * n.head_dim
     key = n.keys * n.batch_kv_heads * n.head_dim
     value = n.keys * n.batch_kv_heads * n.value_dim
     out = n.queries * n.batch_heads * n.value_dim

@@ -1,8 +1,10 @@
 """Guardrails: each case must reach ratios that hold on a noisy machine too. They are stored in thresholds.json.
 
 Two floors per case and direction, on one thread: the speed relative to `pure`, and useful operations relative to the
-multiply-add peak, both from the same run, each as the median of the rounds' ratios. And where the last release was
-measured on the same SIMD target, a part of the ratios that it reached.
+multiply-add peak, both from the same run, each as the median of the rounds' ratios. And a part of the ratios that the
+last release reached. On another SIMD target than the release was measured on, only the share of the peak is held:
+`pure`, which vectors do not speed up, is nearer to narrow ones. A report says which applied. Cases that fall short are
+measured again when the others are done, for machines have other users.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ UNGUARDED = "no threshold"
 RATIOS = ("vs_pure", "of_fma")
 # Beyond this many operations of the forward `pure` takes seconds: it is not timed, and checks one head only.
 PURE_FLOPS = 1.5e8
+ATTEMPTS = 3
 
 
 def directions(case: Case, wanted: str) -> list[str]:
@@ -76,13 +79,15 @@ def ratios(row: Row, baseline: Row | None, trim_head: int) -> dict[str, float]:
 def shortfalls(row: Row, thresholds: dict[str, Any], target: str) -> list[str]:
     """What the ratios of `row` do not reach. Fills in the floors."""
     tier, case, direction = row["tier"], row["case"], row["direction"]
-    row["floors"] = thresholds["floors"].get(tier, {}).get(case, {}).get(direction, {})
+    release = thresholds["release"]
+    floors = thresholds["floors"].get(tier, {}).get(case, {}).get(direction, {})
+    is_same = release.get("cpu_target", target) == target
+    row["floors"] = {name: floor for name, floor in floors.items() if is_same or name == "of_fma"}
     short = [
         f"{name} {row['ratios'][name]:.3g} < {floor:.3g}"
         for name, floor in row["floors"].items()
         if name in row["ratios"] and row["ratios"][name] < floor
     ]
-    release = thresholds["release"]
     if release.get("cpu_target") == target:
         earlier = release.get("ratios", {}).get(tier, {}).get(case, {}).get(direction, {})
         short += [
@@ -106,21 +111,28 @@ def run(
     _ext.set_cpu_threads(threads)
     try:
         limits = Limits(plan.cpu_clock)
-        rows: list[Row] = []
-        for case in chosen:
-            choices = {tier: choice(case, tier) for tier in (*tiers, REFERENCE)}
-            chosen_directions = directions(case, wanted)
-            expensive = _is_expensive(case)
-            expected = Reference(case, chosen_directions[-1], heads=1 if expensive else None)
-            for direction in chosen_directions:
-                progress(f"{case.name} {direction}")
-                timed = list(tiers) if expensive else None
-                measured = measure_direction(case, direction, choices, plan, limits, expected, timed)
-                rows += _judge(measured, plan, thresholds)
+        judged: dict[tuple[str, str], list[Row]] = {}
+        pending = {(case.name, direction) for case in chosen for direction in directions(case, wanted)}
+        for _ in range(ATTEMPTS):
+            for case in chosen:
+                again = [direction for direction in directions(case, wanted) if (case.name, direction) in pending]
+                if not again:
+                    continue
+                choices = {tier: choice(case, tier) for tier in (*tiers, REFERENCE)}
+                expensive = _is_expensive(case)
+                expected = Reference(case, again[-1], heads=1 if expensive else None)
+                for direction in again:
+                    progress(f"{case.name} {direction}")
+                    timed = list(tiers) if expensive else None
+                    measured = measure_direction(case, direction, choices, plan, limits, expected, timed)
+                    judged[case.name, direction] = _judge(measured, plan, thresholds)
+            pending = {place for place, found in judged.items() if any(row["status"] == SHORT for row in found)}
+        rows = [row for found in judged.values() for row in found]
         report = header("guardrail", plan, limits)
     finally:
         _ext.set_cpu_threads(0)
-    return {**report, "direction": wanted, "release": thresholds["release"].get("version"), "rows": rows}
+    release = {name: thresholds["release"].get(name) for name in ("version", "cpu_target")}
+    return {**report, "direction": wanted, "release": release, "rows": rows}
 
 
 def _is_expensive(case: Case) -> bool:
@@ -172,7 +184,19 @@ def markdown(report: Report) -> str:
     """The table, and what fell short."""
     short = [f"- {row['case']} {row['direction']} on {row['tier']}: {row['reason']}\n" for row in failures(report)]
     table = markdown_table(COLUMNS, [cells(row) for row in report["rows"]])
-    return f"{machine_line(report)}\n\n{table}\n" + ("".join(short) or "All within their thresholds.\n")
+    verdict = "".join(short) or "All within their thresholds.\n"
+    return f"{machine_line(report)}\n\n{table}\n{verdict}{held_to(report)}\n"
+
+
+def held_to(report: Report) -> str:
+    """A sentence: which thresholds applied on this machine."""
+    release, target = report["release"], report["machine"]["cpu_target"]
+    if release["cpu_target"] == target:
+        return f"Held to the floors, and to release {release['version']} on {target}."
+    if release["cpu_target"] is None:
+        return "Held to the floors: no release is stored."
+    why = f"release {release['version']} was measured on {release['cpu_target']}, not {target}"
+    return f"Held to the floors of the share of the peak alone: {why}."
 
 
 def thresholds_of(reports: Sequence[Report], part: float, margin: float) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from natten_mlx.bench.table import OK, Report
 
 MARKERS = {"forward": "o", "grad_query": "s", "step": "^", "grad_key": "D"}
-COLORS = {"pure": "#9aa3ad", "nanobind": "#d1495b", "fast_metal": "#30638e"}
+COLORS = {"pure": "#9aa3ad", "nanobind": "#d1495b", "fast_metal": "#30638e", "fast_cuda": "#30638e"}
 
 
 def figure(**options: Any) -> Any:
@@ -22,6 +23,14 @@ def figure(**options: Any) -> Any:
     except ImportError:
         raise ValueError("plots need matplotlib: pip install 'natten-mlx[plots]'") from None
     return Figure(layout="constrained", **options)
+
+
+def check_format(path: str) -> None:
+    """Raises `ValueError` where a picture of that name can't be drawn."""
+    formats = figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix[1:].lower()
+    if suffix and suffix not in formats:
+        raise ValueError(f"can't draw {path}: the formats are {', '.join(sorted(formats))}")
 
 
 def log_ticks(low: float, high: float) -> list[float]:

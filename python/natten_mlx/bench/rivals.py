@@ -41,7 +41,8 @@ def _axis_keys(case: Case, axis: int) -> list[list[int]]:
         return value[axis] if isinstance(value, tuple) else value
 
     length, stride = case.shape[1 + axis], of_axis(case.stride)
-    parameters = (stride, of_axis(case.dilation), bool(of_axis(case.is_causal)), of_axis(case.gna_stride))
+    flags = (bool(of_axis(case.is_causal)), of_axis(case.gna_stride), bool(of_axis(case.is_circular)))
+    parameters = (stride, of_axis(case.dilation), *flags)
     return [_ext.window_keys(query, length, case.kernel[axis], *parameters) for query in range(0, length, stride)]
 
 
@@ -69,7 +70,7 @@ def _dense_mask(case: Case) -> np.ndarray:
 
 def _whole(case: Case, what: str) -> None:
     if case.form != "fused" or case.queries != case.shape[1:-2]:
-        raise Skip(f"{what} is compared in the fused form without a query stride")
+        raise Skip(f"{what} is compared in the fused form, without a query stride or span")
 
 
 def _mlx(function: Callable[..., mx.array], case: Case, direction: str) -> Rival:
@@ -223,7 +224,10 @@ def _upstream(case: Case, direction: str) -> Rival:
     functional = _import("natten.functional")
     if case.gna_stride != 1:
         raise Skip("upstream natten is compared without a GNA stride")
-    options = {key: value for key, value in case.neighborhood().items() if key not in ("stride", "gna_stride")}
+    if case.is_circular is not False:
+        raise Skip("upstream natten has no circular axes")
+    left_out = ("stride", "gna_stride", "is_circular")
+    options = {key: value for key, value in case.neighborhood().items() if key not in left_out}
     fused = getattr(natten, case.function, None) or getattr(functional, case.function, None)
     if fused is not None and hasattr(natten, case.function):  # 0.20 and later
         return _torch_rival(lambda q, k, v: fused(q, k, v, **options), case, direction)

@@ -10,7 +10,7 @@ from typing import Any
 import natten_mlx
 from natten_mlx.bench import cases as table_of_cases
 from natten_mlx.bench import cost, memory
-from natten_mlx.bench.calls import REFERENCE, Call, Choice, Reference, choice, make_call
+from natten_mlx.bench.calls import REFERENCE, Call, Choice, Reference, choice, make_call, support_rows
 from natten_mlx.bench.cases import Case
 from natten_mlx.bench.machine import Limits, describe
 from natten_mlx.bench.measure import Plan, Samples, one_round, plan_options
@@ -23,10 +23,7 @@ Progress = Callable[[str], None]
 
 def header(kind: str, plan: Plan, limits: Limits) -> Report:
     """What every report starts with."""
-    tiers = {
-        name: {"available": row["available"], "reason": row["reason"]}
-        for name, row in natten_mlx.get_support_matrix().items()
-    }
+    tiers = {name: {"available": row["available"], "reason": row["reason"]} for name, row in support_rows().items()}
     return {
         "kind": kind,
         "cases_version": table_of_cases.VERSION,

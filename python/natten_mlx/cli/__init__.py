@@ -14,7 +14,20 @@ from importlib import metadata
 
 import natten_mlx
 
-COMMANDS = ("doctor", "matrix", "explain", "show", "bench", "profile", "classify", "decode", "convert")
+COMMANDS = (
+    "doctor",
+    "matrix",
+    "explain",
+    "show",
+    "bench",
+    "profile",
+    "plan",
+    "warmup",
+    "cache",
+    "classify",
+    "decode",
+    "convert",
+)
 
 
 def library_version() -> str:

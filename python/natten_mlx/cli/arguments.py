@@ -44,10 +44,10 @@ def per_axis(values: list[T]) -> T | tuple[T, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def add_neighborhood(parser: argparse.ArgumentParser) -> None:
+def add_neighborhood(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the options that describe a neighborhood; `neighborhood(args)` collects them."""
     group = parser.add_argument_group("neighborhood (one value, or one per axis)")
-    group.add_argument("-k", "--kernel-size", type=integers, required=True, metavar="K", help="window size")
+    group.add_argument("-k", "--kernel-size", type=integers, required=required, metavar="K", help="window size")
     group.add_argument("-d", "--dilation", type=integers, default=[1], metavar="D", help="gap between attended keys")
     group.add_argument("-s", "--stride", type=integers, default=[1], metavar="S", help="compute every S-th query")
     group.add_argument(
@@ -63,6 +63,15 @@ def add_neighborhood(parser: argparse.ArgumentParser) -> None:
         metavar="BOOL",
         help="no keys after the query; alone: on every axis",
     )
+    group.add_argument(
+        "--circular",
+        type=booleans,
+        nargs="?",
+        const=[True],
+        default=[False],
+        metavar="BOOL",
+        help="windows wrap around; alone: on every axis",
+    )
 
 
 OPTIONS = {
@@ -71,6 +80,12 @@ OPTIONS = {
     "stride": "--stride",
     "dilation": "--dilation",
     "is_causal": "--causal",
+    "additional_keys": "--additional-keys",
+    "additional_values": "--additional-keys",
+    "key/value heads": "--kv-heads",
+    "is_circular": "--circular",
+    "queries": "--query-start",
+    "keys": "--key-start",
     "query": "--shape",
     "attn": "--shape",
     "key": "--kv-heads",
@@ -84,10 +99,21 @@ def blaming_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        found = re.search(rf"\b({'|'.join(OPTIONS)})\b", str(error))
-        if isinstance(error, InputError) or found is None:
+        names = re.findall(rf"\b({'|'.join(OPTIONS)})\b", str(error))
+        if isinstance(error, InputError) or not names:
             raise
-        raise InputError(f"{OPTIONS[found[0]]}: {error}") from None
+        # Both counts of heads are named where they do not fit, of which this is the one with an option.
+        name = "key/value heads" if "key/value heads" in names else names[0]
+        raise InputError(f"{OPTIONS[name]}: {error}") from None
+
+
+@contextmanager
+def blaming(option: str) -> Iterator[None]:
+    """Puts the option before what is said of its value."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 def positive(option: str, values: list[int]) -> tuple[int, ...]:
@@ -109,4 +135,5 @@ def neighborhood(args: argparse.Namespace) -> dict[str, Any]:
         "dilation": per_axis(args.dilation),
         "is_causal": per_axis(args.causal),
         "gna_stride": per_axis(args.gna_stride),
+        "is_circular": per_axis(args.circular),
     }

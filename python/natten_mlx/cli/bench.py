@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from natten_mlx.cli import InputError
+from natten_mlx.cli.arguments import blaming
 
 HELP = "measure: performance table, guardrails, comparison with alternatives"
 
@@ -100,9 +102,15 @@ def _table(args: argparse.Namespace) -> int:
     from natten_mlx.bench.cases import select
 
     if args.plot:
-        plots.figure()  # complains now if it can't be drawn later
-    chosen, directions = select(args.cases), _directions(args.directions)
-    tiers = parse_tiers(args.tiers) if args.tiers else tier_names()
+        with blaming("--plot"):  # now, not when all is measured
+            plots.check_format(args.plot)
+    with blaming("--cases"):
+        chosen = select(args.cases)
+    with blaming("--tiers"):
+        tiers = parse_tiers(args.tiers) if args.tiers else tier_names()
+    directions = _directions(args.directions)
+    if not args.pure_limit >= 0:
+        raise InputError(f"--pure-limit must not be negative, got {args.pure_limit:g}")
     timing = plan(args, _cpu_clock(args))
     _ext.set_cpu_threads(_threads(args.threads))
     try:
@@ -118,16 +126,28 @@ def _table(args: argparse.Namespace) -> int:
     return 1 if table.has_wrong(result) else 0
 
 
+def _needs_clone(module: str) -> None:
+    """Wheels leave out what compares with rivals and thresholds (scripts/build_wheel)."""
+    if importlib.util.find_spec(f"natten_mlx.bench.{module}") is None:
+        raise InputError(
+            "this measurement is not part of wheels: it runs in a clone of the repository, after `make test`"
+        )
+
+
 def _guardrail(args: argparse.Namespace) -> int:
+    _needs_clone("guardrail")
     from natten_mlx.bench import guardrail, report
     from natten_mlx.bench.calls import REFERENCE, parse_tiers, tier_names
     from natten_mlx.bench.cases import select
 
-    chosen = select(args.cases)
-    thresholds = guardrail.load(args.thresholds)
-    tiers = [tier for tier in (parse_tiers(args.tiers) if args.tiers else tier_names()) if tier != REFERENCE]
-    if not tiers:
-        raise InputError("every ratio is relative to pure: name another tier")
+    with blaming("--cases"):
+        chosen = select(args.cases)
+    with blaming("--thresholds"):
+        thresholds = guardrail.load(args.thresholds)
+    with blaming("--tiers"):
+        tiers = [tier for tier in (parse_tiers(args.tiers) if args.tiers else tier_names()) if tier != REFERENCE]
+        if not tiers:
+            raise ValueError("every ratio is relative to pure: name another tier")
     count = sum(len(guardrail.directions(case, args.direction)) for case in chosen)
     threads = _threads(args.threads) or 1
     with progress_bar(count) as progress:
@@ -140,16 +160,21 @@ def _guardrail(args: argparse.Namespace) -> int:
         _print(report.terminal_table(columns, fell, f"{len(failed)} of {len(result['rows'])} fell short"))
     else:
         print(f"{args.direction}: all {len(result['rows'])} within their thresholds, or declared as unavailable")
+    print(guardrail.held_to(result))
     _write(args, result, guardrail.markdown)
     return 1 if failed else 0
 
 
 def _compare(args: argparse.Namespace) -> int:
+    _needs_clone("compare")
     from natten_mlx.bench import compare, report, table
     from natten_mlx.bench.cases import select
 
-    chosen, directions = select(args.cases), _directions(args.directions, ("forward", "step"))
-    rivals = compare.parse_rivals(args.rivals)
+    with blaming("--cases"):
+        chosen = select(args.cases)
+    with blaming("--rivals"):
+        rivals = compare.parse_rivals(args.rivals)
+    directions = _directions(args.directions, ("forward", "step"))
     timing, threads = plan(args, _cpu_clock(args)), _threads(args.threads)
     with progress_bar(table.count(chosen, directions)) as progress:
         result = compare.run(chosen, rivals, timing, directions, threads, progress)
@@ -181,7 +206,7 @@ def _directions(names: list[str] | None, known: tuple[str, ...] = ()) -> list[st
     known = known or tuple(dict.fromkeys(name for names in DIRECTIONS.values() for name in names))
     unknown = set(names or known) - set(known)
     if unknown:
-        raise InputError(f"unknown direction {sorted(unknown)[0]!r}. Expected one of {list(known)}")
+        raise InputError(f"--directions: unknown direction {sorted(unknown)[0]!r}. Expected one of {list(known)}")
     return names or (list(known) if len(known) == 2 else None)
 
 

@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.denormalize:
         latents = model.denormalize(latents)
+    try:
+        frames = model.video_shape(latents)[1]
+    except ValueError as error:
+        raise InputError(f"{args.latents}: {error}") from None
     with progress_bar("decoding tiles") as progress:
         pieces = model.frames(
             latents,
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             tiling=None if args.whole else _tiling(args),
             progress=progress,
         )
-        written = write_video(pieces, model.video_shape(latents)[1], args.output, args.fps)
+        written = write_video(pieces, frames, args.output, args.fps)
     print("\n".join(map(str, written)))
     return 0
 

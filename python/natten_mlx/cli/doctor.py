@@ -12,6 +12,7 @@ from typing import Any
 
 import natten_mlx
 from natten_mlx.cli import library_version
+from natten_mlx.cli.cache import summary
 
 HELP = "show versions, devices, environment, and each tier with the reason why it can or can't run"
 
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         report.fail("package", str(natten_mlx._broken))
     elif works:
         _tiers(report, args.verbose)
-    print(f"{report.failures} of these lines are wrong" if report.failures else "nothing is wrong")
+    are = "is" if report.failures == 1 else "are"
+    print(f"{report.failures} of these lines {are} wrong" if report.failures else "nothing is wrong")
     return 1 if report.failures else 0
 
 
@@ -80,6 +82,8 @@ def _tiers(report: Report, verbose: bool) -> None:
     for row in natten_mlx.get_support_matrix().values():
         report.line(f"tier {row['name']}", "can run here" if row["available"] else f"can't run here: {row['reason']}")
     report.check("selected tier", natten_mlx.get_backend)
+    report.check("kernel compiler", _ext.kernel_compiler)
+    report.check("kernel files", lambda: summary(_ext.kernel_files()))
     report.check("a 2-D call", _call)
     if verbose:  # after the call, which may have compiled one
         report.check("kernel cache", _cache)
@@ -92,7 +96,7 @@ def _cache() -> str:
 
     info = _ext.kernel_cache_info()
     kept, limit = info["bytes"] / 2**20, info["limit"] / 2**20
-    return f"{info['kernels']} kernels, {kept:.1f} of at most {limit:.0f} MiB"
+    return f"kernels: {info['kernels']}, {kept:.1f} of at most {limit:.0f} MiB"
 
 
 def _kept_memory() -> str:
@@ -148,7 +152,7 @@ def _check_backend() -> None:
 def _check_strict() -> None:
     from natten_mlx import _ext
 
-    if os.environ["NATTEN_STRICT"] in ("", "0") or os.environ.get("NATTEN_BACKEND", "auto") in ("", "auto"):
+    if not _ext.is_strict() or os.environ.get("NATTEN_BACKEND", "auto") in ("", "auto"):
         return
     chosen = _ext.get_backend()
     for row in _ext.support_matrix().values():
@@ -186,6 +190,19 @@ def _check_tile() -> None:
     _ext.support_matrix()  # plans kernels, as calls do
 
 
+def _check_nvrtc() -> None:
+    if os.environ["NATTEN_NVRTC"] not in ("", "0", "1"):
+        raise ValueError("must be 0 (MLX compiles) or 1 (this library does)")
+
+
+def _check_cache_dir() -> None:
+    folder = os.environ["NATTEN_CACHE_DIR"]
+    if os.path.exists(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError("this folder can't be read")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise NotADirectoryError("this is no folder")
+
+
 ENVIRONMENT: dict[str, Callable[[], object]] = {
     "NATTEN_BACKEND": _check_backend,
     "NATTEN_STRICT": _check_strict,
@@ -194,6 +211,8 @@ ENVIRONMENT: dict[str, Callable[[], object]] = {
     "NATTEN_NUM_THREADS": _check_threads,
     "NATTEN_CACHE_LIMIT": _check_cache_limit,
     "NATTEN_FAST_TILE": _check_tile,
+    "NATTEN_NVRTC": _check_nvrtc,
+    "NATTEN_CACHE_DIR": _check_cache_dir,
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 import natten_mlx
 from natten_mlx.cli import InputError
-from natten_mlx.cli.arguments import DTYPES, add_neighborhood, blaming_options, integers, neighborhood
+from natten_mlx.cli.arguments import DTYPES, add_neighborhood, blaming, blaming_options, integers, neighborhood
 from natten_mlx.cli.bench import progress_bar, use_device
 from natten_mlx.cli.explain import LAYOUTS, tensor_shape
 
@@ -37,10 +38,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--seconds expects a positive number, got {args.seconds:g}")
     use_device(args.device)
     options = neighborhood(args)
-    tier = parse_tiers([args.tier])[0] if args.tier else "auto"
+    with blaming("--tier"):
+        tier = args.tier if args.tier in (None, "auto") else parse_tiers([args.tier])[0]
     form = "split" if args.split else "fused"
     case = Case("profile", shape, dtype=args.dtype, form=form, **options)
-    with natten_mlx.backend(tier), blaming_options(), progress_bar(stage_count(case)) as progress:
+    choice = nullcontext() if tier is None else natten_mlx.backend(tier)
+    with choice, blaming_options(), progress_bar(stage_count(case)) as progress:
         found = profile(case, args.kv_heads, args.value_dim, args.seconds, progress)
     _print(found)
     return 0

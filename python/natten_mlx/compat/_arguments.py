@@ -95,29 +95,25 @@ def array(function: str, name: str, x: object, rank: int, heads_first: bool, las
     return x
 
 
-def additional_tokens(
-    function: str, name: str, x: object, batch: int, heads: int, dim: int, heads_first: bool = True
-) -> mx.array:
-    """Tokens [B, heads, N, D] (heads first) or [B, N, heads, D] besides those of the window."""
-    layout = f"[{batch}, {heads}, N, {dim}]" if heads_first else f"[{batch}, N, {heads}, {dim}]"
+def additional_tokens(function: str, name: str, x: object, batch: int, heads: int, dim: int) -> mx.array:
+    """Tokens [B, heads, N, D] besides those of the window."""
+    layout = f"[{batch}, {heads}, N, {dim}]"
     if not isinstance(x, mx.array):
         raise ValueError(f"[{function}] {name} must be an mlx.core.array {layout}, got {type(x).__name__}")
-    heads_axis = 1 if heads_first else 2
-    if x.ndim != 4 or (x.shape[0], x.shape[heads_axis], x.shape[3]) != (batch, heads, dim):
+    if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != (batch, heads, dim):
         raise ValueError(f"[{function}] {name} must be {layout}, got the shape {tuple(x.shape)}")
     return x
 
 
-def slots(function: str, attn: mx.array, kernel_size: tuple[int, ...], additional: int) -> int:
-    """How many of attn's weights are the window's; the rest are those of additional tokens."""
-    window = math.prod(kernel_size)
-    if attn.shape[-1] != window + additional:
+def check_slots(function: str, attn: mx.array, kernel_size: tuple[int, ...], additional: int) -> None:
+    """attn must hold the weights of a window and of additional tokens."""
+    wanted = math.prod(kernel_size) + additional
+    if attn.shape[-1] != wanted:
         more = f" and {additional} additional tokens" if additional else ""
         raise ValueError(
-            f"[{function}] attn must hold {window + additional} weights per query for kernel_size {kernel_size}{more}, "
-            f"got {attn.shape[-1]}"
+            f"[{function}] attn must hold {wanted} weights per query for kernel_size {kernel_size}{more}, got "
+            f"{attn.shape[-1]}"
         )
-    return window
 
 
 def named(name: str, text: str, function: Callable[P, R]) -> Callable[P, R]:

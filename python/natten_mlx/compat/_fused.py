@@ -27,6 +27,10 @@ TUNING: dict[str, Any] = {
     "torch_compile": False,
     "try_fuse_additional_kv": False,
 }
+_STRIDED = (
+    "query", "key", "value", "kernel_size", "stride", "dilation", "is_causal", "scale", "additional_keys",
+    "additional_values",
+)  # fmt: skip
 
 
 def rank_of(function: str, query: object) -> int:
@@ -78,6 +82,21 @@ def attention(
     return result
 
 
+def strided(
+    function: str,
+    rank: int | None,
+    dense_attention: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    grouped_heads: bool,
+) -> tuple[mx.array, mx.array]:
+    """`attention` of 0.20 on by all arguments `given`; without `rank`, it is query's."""
+    tuning(function, FNA_BACKENDS, dense_attention, given)
+    rank = rank_of(function, given["query"]) if rank is None else rank
+    options = {name: given[name] for name in _STRIDED}
+    return attention(function, rank, **options, grouped_heads=grouped_heads)
+
+
 def dense(
     function: str,
     query: mx.array,
@@ -88,11 +107,8 @@ def dense(
     scale: float | None,
     return_lse: bool,
     grouped_heads: bool = False,
-) -> tuple[mx.array, mx.array | None]:
-    """Attention of every query to every key; causal from the top left: query i attends the keys 0..i.
-
-    The log-sum-exp needs all logits in memory.
-    """
+) -> mx.array | tuple[mx.array, mx.array]:
+    """Attention of every query to every key; causal from the top left: query i attends the keys 0..i."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, mx.array) or x.ndim != 4:
             got = f"the shape {tuple(x.shape)}" if isinstance(x, mx.array) else type(x).__name__
@@ -106,27 +122,25 @@ def dense(
     # 0.20 has scale in this place.
     if not isinstance(is_causal, bool):
         raise ValueError(f"[{function}] is_causal must be a bool, got {is_causal!r}")
-    heads, kv_heads = query.shape[2], key.shape[2]
-    if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        shapes = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
-        raise ValueError(f"[{function}] shapes of query, key and value must match, got {shapes}")
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"[{function}] heads of query ({heads}) must be divisible by those of key ({kv_heads})")
+    if key.shape[:3] != value.shape[:3]:
+        shapes = f"{tuple(key.shape)} and {tuple(value.shape)}"
+        raise ValueError(f"[{function}] shapes of key and value must match, got {shapes}")
+    options: dict[str, Any] = {"scale": arguments.scale(function, scale), "return_lse": return_lse}
+    if not is_causal:
+        return functional.attention(query, key, value, **options)
+    # There the last query sees the last key: as many keys as queries, and the queries behind the last key see all.
+    both = min(query.shape[1], key.shape[1])
+    parts = [functional.attention(query[:, :both], key[:, :both], value[:, :both], is_causal=True, **options)]
+    if query.shape[1] > both:
+        parts.append(functional.attention(query[:, both:], key, value, **options))
+    return joined(parts)
 
-    factor = arguments.scale(function, scale) or query.shape[3] ** -0.5
-    mask = None
-    if is_causal:
-        mask = mx.arange(query.shape[1])[:, None] >= mx.arange(key.shape[1])
-    q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=factor, mask=mask).swapaxes(1, 2)
-    if not return_lse:
-        return out, None
-    grouped = (factor * q.astype(mx.float32)).reshape(q.shape[0], kv_heads, heads // kv_heads, *q.shape[2:])
-    logits = grouped @ k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
-    if mask is not None:
-        logits = mx.where(mask, logits, -mx.inf)
-    lse = mx.logsumexp(logits, axis=-1).reshape(q.shape[:3]).swapaxes(1, 2)
-    return out, lse
+
+def joined(parts: list[Any]) -> Any:
+    """Results of attention to queries that follow each other, as one."""
+    if not isinstance(parts[0], tuple):
+        return mx.concatenate(parts, axis=1)
+    return tuple(mx.concatenate(list(of_one), axis=1) for of_one in zip(*parts, strict=True))
 
 
 def tuning(

@@ -5,6 +5,7 @@ Changes of layout are views. Only the slots of causal axes are moved, which copi
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import mlx.core as mx
@@ -34,9 +35,12 @@ def _held(length: int, kernel_size: int, dilation: int) -> np.ndarray:
 def _roll_slots(
     x: mx.array, kernel_size: tuple[int, ...], dilation: tuple[int, ...], is_causal: tuple[bool, ...], to_left: bool
 ) -> mx.array:
-    """x [B, axes, heads, prod(K)]: moves the slots of causal axes from right-aligned (here) to left-aligned (NATTEN,
-    empty ones last), or back. Both are rotations by the number of slots that are empty."""
+    """x [B, axes, heads, prod(K) + N]: moves slots of causal axes from right-aligned (here) to left-aligned (NATTEN,
+    empty ones last), or back. Both are rotations by the number of slots that are empty. The last N stay."""
+    if not any(is_causal):
+        return x
     rank = len(kernel_size)
+    x, additional = mx.split(x, [math.prod(kernel_size)], axis=-1)
     for axis in range(rank):
         if not is_causal[axis]:
             continue
@@ -49,7 +53,15 @@ def _roll_slots(
         spread = x.reshape(*x.shape[:-1], *kernel_size)
         index = mx.broadcast_to(index, spread.shape)
         x = mx.take_along_axis(spread, index, axis=rank + 2 + axis).reshape(x.shape)
-    return x
+    return mx.concatenate([x, additional], axis=-1) if additional.shape[-1] else x
+
+
+def _additional(function: str, name: str, tokens: mx.array | None, of: mx.array) -> mx.array | None:
+    """Tokens [B, heads, N, D] besides those of `of` [B, heads, axes, D], heads last."""
+    if tokens is None:
+        return None
+    batch, heads, *_, dim = of.shape
+    return heads_last(arguments.additional_tokens(function, name, tokens, batch, heads, dim))
 
 
 def qk(
@@ -73,18 +85,11 @@ def qk(
         arguments.array(function, name, x, rank, heads_first=True)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"[{function}] numbers of heads must match, got {query.shape[1]} and {key.shape[1]}")
-    batch, heads, *_, dim = query.shape
-    if additional_keys is not None:
-        arguments.additional_tokens(function, "additional_keys", additional_keys, batch, heads, dim)
-
-    rows = heads_last(query)
+    more = _additional(function, "additional_keys", additional_keys, query)
     operation = getattr(functional, f"na{rank}d_qk")
-    logits = operation(rows, heads_last(key), kernel, spacing, is_causal=causal, scale=1.0, rpb=rpb)
-    logits = heads_first(_roll_slots(logits, kernel, spacing, causal, to_left=True))
-    if additional_keys is None:
-        return logits
-    extra = query.reshape(batch, heads, -1, dim) @ additional_keys.swapaxes(-1, -2)
-    return mx.concatenate([logits, extra.reshape(*query.shape[:-1], -1).astype(logits.dtype)], axis=-1)
+    options = {"is_causal": causal, "scale": 1.0, "rpb": rpb, "additional_keys": more}
+    logits = operation(heads_last(query), heads_last(key), kernel, spacing, **options)
+    return heads_first(_roll_slots(logits, kernel, spacing, causal, to_left=True))
 
 
 def av(
@@ -106,16 +111,10 @@ def av(
     arguments.array(function, "value", value, rank, heads_first=True)
     if attn.shape[1] != value.shape[1]:
         raise ValueError(f"[{function}] numbers of heads must match, got {attn.shape[1]} and {value.shape[1]}")
-    batch, heads, *_, dim = value.shape
-    if additional_values is not None:
-        arguments.additional_tokens(function, "additional_values", additional_values, batch, heads, dim)
-    window = arguments.slots(function, attn, kernel, 0 if additional_values is None else additional_values.shape[2])
+    more = _additional(function, "additional_values", additional_values, value)
+    arguments.check_slots(function, attn, kernel, 0 if more is None else more.shape[1])
 
-    weights = attn.astype(value.dtype)
-    near = _roll_slots(heads_last(weights[..., :window]), kernel, spacing, causal, to_left=False)
     operation = getattr(functional, f"na{rank}d_av")
-    out = heads_first(operation(near, heads_last(value), kernel, spacing, is_causal=causal))
-    if additional_values is None:
-        return out
-    far = weights[..., window:].reshape(batch, heads, -1, attn.shape[-1] - window) @ additional_values
-    return out + far.reshape(out.shape).astype(out.dtype)
+    weights = _roll_slots(heads_last(attn.astype(value.dtype)), kernel, spacing, causal, to_left=False)
+    out = operation(weights, heads_last(value), kernel, spacing, is_causal=causal, additional_values=more)
+    return heads_first(out)

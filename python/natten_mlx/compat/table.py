@@ -126,6 +126,9 @@ _NESTED = tuple(
     )
 )
 
+_INTERNAL = "not here: what NATTEN's own modules share, which its documentation does not name"
+_GENERIC = tuple(_absent("not here: the modules of each rank", "natten.modules.NeighborhoodAttentionGeneric"))
+
 _HEADS_FIRST = "Arrays are heads first, `[B, heads, ..., D]`; natten_mlx's are heads last, which is a view away."
 _UNSCALED = "`qk` does not scale: multiply query by `head_dim ** -0.5` before. natten_mlx's scales unless `scale=1.0`."
 _ODD = "Kernel sizes are odd and above 1. natten_mlx takes any from 1."
@@ -175,7 +178,10 @@ RELEASES: dict[str, Release] = {
             *_ranked("natten#dqk", _SAME, "`na#d_qk(..., scale=1.0)` on heads-last arrays", 1, 2),
             *_ranked("natten#dav", _SAME, _NATIVE_AV, 1, 2),
             *_common(),
-            *_absent(_NO_FLOPS, "natten.flops.qk_rpb_flop", "natten.flops.av_flop", "natten.flops.add_natten_handle"),
+            *_absent(
+                _NO_FLOPS,
+                *(f"natten.flops.{name}" for name in ("qk_rpb_flop", "av_flop", "get_flops", "add_natten_handle")),
+            ),
             *_absent(
                 _NO_AUTOGRAD,
                 *(f"natten.functional.NATTEN{r}D{kind}Function" for r in (1, 2) for kind in ("QKRPB", "AV")),
@@ -218,6 +224,7 @@ RELEASES: dict[str, Release] = {
             *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
             *_AUTOGRAD,
             *_NESTED,
+            *_absent(_INTERNAL, "natten.ops", "natten.utils"),
         ),
     ),
     "v017": Release(
@@ -288,6 +295,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_absent(_NO_AUTOGRAD, *(f"natten.functional.FusedNeighborhoodAttention{r}D" for r in (1, 2, 3))),
             *_NESTED,
             *_absent("not here: `natten_mlx.functional.Ints` and `Bools`", "natten.types"),
+            *_absent(_INTERNAL, "natten.context", "natten.ops", "natten.utils", "natten.autotuner"),
         ),
     ),
     "v020": Release(
@@ -301,7 +309,6 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             "Kernel sizes are above 1.",
             _TUNING,
             "There is no relative position bias and no split form; natten_mlx has both.",
-            "`attention` with `return_lse` needs all logits in memory.",
             _SCALE,
             _ERRORS,
         ),
@@ -317,7 +324,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             ),
             *_ranked("na#d", _SAME, "`na#d(..., gna_stride=stride)`", 1, 2, 3),
             Entry("neighborhood_attention_generic", "the same, in `functional`", "`na1d`, `na2d`, `na3d`"),
-            Entry("attention", _SAME, "`mx.fast.scaled_dot_product_attention`, heads first"),
+            Entry("attention", _SAME, "`attention`"),
             Entry("merge_attentions", "the same: the output only", "`merge_attentions`, which gives lse as well"),
             *_common(),
             Entry("HAS_LIBNATTEN", "`False`: NATTEN's library is not here", "-"),
@@ -327,21 +334,23 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_absent("not here: `natten-mlx profile` and `natten-mlx bench`", "natten.profiler"),
             *_absent("not here: strings are accepted", "natten.types.KernelSchedule"),
             *_absent("not here: kernels of NATTEN", "natten.backends"),
+            *_GENERIC,
+            *_absent(_INTERNAL, "natten.context", "natten.token_permute", "natten.utils"),
         ),
     ),
     "v021": Release(
         "v021",
-        "0.21 and later (0.21.6)",
+        "0.21 and later (0.21.7)",
         (
             _STRIDE,
             "Arrays are heads last, as in natten_mlx; query may have more heads than key and value (0.21.5).",
             "Kernel sizes are above 1.",
             _TUNING,
-            "Signatures are 0.21.6's: since 0.21.5 `attention` has `is_causal` before `scale`, and `merge_attentions` "
+            "Signatures are 0.21.7's: since 0.21.5 `attention` has `is_causal` before `scale`, and `merge_attentions` "
             "returns `(out, lse)`. For 0.21.0 and 0.21.1 those two are as in v020.",
-            "Causal `attention` with more keys than queries, or fewer: query `i` attends the keys 0 to `i`.",
+            "Causal `attention` with more keys than queries, or fewer: query `i` attends the keys 0 to `i`. In "
+            "natten_mlx's the last query is at the last key, and there are at most as many queries as keys.",
             "Packed sequences (`seqlens_Q`, ...) are computed one by one; their lengths are read on the host.",
-            "`attention` with `return_lse` needs all logits in memory.",
             _SCALE,
             _ERRORS,
         ),
@@ -350,7 +359,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_ranked("NeighborhoodAttention#D", _SAME, _NATIVE_MODULE.format(options="gna_stride=..."), 1, 2, 3),
             *_ranked("na#d", _SAME, "`na#d(..., gna_stride=stride)`", 1, 2, 3),
             Entry("neighborhood_attention_generic", "the same, in `functional`", "`na1d`, `na2d`, `na3d`"),
-            Entry("attention", _SAME, "`mx.fast.scaled_dot_product_attention`, heads first"),
+            Entry("attention", _SAME, "`attention`"),
             Entry("merge_attentions", _SAME, "`merge_attentions`"),
             *_common(),
             Entry("HAS_LIBNATTEN", "`False`: NATTEN's library is not here", "-"),
@@ -361,6 +370,8 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_absent("not here: `natten-mlx profile` and `natten-mlx bench`", "natten.profiler"),
             *_absent("not here: strings are accepted", "natten.types.KernelSchedule"),
             *_absent("not here: kernels of NATTEN", "natten.backends"),
+            *_GENERIC,
+            *_absent(_INTERNAL, "natten.context", "natten.token_permute"),
         ),
     ),
 }

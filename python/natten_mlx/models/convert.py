@@ -12,13 +12,13 @@ import mlx.nn as nn
 
 from natten_mlx.models import arguments, dinat
 from natten_mlx.models.config import read_json
-from natten_mlx.models.files import Checkpoint, fill, find_folder
+from natten_mlx.models.files import TORCH, Checkpoint, fill, find_folder
 from natten_mlx.models.images import FILE, Preprocessor
 from natten_mlx.models.registry import as_dtype, save
 from natten_mlx.models.torch_files import Progress, read_torch_checkpoint
 
 _BICUBIC = 3
-_HUB_FILES = ("pytorch_model.bin", "config.json", FILE)
+_HUB_FILES = (TORCH, "config.json", FILE)
 
 
 def convert(
@@ -57,7 +57,7 @@ def convert(
     image_size = arguments.integer("convert", "image_size", image_size, 1)
     wanted = as_dtype(dtype)
     if path.is_dir() or (not path.exists() and path.suffix not in (".pth", ".pt", ".bin")):
-        path = find_folder(source, _HUB_FILES) / _HUB_FILES[0]
+        path = find_folder(source, _HUB_FILES) / TORCH
     arrays = read_torch_checkpoint(path, progress)
     checkpoint = Checkpoint(path, arrays, dict.fromkeys(arrays, path))
     if "patch_embed.proj.0.weight" in arrays:

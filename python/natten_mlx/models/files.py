@@ -1,4 +1,4 @@
-"""Folders of a model: found on disk or on the hub, read and written. Only safetensors: nothing in them is executed."""
+"""Folders of a model: found on disk or on the hub, read and written. Nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from mlx.utils import tree_flatten
 
 from natten_mlx.models import arguments
 from natten_mlx.models.config import read_json
+from natten_mlx.models.torch_files import read_torch_checkpoint
 
+TORCH = "pytorch_model.bin"  # of a transformers model that PyTorch saved
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[A-Za-z0-9][\w.-]*)*)")
 TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # what these libraries call the file of weights
 # Not whatever is there: a repository may hold a pipeline of many models.
-_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    *(
-        f"{stem}{end}"
-        for stem in (TRANSFORMERS, DIFFUSERS)
-        for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
-    ),
+_WEIGHTS = tuple(
+    f"{stem}{end}"
+    for stem in (TRANSFORMERS, DIFFUSERS)
+    for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
 )
+_FILES = ("config.json", "preprocessor_config.json", *_WEIGHTS)
 
 # From the name of a parameter here to the names under which a checkpoint stores its parts, one below the other.
 Names = Callable[[str], tuple[str, ...]]
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model, as `find_folder`: with safetensors, or where there are none, with a pytorch_model.bin."""
+    folder = find_folder(name)
+    if folder == Path(name) or any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        return folder
+    return find_folder(name, (*_FILES, TORCH))
 
 
 def find_folder(name: str | os.PathLike[str], files: Sequence[str] = _FILES) -> Path:
@@ -62,7 +69,7 @@ def find_folder(name: str | os.PathLike[str], files: Sequence[str] = _FILES) -> 
     try:
         found = Path(snapshot_download(repository, allow_patterns=patterns)) / inner
     except Exception as error:  # of requests, httpx and huggingface_hub, whichever version is installed
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__  # the last lines say that one must log in
         raise ValueError(
             f"can't load {str(name)!r}: looked for {', '.join(patterns)} in {constants.ENDPOINT}/{repository} and in "
             f"the cache {constants.HF_HUB_CACHE}, and there is no folder of that name here ({reason})"
@@ -89,7 +96,8 @@ class Checkpoint:
 
 
 def read_weights(folder: Path, stem: str) -> Checkpoint:
-    """The tensors of `stem`.safetensors, or of the files that `stem`.safetensors.index.json lists."""
+    """The tensors of `stem`.safetensors, of the files that `stem`.safetensors.index.json lists, or of a
+    pytorch_model.bin, nothing of which is executed."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     arrays: dict[str, mx.array] = {}
     files: dict[str, Path] = {}
@@ -104,10 +112,14 @@ def read_weights(folder: Path, stem: str) -> Checkpoint:
             raise ValueError(f"{index}: 'weight_map' must name files of the same folder")
         files = {key: folder / name for key, name in listed.items()}
         paths = sorted(set(files.values()))
+    elif stem == TRANSFORMERS and (folder / TORCH).exists():
+        arrays = read_torch_checkpoint(folder / TORCH)
+        return Checkpoint(folder / TORCH, arrays, dict.fromkeys(arrays, folder / TORCH))
     else:
+        others = f", {index.name} nor {TORCH}" if stem == TRANSFORMERS else f" nor {index.name}"
         raise ValueError(
-            f"{folder} has neither {single.name} nor {index.name}; a pytorch_model.bin (of a folder or of the hub) and "
-            "the authors' .pth files must be converted first, see natten-mlx convert --help"
+            f"{folder} has neither {single.name}{others}; the authors' .pth files must be converted first, see "
+            "natten-mlx convert --help"
         )
     for path in paths:
         found = read_safetensors(path)

@@ -9,10 +9,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 
 import mlx.core as mx
 
-from natten_mlx.models.ltx_decoder import Block, Canvas, Decoder, Progress, Size, Tiling, Upsample
+from natten_mlx.models import arguments
+from natten_mlx.models.ltx_config import Size
+from natten_mlx.models.ltx_network import Block, Decoder, Upsample
+
+Progress = Callable[[int, int], None]  # tiles decoded, tiles in all
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes of the tiles that a video is decoded in, and from one tile's start to the next's, in frames and pixels.
+
+    What two tiles share is blended linearly. The defaults are those of the public implementation.
+    """
+
+    frames: int = 80
+    height: int = 768
+    width: int = 768
+    frames_stride: int = 56
+    height_stride: int = 704
+    width_stride: int = 704
+
+    def __post_init__(self) -> None:
+        for field in fields_of(self):
+            value = arguments.integer("Tiling", field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    def cells(self, scale: Size) -> tuple[Size, Size]:
+        """Sizes and strides in cells of the grid that is tiled, `scale` frames and pixels each. Raises `ValueError`."""
+        sizes, strides = [], []
+        for axis, unit in zip(("frames", "height", "width"), scale, strict=True):
+            size, stride = getattr(self, axis) // unit, getattr(self, f"{axis}_stride") // unit
+            if not 1 <= stride <= size:
+                raise ValueError(
+                    f"[Tiling] {axis} and {axis}_stride must be at least {unit}, what one cell of the tiled grid "
+                    f"decodes to, and the stride not above the size, got {getattr(self, axis)} and "
+                    f"{getattr(self, f'{axis}_stride')}"
+                )
+            sizes.append(size)
+            strides.append(stride)
+        return (sizes[0], sizes[1], sizes[2]), (strides[0], strides[1], strides[2])
+
+
+class Canvas:
+    """The noise that a decode starts from, given or drawn frame by frame when it is asked for."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: mx.Dtype, noise: mx.array | None, key: mx.array | None) -> None:
+        self.shape, self.dtype, self.noise = shape, dtype, noise
+        if noise is None:
+            key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32) if key is None else key
+            self.keys = mx.random.split(key, shape[1])
+
+    def frames(self, start: int, stop: int) -> mx.array:
+        """[B, stop - start, H', W', 3]"""
+        if self.noise is not None:
+            return self.noise[:, start:stop].astype(self.dtype)
+        batch, _, *rest = self.shape
+        drawn = [mx.random.normal((batch, *rest), key=self.keys[frame]) for frame in range(start, stop)]
+        return mx.stack(drawn, axis=1).astype(self.dtype)
 
 
 class FrameStream:
@@ -50,7 +109,7 @@ class FrameStream:
 
 def window_stream(block: Block, length: int, source: Callable[[int, int], mx.array]) -> FrameStream:
     """Of a block, whose windows in time are shifted inside at the video's ends."""
-    kernel = block.attn.kernel_size[0]
+    kernel = block.kernel_size[0]
 
     def begin(frame: int) -> int:
         return min(max(frame - kernel // 2, 0), length - kernel)

@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from natten_mlx.models import dinat, ltx_decoder
+from natten_mlx.models import dinat, ltx_config, ltx_decoder, ltx_network
 from natten_mlx.models.config import read_json, sizes_of
-from natten_mlx.models.files import DIFFUSERS, TRANSFORMERS, find_folder, read_weights, stored_weights, write_folder
+from natten_mlx.models.files import DIFFUSERS, TRANSFORMERS, find_model, read_weights, stored_weights, write_folder
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -19,6 +19,9 @@ def load(
     path_or_hub_name: str | os.PathLike[str], dtype: mx.Dtype | str | None = None, *, backbone: bool = False
 ) -> tuple[Any, Any]:
     """Loads a model from a folder with config.json and safetensors, or from the hub.
+
+    NAT and DiNAT may also be a pytorch_model.bin, as their authors' are on the hub: `torch_files` reads it without
+    running anything that is in it.
 
     Args:
         path_or_hub_name: A folder, or a name such as `shi-labs/dinat-mini-in1k-224`, or `owner/pipeline/folder`.
@@ -34,16 +37,16 @@ def load(
             missing, left over or of another shape. The message names file and key.
     """
     wanted = as_dtype(dtype)
-    folder = find_folder(path_or_hub_name)
+    folder = find_model(path_or_hub_name)
     source = folder / "config.json"
     values = read_json(source)
     model: nn.Module
-    config: dinat.DinatConfig | ltx_decoder.LtxDecoderConfig
+    config: dinat.DinatConfig | ltx_config.LtxDecoderConfig
     with sizes_of(str(source)):
-        if values.get("_class_name") == ltx_decoder.CLASS_NAME:
+        if values.get("_class_name") == ltx_config.CLASS_NAME:
             if backbone:
                 raise ValueError(f"{folder} holds a video decoder, which has no backbone")
-            config = ltx_decoder.LtxDecoderConfig.from_dict(values, str(source))
+            config = ltx_config.LtxDecoderConfig.from_dict(values, str(source))
             model = ltx_decoder.load_ltx_decoder(read_weights(folder, DIFFUSERS), config)
         elif values.get("model_type") in dinat.FAMILIES:
             config = dinat.DinatConfig.from_dict(values, str(source))
@@ -51,7 +54,7 @@ def load(
         else:
             raise ValueError(
                 f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
-                f"{ltx_decoder.CLASS_NAME!r}, got {values.get('model_type', values.get('_class_name'))!r}"
+                f"{ltx_config.CLASS_NAME!r}, got {values.get('model_type', values.get('_class_name'))!r}"
             )
     if wanted is not None:
         model.set_dtype(wanted)
@@ -68,7 +71,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: not a model of `natten_mlx.models`, or `path` is a file.
     """
     if isinstance(model, ltx_decoder.LtxDecoder):
-        write_folder(path, model.config.to_dict(), DIFFUSERS, stored_weights(model, lambda name: (name,)))
+        write_folder(path, model.config.to_dict(), DIFFUSERS, stored_weights(model, ltx_network.hub_names))
         return
     if not isinstance(model, (dinat.Dinat, dinat.DinatBackbone)):
         raise ValueError(f"save expects a model of natten_mlx.models, got {type(model).__name__}")

@@ -39,23 +39,23 @@ struct BiasGradient {
     const int queries = lesser(NA_EXTENT_2, g2.queries - tile.origin[2]);
     const int first_place = g2.first_place + tile.origin[2] * NA_STEP_2;
     const int last_place = first_place + (queries - 1) * NA_STEP_2;
-    const int first_entry = greater(rpb_index(tile.axes[2].axis, last_place, chunk.x), 0);
-    const int last_entry =
-        lesser(rpb_index(tile.axes[2].axis, first_place, chunk.x + chunk.columns - 1), 2 * NA_KERNEL_SIZE_2 - 2);
+    const int first_key = key_place(tile, 2, chunk.x), last_key = first_key + chunk.columns - 1;
+    const int first_entry = greater(rpb_index(tile.axes[2].axis, last_place, first_key), 0);
+    const int last_entry = lesser(rpb_index(tile.axes[2].axis, first_place, last_key), 2 * NA_KERNEL_SIZE_2 - 2);
     const int entries = last_entry - first_entry + 1;
     for (int i = tile.at.thread_index; i < NA_EXTENT_0 * NA_EXTENT_1 * entries; i += NA_THREADS) {
       const int line = i / entries;  // a row of queries on axis 2; all others have another place on axis 0 or 1
       const int entry = first_entry + i % entries;
       const int m0 = tile.origin[0] + line / NA_EXTENT_1, m1 = tile.origin[1] + line % NA_EXTENT_1;
-      const int entry0 = rpb_index(tile.axes[0].axis, g0.first_place + m0 * NA_STEP_0, at.p0);
-      const int entry1 = rpb_index(tile.axes[1].axis, g1.first_place + m1 * NA_STEP_1, at.p1);
+      const int entry0 = rpb_index(tile.axes[0].axis, g0.first_place + m0 * NA_STEP_0, key_place(tile, 0, at.p0));
+      const int entry1 = rpb_index(tile.axes[1].axis, g1.first_place + m1 * NA_STEP_1, key_place(tile, 1, at.p1));
       if (m0 >= g0.queries || m1 >= g1.queries || entry0 < 0 || entry0 > 2 * NA_KERNEL_SIZE_0 - 2 || entry1 < 0 ||
           entry1 > 2 * NA_KERNEL_SIZE_1 - 2) {
         continue;
       }
       float sum = 0.0f;
       for (int q = 0; q < queries; ++q) {
-        const int column = first_place + q * NA_STEP_2 + entry - (NA_KERNEL_SIZE_2 - 1) - chunk.x;
+        const int column = first_place + q * NA_STEP_2 + entry - (NA_KERNEL_SIZE_2 - 1) - first_key;
         if (column >= 0 && column < chunk.columns) sum += staged[(line * NA_EXTENT_2 + q) * NA_STAGE_COLUMNS + column];
       }
       partial[(entry0 * (2 * NA_KERNEL_SIZE_1 - 1) + entry1) * (2 * NA_KERNEL_SIZE_2 - 1) + entry] += sum;

@@ -51,12 +51,14 @@ struct Meeting {
   Range<int> all;
 };
 
+template <bool kQueries>
 NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& items, const NA_THREAD Region& region) {
   Meeting m;
   m.any = m.all = Range<int>{region.size, 0};
+  const bool exists = any_lane(is_inside<kQueries>(tile, 0) || is_inside<kQueries>(tile, 1));
   NA_UNROLL for (int r = 0; r < 2; ++r) {
     int s[3], l[3];
-    bool empty = false;
+    bool empty = !exists;  // of a simdgroup whose positions are all past the end
     NA_UNROLL for (int a = 0; a < 3; ++a) {
       s[a] = items.met[r][a].start - tile.region[a].start;
       l[a] = items.met[r][a].end - 1 - tile.region[a].start;

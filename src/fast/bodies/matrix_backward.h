@@ -73,7 +73,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
   if (!tile.empty) {
     const Items items = items_of<kQueries>(tile);
     const Region region = region_of(tile);
-    const Meeting meeting = meeting_of(tile, items, region);
+    const Meeting meeting = meeting_of<kQueries>(tile, items, region);
     const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
     body.held_a.load(view(held_a, held, tile, site.head), items, body.lane);
     body.held_b.load(view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, body.lane);

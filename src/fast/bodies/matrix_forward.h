@@ -76,7 +76,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   if (!tile.empty) {
     const Items items = items_of<true>(tile);
     const Region region = region_of(tile);
-    const Meeting meeting = meeting_of(tile, items, region);
+    const Meeting meeting = meeting_of<true>(tile, items, region);
     body.query.load(view(query, Indexed::query_tokens, tile, site.head), items, body.lane);
     body.from_a = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.from_b = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);

@@ -4,7 +4,7 @@ namespace natten {
 
 struct Pair {
   int query[3];  ///< places
-  int key[3];
+  int key[3];    ///< places of the query's window, on a circular axis unwrapped
 };
 
 template <bool kQueries>
@@ -12,8 +12,16 @@ NATTEN_FN Pair pair_of(const NA_THREAD Tile& tile, const NA_THREAD Items& items,
   const int streamed[3] = {batch.p0, batch.p1, batch.x + j};
   Pair pair;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    pair.query[a] = kQueries ? items.place[item][a] : query_place(tile, a, streamed[a]);
-    pair.key[a] = kQueries ? streamed[a] : items.place[item][a];
+    if (kQueries) {
+      pair.query[a] = items.place[item][a];
+      pair.key[a] = key_place(tile, a, streamed[a]);
+      continue;
+    }
+    const AxisGroup g = tile.groups[a];
+    const int query = tile.axes[a].axis.is_circular ? wrapped(streamed[a], g.queries) : streamed[a];
+    const int turns = query == streamed[a] ? 0 : (streamed[a] - query) / g.queries;
+    pair.query[a] = query_place(tile, a, query);
+    pair.key[a] = items.place[item][a] - turns * g.places;
   }
   return pair;
 }

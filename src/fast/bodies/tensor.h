@@ -19,7 +19,7 @@ NATTEN_FN Tensor<P> tensor(P data, S strides, int rank) {
   return t;
 }
 
-/// What positions of a dilation group index: tokens by place; tokens by query; computed queries by query.
+/// What positions of a dilation group index: rows of key; of query; of results.
 enum class Indexed { keys, query_tokens, queries };
 
 /// One head of one dilation group of a tensor.
@@ -27,6 +27,7 @@ template <class P>
 struct View {
   P data;
   Offset step[3];  ///< from position to position
+  int period[3];   ///< on a circular axis: positions before they repeat
   Offset channel;
   bool vectors;  ///< NA_VECTOR channels can be read at once
 };
@@ -39,10 +40,13 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     const AxisConstants c = tile.axes[a];
     const AxisGroup g = tile.groups[a];
-    const int stride = indexed == Indexed::query_tokens ? c.axis.stride : 1;
-    first += (indexed == Indexed::keys ? g.group : g.first_query * stride) * t.stride[a + 1];
+    const bool tokens = indexed == Indexed::query_tokens;
+    const int stride = tokens ? c.axis.stride : 1;
+    const int query_row = tokens ? tile.at.spans.rows[a].query_row : 0;
+    first += (indexed == Indexed::keys ? g.first_key : query_row + g.first_query * stride) * t.stride[a + 1];
+    v.period[a] = indexed == Indexed::keys ? g.places : g.queries;
     // Where there is one position its stride means nothing: MLX gives 1 to the axes that it inserts.
-    const int positions = indexed == Indexed::keys ? g.places : g.queries;
+    const int positions = indexed == Indexed::keys ? g.keys : g.queries;
     v.step[a] = positions > 1 ? (indexed == Indexed::keys ? c.axis.dilation : c.classes * stride) * t.stride[a + 1] : 0;
     multiples |= v.step[a];
   }
@@ -54,8 +58,18 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
   return v;
 }
 
+/// The position of a circular axis that is `position` some turns on.
+NATTEN_FN int wrapped(int position, int period) {
+  while (position < 0) position += period;
+  while (position >= period) position -= period;
+  return position;
+}
+
 template <class P>
 NATTEN_FN Offset offset_of(View<P> v, int p0, int p1, int p2) {
+  if (NA_IS_CIRCULAR_0) p0 = wrapped(p0, v.period[0]);
+  if (NA_IS_CIRCULAR_1) p1 = wrapped(p1, v.period[1]);
+  if (NA_IS_CIRCULAR_2) p2 = wrapped(p2, v.period[2]);
   return p0 * v.step[0] + p1 * v.step[1] + p2 * v.step[2];
 }
 
@@ -105,8 +119,31 @@ NATTEN_FN void store_row(NA_DEVICE T* to, const NA_THREAD float (&from)[kHeld], 
   }
 }
 
+/// Rows of query, by axis, of a computed one and of those around it that a stride skips.
+struct QueryRows {
+  int own[3], start[3], end[3];
+};
+NATTEN_FN QueryRows query_rows_of(const NA_THREAD Tile& tile, int item) {
+  QueryRows rows;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    const AxisRows all = tile.at.spans.rows[a];
+    const int index = index_of<true>(tile, item, a), stride = tile.axes[a].axis.stride;
+    rows.own[a] = all.query_row + index * stride;
+    rows.start[a] = all.query_row > 0 && index == 0 ? 0 : rows.own[a];
+    rows.end[a] = lesser(rows.own[a] + stride, all.query_rows);
+  }
+  return rows;
+}
+/// Row of a dense array like query, [B, axes, heads].
+NATTEN_FN Offset token_row(const NA_THREAD Tile& tile, int t0, int t1, int t2) {
+  const int token[3] = {t0, t1, t2};
+  Offset row = tile.at.batch;
+  NA_UNROLL for (int a = 0; a < 3; ++a) row = row * tile.at.spans.rows[a].query_rows + token[a];
+  return row * tile.at.heads + tile.at.head;
+}
+
 /// Stores the items in the dense array of their kind, times `factor`; what lies past the end of a sample becomes 0,
-/// whatever was computed for it. kSpread: queries in the array of all tokens, with 0 in those that a stride skips.
+/// whatever was computed for it. kSpread: queries in an array like query, with 0 in the rows that a stride skips.
 template <bool kQueries, bool kSpread, int kChannels, int kHeld, class T>
 NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHeld], const NA_THREAD Tile& tile,
                            float factor) {
@@ -118,18 +155,12 @@ NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHel
       store_row<kChannels>(to + dense_row<kQueries>(tile, r) * kChannels, from[r], tile.lane);
       continue;
     }
-    int token[3], end[3];
-    NA_UNROLL for (int a = 0; a < 3; ++a) {
-      token[a] = index_of<kQueries>(tile, r, a) * tile.axes[a].axis.stride;
-      end[a] = lesser(token[a] + tile.axes[a].axis.stride, tile.at.full.v[a]);
-    }
-    for (int t0 = token[0]; t0 < end[0]; ++t0) {
-      for (int t1 = token[1]; t1 < end[1]; ++t1) {
-        for (int t2 = token[2]; t2 < end[2]; ++t2) {
-          const Extent full = tile.at.full;
-          const Offset row = ((Offset(tile.at.batch) * full.v[0] + t0) * full.v[1] + t1) * full.v[2] + t2;
-          NA_DEVICE T* const target = to + (row * tile.at.heads + tile.at.head) * kChannels;
-          if (t0 == token[0] && t1 == token[1] && t2 == token[2]) {
+    const QueryRows rows = query_rows_of(tile, r);
+    for (int t0 = rows.start[0]; t0 < rows.end[0]; ++t0) {
+      for (int t1 = rows.start[1]; t1 < rows.end[1]; ++t1) {
+        for (int t2 = rows.start[2]; t2 < rows.end[2]; ++t2) {
+          NA_DEVICE T* const target = to + token_row(tile, t0, t1, t2) * kChannels;
+          if (t0 == rows.own[0] && t1 == rows.own[1] && t2 == rows.own[2]) {
             store_row<kChannels>(target, from[r], tile.lane);
           } else {
             for (int c = tile.lane; c < kChannels; c += NA_LANES) target[c] = from_float<T>(0.0f);

@@ -14,10 +14,11 @@ struct Extent {
 };
 
 NATTEN_FN AxisConstants axis_constants(int a, int length) {
-  return AxisConstants{{length, NA_BY_AXIS(NA_KERNEL_SIZE, a), NA_BY_AXIS(NA_STRIDE, a), NA_BY_AXIS(NA_DILATION, a),
-                        NA_BY_AXIS(NA_GNA_STRIDE, a), NA_BY_AXIS(NA_IS_CAUSAL, a) != 0},
-                       NA_BY_AXIS(NA_CLASSES, a),
-                       NA_BY_AXIS(NA_STEP, a)};
+  return AxisConstants{
+      {length, NA_BY_AXIS(NA_KERNEL_SIZE, a), NA_BY_AXIS(NA_STRIDE, a), NA_BY_AXIS(NA_DILATION, a),
+       NA_BY_AXIS(NA_GNA_STRIDE, a), NA_BY_AXIS(NA_IS_CAUSAL, a) != 0, NA_BY_AXIS(NA_IS_CIRCULAR, a) != 0},
+      NA_BY_AXIS(NA_CLASSES, a),
+      NA_BY_AXIS(NA_STEP, a)};
 }
 
 NATTEN_FN int tile_extent(int a) {
@@ -27,41 +28,80 @@ NATTEN_FN int run_on_axis(int a) {
   return a == NA_RUN_AXIS ? NA_RUN : 1;
 }
 
-/// Length of an axis of the stationary array.
+/// Rows of the stationary array on an axis.
 template <bool kQueries>
-NATTEN_FN int array_length(Extent full, int a) {
-  return kQueries ? output_length(full.v[a], int(NA_BY_AXIS(NA_STRIDE, a))) : full.v[a];
+NATTEN_FN int array_length(AxisRows rows) {
+  return kQueries ? rows.queries : rows.keys;
 }
-/// Dilation groups that have stationary positions.
+/// From one row of a dilation group to the next.
 template <bool kQueries>
 NATTEN_FN int groups_on_axis(int a) {
   return kQueries ? NA_BY_AXIS(NA_CLASSES, a) : NA_BY_AXIS(NA_DILATION, a);
 }
+/// Dilation groups that have stationary positions: of short spans fewer.
+template <bool kQueries>
+NATTEN_FN int tiled_groups(AxisRows rows, int a) {
+  const int groups = groups_on_axis<kQueries>(a);
+  return NA_HAS_SPANS ? lesser(groups, array_length<kQueries>(rows)) : groups;
+}
 template <bool kQueries>
 NATTEN_FN int positions_in(AxisGroup g) {
-  return kQueries ? g.queries : g.places;
+  return kQueries ? g.queries : g.keys;
 }
 template <bool kQueries>
 NATTEN_FN Range<int> met_by(AxisConstants c, AxisGroup g, int position) {
   return kQueries ? keys_of_query(c, g, position) : queries_of_key(c, g, position);
 }
 
+/// The axes of a call, and the rows that its arrays have of them.
+struct Spans {
+  Extent full;  ///< lengths of the axes
+  AxisRows rows[3];
+};
+
+/// Of arrays that hold whole axes.
+NATTEN_FN Spans spans_of(Extent full) {
+  Spans spans;
+  spans.full = full;
+  NA_UNROLL for (int a = 0; a < 3; ++a) spans.rows[a] = whole_rows(axis_constants(a, full.v[a]).axis);
+  return spans;
+}
+/// From an array of the host's (spans.h).
+template <class P>
+NATTEN_FN Spans spans_of(P from) {
+  Spans spans;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    spans.full.v[a] = from[7 * a];
+    spans.rows[a] =
+        AxisRows{from[7 * a + 1], from[7 * a + 2], from[7 * a + 3], from[7 * a + 4], from[7 * a + 5], from[7 * a + 6]};
+  }
+  return spans;
+}
+
 /// Where a threadgroup is. Heads are those of the stationary array.
 struct Site {
-  Extent full;     ///< lengths of the axes
+  Spans spans;
   Extent lengths;  ///< of the sample
   int group, tile, batch, head, heads, thread_index;
   int parts;  ///< where tiles are summed up: the threadgroup takes `group`, `group + parts`, ...
 };
 
-/// `group` counts tiles, then batches.
 template <bool kQueries>
-NATTEN_FN Site locate(Extent full, int group, int head, int heads, int thread_index) {
+NATTEN_FN int tile_count(const NA_THREAD Spans& spans) {
   int tiles = 1;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    tiles *= tiles_on_axis(array_length<kQueries>(full, a), groups_on_axis<kQueries>(a), tile_extent(a));
+    tiles *= tiles_on_axis(array_length<kQueries>(spans.rows[a]), groups_on_axis<kQueries>(a),
+                           tiled_groups<kQueries>(spans.rows[a], a), tile_extent(a));
   }
-  return Site{full, full, group, group % tiles, group / tiles, head, heads, thread_index, 1};
+  return tiles;
+}
+
+/// `axes` are those of arrays that hold all of them, or what tells spans. `group` counts tiles, then batches.
+template <bool kQueries, class Axes>
+NATTEN_FN Site locate(Axes axes, int group, int head, int heads, int thread_index) {
+  const Spans spans = spans_of(axes);
+  const int tiles = tile_count<kQueries>(spans);
+  return Site{spans, spans.full, group, group % tiles, group / tiles, head, heads, thread_index, 1};
 }
 
 struct Tile {
@@ -80,18 +120,22 @@ NATTEN_FN Tile tile_of(Site site) {
   Tile tile;
   tile.at = site;
   tile.empty = false;
+  const Spans spans = site.spans;
   NA_UNROLL for (int a = 0; a < 3; ++a) {  // lengths that the call does not allow give zeros
-    const int least = NA_BY_AXIS(NA_KERNEL_SIZE, a) * NA_BY_AXIS(NA_DILATION, a);
-    tile.empty = tile.empty || site.lengths.v[a] < least || site.lengths.v[a] > site.full.v[a];
+    const int least = least_length(axis_constants(a, spans.full.v[a]).axis);
+    tile.empty = tile.empty || site.lengths.v[a] < least || site.lengths.v[a] > spans.full.v[a];
   }
   int index = site.tile;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
-    const int groups = groups_on_axis<kQueries>(a);
-    const int tiles = ceil_div(ceil_div(array_length<kQueries>(site.full, a), groups), tile_extent(a));
+    const int groups = tiled_groups<kQueries>(spans.rows[a], a);
+    const int tiles =
+        ceil_div(ceil_div(array_length<kQueries>(spans.rows[a]), groups_on_axis<kQueries>(a)), tile_extent(a));
     const int on_axis = index % (groups * tiles);
     index /= groups * tiles;
-    const AxisConstants c = axis_constants(a, tile.empty ? site.full.v[a] : site.lengths.v[a]);
-    const AxisGroup group = kQueries ? group_of_queries(c, on_axis / tiles) : group_of_tokens(c, on_axis / tiles);
+    const AxisConstants c = axis_constants(a, tile.empty ? spans.full.v[a] : site.lengths.v[a]);
+    const AxisRows rows = rows_within(spans.rows[a], c.axis, spans.full.v[a]);
+    const AxisGroup group =
+        kQueries ? group_of_queries(c, rows, on_axis / tiles) : group_of_keys(c, rows, on_axis / tiles);
     tile.axes[a] = c;
     tile.groups[a] = group;
     tile.origin[a] = on_axis % tiles * tile_extent(a);
@@ -123,6 +167,9 @@ NATTEN_FN int position_of(const NA_THREAD Tile& tile, int item, int a) {
 NATTEN_FN int query_place(const NA_THREAD Tile& tile, int a, int query) {
   return tile.groups[a].first_place + query * tile.axes[a].step;
 }
+NATTEN_FN int key_place(const NA_THREAD Tile& tile, int a, int key) {
+  return tile.groups[a].key_place + key;
+}
 
 /// The thread's positions, and for each of them what it meets. A position past the end repeats the last one, so that
 /// the main loop need not ask; only its result is not stored.
@@ -139,7 +186,7 @@ NATTEN_FN Items items_of(const NA_THREAD Tile& tile) {
     NA_UNROLL for (int a = 0; a < 3; ++a) {
       const int position = lesser(position_of(tile, r, a), positions_in<kQueries>(tile.groups[a]) - 1);
       items.position[r][a] = position;
-      items.place[r][a] = kQueries ? query_place(tile, a, position) : position;
+      items.place[r][a] = kQueries ? query_place(tile, a, position) : key_place(tile, a, position);
       items.met[r][a] = met_by<kQueries>(tile.axes[a], tile.groups[a], position);
     }
   }
@@ -156,11 +203,11 @@ NATTEN_FN bool is_inside(const NA_THREAD Tile& tile, int item) {
   return inside;
 }
 
-/// Index on an axis of the stationary array: query index, or token.
+/// Row on an axis of the stationary array: of results, or of key.
 template <bool kQueries>
 NATTEN_FN int index_of(const NA_THREAD Tile& tile, int item, int a) {
   const AxisGroup g = tile.groups[a];
-  return (kQueries ? g.first_query : g.group) + position_of(tile, item, a) * groups_on_axis<kQueries>(a);
+  return (kQueries ? g.first_query : g.first_key) + position_of(tile, item, a) * groups_on_axis<kQueries>(a);
 }
 
 /// Whether the position is in the array, perhaps past the end of a shorter sample: then its outputs are 0.
@@ -168,17 +215,17 @@ template <bool kQueries>
 NATTEN_FN bool is_stored(const NA_THREAD Tile& tile, int item) {
   bool stored = true;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    stored = stored && index_of<kQueries>(tile, item, a) < array_length<kQueries>(tile.at.full, a);
+    stored = stored && index_of<kQueries>(tile, item, a) < array_length<kQueries>(tile.at.spans.rows[a]);
   }
   return stored;
 }
 
-/// Row of the position in a dense array [B, axes, heads]: O0, O1, O2 of queries, L0, L1, L2 of keys.
+/// Row of the position in a dense array [B, axes, heads] of results or of keys.
 template <bool kQueries>
 NATTEN_FN Offset dense_row(const NA_THREAD Tile& tile, int item) {
   Offset row = tile.at.batch;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    row = row * array_length<kQueries>(tile.at.full, a) + index_of<kQueries>(tile, item, a);
+    row = row * array_length<kQueries>(tile.at.spans.rows[a]) + index_of<kQueries>(tile, item, a);
   }
   return row * tile.at.heads + tile.at.head;
 }

@@ -51,10 +51,30 @@ template <int kPending>
 NATTEN_FN void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
+/// From producers to consumers, where they are a warpgroup.
+NATTEN_FN void hand_registers_on() {
+#if NA_PRODUCER_REGISTERS
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(NA_PRODUCER_REGISTERS));
+#endif
+}
+NATTEN_FN void take_registers() {
+#if NA_PRODUCER_REGISTERS
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NA_CONSUMER_REGISTERS));
+#endif
+}
 /// Keeps what computes x, which is not negative, before the waits that follow: assemblers move arithmetic across a wait
 /// for products, which puts it after them instead of beside them, but not a store.
 NATTEN_FN void hold_back(float x, unsigned address) {
   asm volatile("{.reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p st.shared.f32 [%1], %0;}" ::"f"(x), "r"(address)
+               : "memory");
+}
+template <int kBlocks>
+NATTEN_FN void hold_back(const float (&x)[kBlocks][4], unsigned address) {
+  int signs = 0;
+  NA_UNROLL for (int j = 0; j < kBlocks; ++j) {
+    NA_UNROLL for (int e = 0; e < 4; ++e) signs |= __float_as_int(x[j][e]);
+  }
+  asm volatile("{.reg .pred p; setp.lt.s32 p, %0, 0; @p st.shared.b32 [%1], %0;}" ::"r"(signs), "r"(address)
                : "memory");
 }
 /// Keeps the compiler from touching accumulators while products are under way.
@@ -110,6 +130,9 @@ constexpr int kWarpRows = kEvenRows < 32 ? kEvenRows : 32;
 
 constexpr int kMaskUnits = 1, kMaskRow = 2;  // NA_MASK, if anything has to be masked
 
+/// Of logits, to powers of two; below it the penalties of pairs that do not meet are not penalties.
+constexpr float kLeastFactor = 1e-6f;
+
 /// The region of a tile as a flat list, the split axis outermost.
 constexpr int kOuter = NA_SPLIT_AXIS, kMiddle = NA_SPLIT_AXIS == 0 ? 1 : 0, kInner = NA_SPLIT_AXIS == 2 ? 1 : 2;
 
@@ -154,18 +177,19 @@ struct WarpgroupSpan {
   int first[3], last[3];  ///< positions
 };
 
+template <bool kQueries>
 NATTEN_FN WarpgroupSpan span_of(const Tile& tile, const FlatRegion& f, int warpgroup) {
   WarpgroupSpan s;
   Range<int> any[3], all[3];
   bool empty = tile.empty;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
-    const int most = positions_in<true>(tile.groups[a]) - 1;
+    const int most = positions_in<kQueries>(tile.groups[a]) - 1;
     const int first = tile.origin[a] + (a == NA_SPLIT_AXIS ? warpgroup * warpgroup_extent(a) : 0);
     empty = empty || first > most;
     s.first[a] = lesser(first, most);
     s.last[a] = lesser(first + warpgroup_extent(a) - 1, most);
-    const Range<int> low = met_by<true>(tile.axes[a], tile.groups[a], s.first[a]);
-    const Range<int> high = met_by<true>(tile.axes[a], tile.groups[a], s.last[a]);
+    const Range<int> low = met_by<kQueries>(tile.axes[a], tile.groups[a], s.first[a]);
+    const Range<int> high = met_by<kQueries>(tile.axes[a], tile.groups[a], s.last[a]);
     any[a] = Range<int>{low.start - tile.region[a].start, high.end - tile.region[a].start};
     all[a] = Range<int>{high.start - tile.region[a].start, low.end - tile.region[a].start};
     empty = empty || any[a].end <= any[a].start;
@@ -178,6 +202,44 @@ NATTEN_FN WarpgroupSpan span_of(const Tile& tile, const FlatRegion& f, int warpg
   s.all = empty || !inner || !middle ? Range<int>{0, 0}
                                      : Range<int>{all[kOuter].start * f.plane, all[kOuter].end * f.plane};
   return s;
+}
+
+/// Ranges of blocks [start, end) of which a warpgroup meets some.
+NATTEN_FN Range<int> active_blocks(const WarpgroupSpan& s) {
+  return s.any.end == 0 ? Range<int>{0, 0} : Range<int>{s.any.start / NA_BLOCK, ceil_div(s.any.end, NA_BLOCK)};
+}
+
+/// Coordinates in the warpgroup's box of the item of a thread that holds `position`.
+NATTEN_FN void box_coordinates(int (&to)[3], int position, int item) {
+  NA_UNROLL for (int a = 2; a >= 0; --a) {
+    const int threads = warpgroup_extent(a) / run_on_axis(a);
+    to[a] = position % threads * run_on_axis(a) + (a == NA_RUN_AXIS ? item : 0);
+    position /= threads;
+  }
+}
+NATTEN_FN int position_of_thread() {
+  return threadIdx.x % 128 / 32 * 8 + hardware_lane() / 4;
+}
+template <bool kQueries, class Axes>
+NATTEN_FN Tile warpgroup_tile(Axes axes, int group, int head, int heads, const int* lengths) {
+  Site site = locate<kQueries>(axes, group, head, heads, threadIdx.x);
+  if (NA_HAS_LENGTHS) {
+    site.lengths = Extent{{lengths[3 * site.batch], lengths[3 * site.batch + 1], lengths[3 * site.batch + 2]}};
+  }
+  return tile_of<kQueries>(site);
+}
+/// What the thread's two positions meet of a region that is one row.
+NATTEN_FN void rows_of(Range<int> (&row)[2], const Tile& tile, const Items& items) {
+  NA_UNROLL for (int r = 0; r < 2; ++r) {
+    row[r] = Range<int>{items.met[r][kOuter].start - tile.region[kOuter].start,
+                        items.met[r][kOuter].end - tile.region[kOuter].start};
+  }
+}
+/// A consumer's tile.
+NATTEN_FN void take_place(Tile& tile, int warpgroup) {
+  tile.lane = hardware_lane() % 4;
+  box_coordinates(tile.coordinate, position_of_thread(), 0);
+  tile.coordinate[NA_SPLIT_AXIS] += warpgroup * warpgroup_extent(NA_SPLIT_AXIS);
 }
 
 // The mask as a product: a position has a one in the channel of its own coordinate on each axis, a streamed position a
@@ -197,6 +259,7 @@ NATTEN_FN constexpr int table_start(int a) {
 }
 constexpr int kTableWords = table_words(0) + table_words(1) + table_words(2);
 
+template <bool kQueries>
 NATTEN_FN void fill_penalty_table(unsigned* table, const Tile& tile, const FlatRegion& f, int thread) {
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     constexpr int kPairs[3] = {NA_MASK_CHANNELS_0 / 2, NA_MASK_CHANNELS_1 / 2, NA_MASK_CHANNELS_2 / 2};
@@ -210,8 +273,8 @@ NATTEN_FN void fill_penalty_table(unsigned* table, const Tile& tile, const FlatR
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         const int at = lesser(2 * pair + e, warpgroup_extent(a) - 1);
         const int position =
-            lesser(tile.origin[a] + group * warpgroup_extent(a) + at, positions_in<true>(tile.groups[a]) - 1);
-        const Range<int> met = met_by<true>(tile.axes[a], tile.groups[a], position);
+            lesser(tile.origin[a] + group * warpgroup_extent(a) + at, positions_in<kQueries>(tile.groups[a]) - 1);
+        const Range<int> met = met_by<kQueries>(tile.axes[a], tile.groups[a], position);
         const int key = c + tile.region[a].start;
         if (key < met.start || key >= met.end) word |= unsigned(NA_PENALTY) << 16 * e;
       }
@@ -237,8 +300,11 @@ NATTEN_FN void store_penalties(unsigned char* to, const unsigned* table, const i
   *reinterpret_cast<uint4*>(to + NA_BLOCK * 16 + row * 16) = make_uint4(words[4], words[5], words[6], words[7]);
 }
 
-/// The thread's two rows of ones.
-NATTEN_FN void load_ones(unsigned (&to)[4], const int (&coordinate)[2][3], int lane) {
+/// The thread's two rows of ones, negative where the scale is: then the penalties must be positive.
+NATTEN_FN void load_ones(unsigned (&to)[4], bool negative) {
+  const int lane = hardware_lane() % 4;
+  int coordinate[2][3];
+  NA_UNROLL for (int r = 0; r < 2; ++r) box_coordinates(coordinate[r], position_of_thread(), r);
   NA_UNROLL for (int h = 0; h < 2; ++h) {
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       unsigned word = 0;
@@ -250,9 +316,10 @@ NATTEN_FN void load_ones(unsigned (&to)[4], const int (&coordinate)[2][3], int l
         }
         if (one) word |= unsigned(NA_ONE) << 16 * e;
       }
-      to[2 * h + r] = word;
+      to[2 * h + r] = negative ? word ^ 0x80008000u : word;
     }
   }
+  NA_UNROLL for (int h = 0; h < 4; ++h) asm volatile("" : "+r"(to[h]));  // now, not among products
 }
 
 /// Place in the ring of stages.
@@ -267,22 +334,30 @@ struct Ring {
   }
 };
 
-/// Everything in shared memory.
+/// Everything in shared memory: stages, held rows where they are not in registers, penalties, numbers of streamed
+/// positions (two planes), the table of penalties, barriers.
 struct Stages {
   static constexpr int kA = Panels<NA_A_CHANNELS>::kBytes, kB = Panels<NA_B_CHANNELS>::kBytes;
+  static constexpr int kHeld = NA_HOLD_SHARED ? kA + kB : 0;  ///< of a warpgroup, whose positions are a block
   static constexpr int kPenalties = NA_MASK == kMaskUnits ? NA_WARPGROUPS * kPenaltyBytes : 0;
+  static constexpr int kNumbers = NA_NUMBERS * NA_BLOCK * 4;
+  static constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;
+  static constexpr int kPenaltiesAt = NA_STAGES * (kA + kB) + NA_WARPGROUPS * kHeld;
+  static constexpr int kNumbersAt = kPenaltiesAt + NA_STAGES * kPenalties;
+  static constexpr int kTableAt = kNumbersAt + NA_STAGES * kNumbers;
   unsigned char* base;
   unsigned address;
 
-  NATTEN_FN unsigned a(int stage) const { return address + stage * kA; }
-  NATTEN_FN unsigned b(int stage) const { return address + NA_STAGES * kA + stage * kB; }
-  NATTEN_FN int penalties(int stage, int warpgroup) const {
-    return NA_STAGES * (kA + kB) + stage * kPenalties + warpgroup * kPenaltyBytes;
+  NATTEN_FN static int a(int stage) { return stage * kA; }
+  NATTEN_FN static int b(int stage) { return NA_STAGES * kA + stage * kB; }
+  NATTEN_FN static int held(int warpgroup) { return NA_STAGES * (kA + kB) + warpgroup * kHeld; }
+  NATTEN_FN static int penalties(int stage, int warpgroup) {
+    return kPenaltiesAt + stage * kPenalties + warpgroup * kPenaltyBytes;
   }
-  NATTEN_FN unsigned* table() const { return reinterpret_cast<unsigned*>(base + NA_STAGES * (kA + kB + kPenalties)); }
+  NATTEN_FN static int numbers(int stage) { return kNumbersAt + stage * kNumbers; }
+  NATTEN_FN unsigned* table() const { return reinterpret_cast<unsigned*>(base + kTableAt); }
   NATTEN_FN unsigned barrier(int which, int stage) const {
-    constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;
-    return address + NA_STAGES * (kA + kB + kPenalties) + kTable + (which * NA_STAGES + stage) * 8;
+    return address + kTableAt + kTable + (which * NA_STAGES + stage) * 8;
   }
   NATTEN_FN unsigned full_a(int stage) const { return barrier(0, stage); }
   NATTEN_FN unsigned full_b(int stage) const { return barrier(1, stage); }
@@ -335,16 +410,18 @@ struct Source {
   }
   NATTEN_FN int distance_of(const int (&p)[3]) const { return p[0] * step[0] + p[1] * step[1] + p[2] * step[2]; }
 
-  /// `rows` of a block, kWarpRows or less, by one warp, whose lane l knows where row l of them is.
-  NATTEN_FN void copy(unsigned stage, unsigned char* generic, int distance, const int (&p)[3], int first_row,
+  /// `rows` of a block, kRows or less, by one warp, whose lane l knows where row l of them is.
+  template <int kRows = kWarpRows>
+  NATTEN_FN void copy(unsigned address, unsigned char* base, int place, int distance, const int (&p)[3], int first_row,
                       int rows) const {
     const int lane = hardware_lane();
+    const unsigned stage = address + place;
     if (fast && kWholeRows) {
       constexpr int kAtOnce = kWholeRows ? 32 / kPieces : 1;
       const unsigned to = stage + Layout::place(first_row + lane / kPieces, lane % kPieces);
-      NA_UNROLL for (int i = 0; i < kWarpRows; i += kAtOnce) {
+      NA_UNROLL for (int i = 0; i < kRows; i += kAtOnce) {
         const int at = __shfl_sync(0xffffffffu, distance, i + lane / kPieces);
-        if (NA_BLOCK % kWarpRows == 0 || i + lane / kPieces < rows) {
+        if (NA_BLOCK % kRows == 0 || i + lane / kPieces < rows) {
           copy_piece((to ^ Layout::turn(i) * 16) + i * Layout::kRowBytes, from.data + 8 * Offset(at));
         }
       }
@@ -360,28 +437,53 @@ struct Source {
       if (from.vectors) {
         copy_piece(stage + to, data);
       } else {
-        NA_A_TYPE* const target = reinterpret_cast<NA_A_TYPE*>(generic + to);
+        NA_A_TYPE* const target = reinterpret_cast<NA_A_TYPE*>(base + place + to);
         NA_UNROLL for (int e = 0; e < 8; ++e) target[e] = data[e * from.channel];
       }
     }
   }
 };
 
-/// A producer's work on one tile.
-template <class A, class B>
-NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, View<A> a, View<B> b, int thread) {
-  const FlatRegion f = flat_region_of(tile);
-  if (NA_MASK == kMaskUnits) {
-    if (NA_PRODUCERS > 32)
-      named_barrier(8, NA_PRODUCERS);
-    else
-      __syncwarp();
-    fill_penalty_table(stages.table(), tile, f, thread);
-    if (NA_PRODUCERS > 32)
-      named_barrier(8, NA_PRODUCERS);
-    else
-      __syncwarp();
+/// Numbers of streamed positions: none, or lse and delta of queries, which are dense arrays of the same shape.
+struct NoNumbers {
+  NATTEN_FN void copy(unsigned, const int (&)[3]) const {}
+};
+struct QueryNumbers {
+  const float* lse;
+  const float* delta;
+  int step[3];
+  template <class LseP, class DeltaP>
+  NATTEN_FN QueryNumbers(View<LseP> lses, View<DeltaP> deltas) : lse(lses.data), delta(deltas.data) {
+    NA_UNROLL for (int a = 0; a < 3; ++a) step[a] = int(deltas.step[a]);
   }
+  NATTEN_FN void copy(unsigned to, const int (&p)[3]) const {
+    const int at = p[0] * step[0] + p[1] * step[1] + p[2] * step[2];
+    copy_number(to, lse + at);
+    copy_number(to + NA_BLOCK * 4, delta + at);
+  }
+  NATTEN_FN static void copy_number(unsigned to, const float* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+  }
+};
+
+template <bool kQueries>
+NATTEN_FN void make_penalty_table(const Stages& stages, const Tile& tile, const FlatRegion& f, int thread) {
+  if (NA_MASK != kMaskUnits) return;
+  const auto meet = [] {
+    if (NA_PRODUCERS > 32)
+      named_barrier(8, NA_PRODUCERS);
+    else
+      __syncwarp();
+  };
+  meet();
+  fill_penalty_table<kQueries>(stages.table(), tile, f, thread);
+  meet();
+}
+
+/// A producer's work on one tile, once the table of penalties is made.
+template <class A, class B, class Numbers>
+NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const FlatRegion& f, View<A> a, View<B> b,
+                       const Numbers& numbers, int thread) {
   const Source<NA_A_CHANNELS, A> from_a(a, tile);
   const Source<NA_B_CHANNELS, B> from_b(b, tile);
   constexpr int kPassRows = kProducerWarps * kWarpRows, kPasses = (NA_BLOCK + kPassRows - 1) / kPassRows;
@@ -396,13 +498,14 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, View<
       NA_UNROLL for (int axis = 0; axis < 3; ++axis) p[axis] = c[axis] + tile.region[axis].start;
       const int rows = lesser(kWarpRows, NA_BLOCK - warp_row);
       const bool some = NA_BLOCK % kPassRows == 0 || rows > 0;
+      const bool has_row = (kWarpRows == 32 || thread % 32 < rows) && row < NA_BLOCK;
       if (is_a) {
         const int distance = from_a.distance_of(p);
         if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
-        if (some) from_a.copy(stages.a(stage), stages.base + stage * Stages::kA, distance, p, warp_row, rows);
-        if (NA_MASK == kMaskUnits && (kWarpRows == 32 || thread % 32 < rows) && row < NA_BLOCK) {
+        if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
+        if (NA_MASK == kMaskUnits && has_row) {
           NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
-            store_penalties(stages.base + stages.penalties(stage, w), stages.table(), c, n < f.size, w, row);
+            store_penalties(stages.base + Stages::penalties(stage, w), stages.table(), c, n < f.size, w, row);
           }
         }
         if (pass == kPasses - 1) {
@@ -412,10 +515,8 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, View<
       } else {
         const int distance = from_b.distance_of(p);
         if (pass == kPasses) wait_for(stages.empty_b(stage), ring.phase ^ 1);
-        if (some) {
-          from_b.copy(stages.b(stage), stages.base + NA_STAGES * Stages::kA + stage * Stages::kB, distance, p, warp_row,
-                      rows);
-        }
+        if (some) from_b.copy(stages.address, stages.base, Stages::b(stage), distance, p, warp_row, rows);
+        if (has_row) numbers.copy(stages.address + Stages::numbers(stage) + row * 4, p);
       }
     }
     arrive_after_copies(stages.full_b(stage));
@@ -432,6 +533,69 @@ NATTEN_FN void wait_until_full(unsigned barrier, unsigned phase) {
 NATTEN_FN void release(unsigned barrier) {
   __syncwarp();
   if (hardware_lane() == 0) arrive(barrier);
+}
+NATTEN_FN void skip_blocks(const Stages& stages, Ring& ring, int count) {
+  for (int i = 0; i < count; ++i) {
+    wait_for(stages.full_a(ring.stage), ring.phase);
+    release(stages.empty_a(ring.stage));
+    wait_for(stages.full_b(ring.stage), ring.phase);
+    release(stages.empty_b(ring.stage));
+    ring.advance();
+  }
+}
+
+/// Where the region is one row, a comparison masks.
+NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int first, const Range<int> (&row)[2]) {
+  NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+    NA_UNROLL for (int e = 0; e < 4; ++e) {
+      const int n = first + 8 * i + hardware_lane() % 4 * 2 + e % 2;
+      if (n < row[e / 2].start || n >= row[e / 2].end) logits[i][e] = -NA_INFINITY;
+    }
+  }
+}
+
+NATTEN_FN float half_of(unsigned pair, int e) {
+  const unsigned short bits = (unsigned short)(e == 0 ? pair & 0xffff : pair >> 16);
+  NA_A_TYPE x;
+  *reinterpret_cast<unsigned short*>(&x) = bits;
+  return float(x);
+}
+
+/// A 64xblock product's values as the left operand of the next.
+NATTEN_FN void pack(unsigned (&to)[NA_BLOCK / 16][4], const float (&from)[NA_BLOCK / 8][4]) {
+  NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
+    NA_UNROLL for (int h = 0; h < 4; ++h) {
+      to[i][h] = rounded_pair<NA_A_TYPE>(from[2 * i + h / 2][h % 2 * 2], from[2 * i + h / 2][h % 2 * 2 + 1]);
+    }
+  }
+}
+
+NATTEN_FN void swap_words(unsigned& low, unsigned& high, int lane, int distance) {
+  const bool upper = (lane & distance) != 0;
+  const unsigned got = __shfl_xor_sync(0xffffffffu, upper ? low : high, distance);
+  (upper ? low : high) = got;
+}
+
+/// Row r of the thread's sums, times `factor`, to a row of a dense array; 0 where it is not `inside`. Called by all of
+/// the warp.
+template <int kBlocks, class T>
+NATTEN_FN void store_sums(T* to, const float (&from)[kBlocks][4], int r, float factor, bool stored, bool inside) {
+  const int lane = hardware_lane() % 4;
+  NA_UNROLL for (int g = 0; g < kBlocks; g += 4) {
+    unsigned w[4];
+    NA_UNROLL for (int j = 0; j < 4; ++j) {
+      const int block = g + j < kBlocks ? g + j : 0;
+      w[j] = inside ? rounded_pair<T>(from[block][2 * r] * factor, from[block][2 * r + 1] * factor) : 0u;
+    }
+    // Transposed among the four lanes of a row, which so get 16 bytes each.
+    swap_words(w[0], w[1], lane, 1);
+    swap_words(w[2], w[3], lane, 1);
+    swap_words(w[0], w[2], lane, 2);
+    swap_words(w[1], w[3], lane, 2);
+    if (stored && g + lane < kBlocks) {
+      *reinterpret_cast<uint4*>(to + 8 * (g + lane)) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
 }
 
 }  // namespace natten

@@ -2,9 +2,6 @@
 // has the products of one block under way while it makes weights of the next one's logits.
 namespace natten {
 
-/// Of logits, to powers of two; below it the penalties of pairs that do not meet are not penalties.
-constexpr float kLeastFactor = 1e-6f;
-
 struct WarpgroupForward {
   float factor;  ///< of logits, to powers of two
   Held<NA_A_TYPE, NA_A_CHANNELS> query;
@@ -40,7 +37,7 @@ struct WarpgroupForward {
     typedef Panels<NA_B_CHANNELS> Layout;
     const unsigned long long values = Layout::along(stage);
     NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
-      multiply_values(out, weights[s], values + Layout::along_step(s), 1);
+      multiply_b(out, weights[s], values + Layout::along_step(s), 1);
     }
     commit_products();
   }
@@ -78,26 +75,9 @@ struct WarpgroupForward {
     NA_UNROLL for (int r = 0; r < 2; ++r) sum[r] = sums[r][0] + sums[r][1];
     return grown;
   }
-  NATTEN_FN void keep_weights(const float (&logits)[NA_BLOCK / 8][4]) {
-    NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
-      NA_UNROLL for (int h = 0; h < 4; ++h) {
-        weights[i][h] = rounded_pair<NA_A_TYPE>(logits[2 * i + h / 2][h % 2 * 2], logits[2 * i + h / 2][h % 2 * 2 + 1]);
-      }
-    }
-  }
   NATTEN_FN void shrink(const float (&shrunk)[2]) {
     NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
       NA_UNROLL for (int e = 0; e < 4; ++e) out[j][e] *= shrunk[e / 2];
-    }
-  }
-
-  /// Where the region is one row, a comparison does.
-  NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int first, const Range<int> (&row)[2]) {
-    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-      NA_UNROLL for (int e = 0; e < 4; ++e) {
-        const int n = first + 8 * i + hardware_lane() % 4 * 2 + e % 2;
-        if (n < row[e / 2].start || n >= row[e / 2].end) logits[i][e] = -NA_INFINITY;
-      }
     }
   }
 
@@ -147,62 +127,18 @@ struct WarpgroupForward {
   }
   template <class T>
   NATTEN_FN void store(const Tile& tile, T* to, float* lse) const {
-    constexpr int kBlocks = NA_B_CHANNELS / 8;
-    const int lane = tile.lane;
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       const float all = sum_row(sum[r]), inverse = 1.0f / all;
       const bool is_empty = all == 0.0f;  // every logit is -inf
       const bool stored = is_stored<true>(tile, r), inside = is_inside<true>(tile, r);
       const Offset row = stored ? dense_row<true>(tile, r) : 0;
-      if (stored && lane == 0) {
+      if (stored && tile.lane == 0) {
         lse[row] = inside ? (is_empty ? -NA_INFINITY : maximum[r] + log2_of(all)) * NA_LN_2 : 0.0f;
       }
-      NA_UNROLL for (int g = 0; g < kBlocks; g += 4) {
-        unsigned w[4];
-        NA_UNROLL for (int j = 0; j < 4; ++j) {
-          const int block = g + j < kBlocks ? g + j : 0;
-          w[j] = inside && !is_empty
-                     ? rounded_pair<NA_A_TYPE>(out[block][2 * r] * inverse, out[block][2 * r + 1] * inverse)
-                     : 0u;
-        }
-        // Transposed among the four lanes of a row, which so get 16 bytes each.
-        swap_words(w[0], w[1], lane, 1);
-        swap_words(w[2], w[3], lane, 1);
-        swap_words(w[0], w[2], lane, 2);
-        swap_words(w[1], w[3], lane, 2);
-        if (stored && g + lane < kBlocks) {
-          *reinterpret_cast<uint4*>(to + row * NA_B_CHANNELS + 8 * (g + lane)) = make_uint4(w[0], w[1], w[2], w[3]);
-        }
-      }
+      store_sums(to + row * NA_B_CHANNELS, out, r, inverse, stored, inside && !is_empty);
     }
   }
-  NATTEN_FN static void swap_words(unsigned& low, unsigned& high, int lane, int distance) {
-    const bool upper = (lane & distance) != 0;
-    const unsigned got = __shfl_xor_sync(0xffffffffu, upper ? low : high, distance);
-    (upper ? low : high) = got;
-  }
-  NATTEN_FN static float half_of(unsigned pair, int e) {
-    const unsigned short bits = (unsigned short)(e == 0 ? pair & 0xffff : pair >> 16);
-    NA_A_TYPE x;
-    *reinterpret_cast<unsigned short*>(&x) = bits;
-    return float(x);
-  }
 };
-
-/// Ranges of blocks [start, end) of which a warpgroup meets some.
-NATTEN_FN Range<int> active_blocks(const WarpgroupSpan& s) {
-  return s.any.end == 0 ? Range<int>{0, 0} : Range<int>{s.any.start / NA_BLOCK, ceil_div(s.any.end, NA_BLOCK)};
-}
-
-NATTEN_FN void skip_blocks(const Stages& stages, Ring& ring, int count) {
-  for (int i = 0; i < count; ++i) {
-    wait_for(stages.full_a(ring.stage), ring.phase);
-    release(stages.empty_a(ring.stage));
-    wait_for(stages.full_b(ring.stage), ring.phase);
-    release(stages.empty_b(ring.stage));
-    ring.advance();
-  }
-}
 
 /// One warpgroup's work on one tile, after which `body` has its sums.
 NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, const WarpgroupSpan& span,
@@ -210,7 +146,8 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
   wait_until_full(stages.full_a(keys.stage), keys.phase);
-  body.begin_logits(logits, stages.a(keys.stage), stages.address + stages.penalties(keys.stage, warpgroup));
+  body.begin_logits(logits, stages.address + Stages::a(keys.stage),
+                    stages.address + Stages::penalties(keys.stage, warpgroup));
   wait_for_products<0>();
   pin(logits);
   release(stages.empty_a(keys.stage));
@@ -218,18 +155,19 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
   const auto mask = [&](int block) {
     if (NA_MASK != kMaskRow) return;
     const int first = block * NA_BLOCK;
-    if (first < span.all.start || first + NA_BLOCK > span.all.end) body.mask_row(logits, first, row);
+    if (first < span.all.start || first + NA_BLOCK > span.all.end) mask_row(logits, first, row);
   };
   mask(active.start);
   body.weigh(logits, shrunk);
-  body.keep_weights(logits);
+  pack(body.weights, logits);
   _Pragma("unroll 1") for (int block = active.start + 1; block < active.end; ++block) {
     wait_until_full(stages.full_a(keys.stage), keys.phase);
     const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
     if (in_turn) named_barrier(1 + warpgroup, 256);
-    body.begin_logits(logits, stages.a(keys.stage), stages.address + stages.penalties(keys.stage, warpgroup));
+    body.begin_logits(logits, stages.address + Stages::a(keys.stage),
+                      stages.address + Stages::penalties(keys.stage, warpgroup));
     wait_until_full(stages.full_b(ring.stage), ring.phase);
-    body.begin_sums(stages.b(ring.stage));
+    body.begin_sums(stages.address + Stages::b(ring.stage));
     if (in_turn) arrive_at_named(2 - warpgroup, 256);
     wait_for_products<1>();
     pin(logits);
@@ -241,67 +179,47 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
     pin(body.out);
     release(stages.empty_b(ring.stage));
     if (grown) body.shrink(shrunk);
-    body.keep_weights(logits);
+    pack(body.weights, logits);
     ring = keys;
     keys.advance();
   }
   wait_until_full(stages.full_b(ring.stage), ring.phase);
-  body.begin_sums(stages.b(ring.stage));
+  body.begin_sums(stages.address + Stages::b(ring.stage));
   wait_for_products<0>();
   pin(body.out);
   release(stages.empty_b(ring.stage));
   ring.advance();
 }
 
-template <class Query, class KeyP, class ValueP, class OutT>
+template <class Query, class KeyP, class ValueP, class OutT, class Axes>
 NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, OutT* out, float* lse,
-                                 unsigned char* memory, Extent full, int batches, int heads, const int* lengths,
+                                 unsigned char* memory, Axes axes, int batches, int heads, const int* lengths,
                                  float scale) {
   const Stages stages = stages_at(memory);
   start_stages(stages);
   __syncthreads();
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
-  const bool produces = warpgroup == NA_WARPGROUPS;
   Ring ring = {0, 0};
-  int groups = batches;
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    groups *= tiles_on_axis(array_length<true>(full, a), groups_on_axis<true>(a), tile_extent(a));
-  }
+  const int groups = batches * tile_count<true>(spans_of(axes));
   const int head = blockIdx.y;
-  const auto tile_at = [&](int group) {
-    Site site = locate<true>(full, group, head, heads, threadIdx.x);
-    if (NA_HAS_LENGTHS) {
-      site.lengths = Extent{{lengths[3 * site.batch], lengths[3 * site.batch + 1], lengths[3 * site.batch + 2]}};
-    }
-    return tile_of<true>(site);
-  };
-  if (produces) {
-#if NA_PRODUCER_REGISTERS
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(NA_PRODUCER_REGISTERS));
-#endif
+  if (warpgroup == NA_WARPGROUPS) {
+    hand_registers_on();
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
-      const Tile tile = tile_at(group);
+      const Tile tile = warpgroup_tile<true>(axes, group, head, heads, lengths);
       if (tile.empty) continue;
-      produce(stages, ring, tile, view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
-              view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), threadIdx.x - 128 * NA_WARPGROUPS);
+      const FlatRegion f = flat_region_of(tile);
+      const int thread = threadIdx.x - 128 * NA_WARPGROUPS;
+      make_penalty_table<true>(stages, tile, f, thread);
+      produce(stages, ring, tile, f, view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+              view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), NoNumbers{}, thread);
     }
   } else {
-#if NA_PRODUCER_REGISTERS
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NA_CONSUMER_REGISTERS));
-#endif
+    take_registers();
     if (NA_PING_PONG && warpgroup == 1) arrive_at_named(1, 256);
     const int lane = hardware_lane() % 4;
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
-      Tile tile = tile_at(group);
-      tile.lane = lane;
-      int position = threadIdx.x % 128 / 32 * 8 + hardware_lane() / 4, ones_at[2][3];
-      NA_UNROLL for (int a = 2; a >= 0; --a) {
-        const int threads = warpgroup_extent(a) / run_on_axis(a);
-        const int c = position % threads * run_on_axis(a);
-        NA_UNROLL for (int r = 0; r < 2; ++r) ones_at[r][a] = c + (a == NA_RUN_AXIS ? r : 0);
-        tile.coordinate[a] = c + (a == NA_SPLIT_AXIS ? warpgroup * warpgroup_extent(a) : 0);
-        position /= threads;
-      }
+      Tile tile = warpgroup_tile<true>(axes, group, head, heads, lengths);
+      take_place(tile, warpgroup);
       WarpgroupForward body;
       body.clear();
       body.factor = fabsf(scale) * NA_LOG2_E;
@@ -309,18 +227,15 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
       if (!tile.empty) {
         const Items items = items_of<true>(tile);
         const FlatRegion f = flat_region_of(tile);
-        const WarpgroupSpan span = span_of(tile, f, warpgroup);
+        const WarpgroupSpan span = span_of<true>(tile, f, warpgroup);
         const Range<int> active = active_blocks(span);
         Range<int> shared = {0, 0};
         if (NA_PING_PONG) {
-          const Range<int> other = active_blocks(span_of(tile, f, 1 - warpgroup));
+          const Range<int> other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
           shared = Range<int>{greater(active.start, other.start) + 1, lesser(active.end, other.end)};
         }
         Range<int> row[2];
-        NA_UNROLL for (int r = 0; r < 2; ++r) {
-          row[r] = Range<int>{items.met[r][kOuter].start - tile.region[kOuter].start,
-                              items.met[r][kOuter].end - tile.region[kOuter].start};
-        }
+        rows_of(row, tile, items);
         const int blocks = ceil_div(f.size, NA_BLOCK);
         skipped = blocks - active.end;
         if (active.end > 0) {
@@ -330,10 +245,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
               NA_UNROLL for (int h = 0; h < 4; ++h) body.query.v[s][h] ^= 0x80008000u;
             }
           }
-          if (NA_MASK == kMaskUnits) {
-            load_ones(body.ones, ones_at, lane);
-            NA_UNROLL for (int h = 0; h < 4; ++h) asm volatile("" : "+r"(body.ones[h]));  // now, not among products
-          }
+          if (NA_MASK == kMaskUnits) load_ones(body.ones, false);
           skip_blocks(stages, ring, active.start);
           consume(body, stages, ring, span, row, active, shared, warpgroup);
           bool good = all_finite(body.out) && body.factor > kLeastFactor;

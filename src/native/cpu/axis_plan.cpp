@@ -4,14 +4,103 @@
 
 namespace natten::cpu {
 
-AxisGroup::AxisGroup(const Axis& axis, std::int64_t group)
-    : first_token(group), token_step(axis.dilation), places(group_length(axis.length, axis.dilation, group)) {
-  queries.reserve((places + axis.stride - 1) / axis.stride + 1);
-  for (std::int64_t place = 0; place < places; ++place) {
-    if (token(place) % axis.stride != 0) continue;
-    const Span keys = window(axis, place, places);
-    queries.push_back({token(place) / axis.stride, place, keys, key_in_slot(axis, place, keys.start, std::int64_t{0})});
+namespace {
+
+std::int64_t floored(std::int64_t a, std::int64_t b) {
+  return a / b - (a % b < 0 ? 1 : 0);
+}
+
+/// The first place of a group whose token is not before `token`.
+std::int64_t place_from(const Axis& axis, std::int64_t group, std::int64_t token) {
+  return floored(token - group + axis.dilation - 1, axis.dilation);
+}
+
+AxisGroup::Query moved(AxisGroup::Query query, std::int64_t distance) {
+  query.place += distance;
+  query.keys = {query.keys.start + distance, query.keys.end + distance};
+  query.slot0 += distance;
+  return query;
+}
+
+}  // namespace
+
+AxisGroup::AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group)
+    : length(group_length(axis.length, axis.dilation, group)) {
+  list_queries(axis, span, group);
+  const std::int64_t first = place_from(axis, group, span.key_start);
+  const std::int64_t end = place_from(axis, group, span.key_start + span.key_rows);
+  key_rows = {first * axis.dilation + group - span.key_start, axis.dilation};
+  places = std::max<std::int64_t>(end - first, 0);
+  origin = first;
+  owned_keys = owned_queries = {0, places};
+  const bool wraps =
+      axis.is_circular && !queries.empty() && (queries.front().keys.start < first || queries.back().keys.end > end);
+  if (wraps) {
+    // Keys of [0, n), whose places begin anywhere among the rows.
+    key_rows.period = length;
+    key_rows.first = (length - first % length) % length;
+    unroll();
+  } else {
+    for (Query& query : queries) query = moved(query, -first);
   }
+  list_attending();
+}
+
+/// In places of the whole axis.
+void AxisGroup::list_queries(const Axis& axis, const AxisSpan& span, std::int64_t group) {
+  const std::int64_t first_output = query_index(axis, span.query_start);
+  first_query_row = first_output * axis.stride - span.query_start;
+  query_step = axis.stride;
+  const std::int64_t begin = place_from(axis, group, span.query_start);
+  const std::int64_t end = place_from(axis, group, span.query_start + span.query_rows);
+  if (begin < end) queries.reserve((end - begin + axis.stride - 1) / axis.stride + 1);
+  for (std::int64_t place = begin; place < end; ++place) {
+    const std::int64_t token = place * axis.dilation + group;
+    if (token % axis.stride != 0) continue;
+    const Span keys = window(axis, place, length);
+    queries.push_back(
+        {token / axis.stride - first_output, place, keys, key_in_slot(axis, place, keys.start, std::int64_t{0})});
+  }
+  outputs.row0 = queries.empty() ? 0 : queries[0].output;
+  outputs.step = queries.size() > 1 ? queries[1].output - queries[0].output : 1;
+}
+
+void AxisGroup::unroll() {
+  const std::vector<Query> once = std::move(queries);
+  queries.clear();
+  std::int64_t first = once.front().keys.start, end = once.back().keys.end;
+  outputs.period = static_cast<std::int64_t>(once.size());
+  queries.reserve(once.size() + 2 * size_of(once.front().keys));
+  // A window begins less than an axis before its query, and ends less than one after it. Neither end moves back from
+  // one query to the next.
+  for (std::int64_t turn = -2; turn <= 2; ++turn) {
+    const std::int64_t distance = turn * length;
+    const auto begin = std::partition_point(once.begin(), once.end(),
+                                            [&](const Query& query) { return query.keys.end + distance <= 0; });
+    const auto past = std::partition_point(begin, once.end(),
+                                           [&](const Query& query) { return query.keys.start + distance < length; });
+    if (queries.empty()) outputs.first = begin - once.begin();
+    for (auto query = begin; query != past; ++query) {
+      queries.push_back(moved(*query, distance));
+      first = std::min(first, queries.back().keys.start);
+      end = std::max(end, queries.back().keys.end);
+    }
+  }
+  first = std::min<std::int64_t>(first, 0);
+  places = std::max(end, length) - first;
+  origin = first;
+  owned_keys = owned_queries = {-first, length - first};
+  key_rows.first = (key_rows.first + first % length + length) % length;
+  for (Query& query : queries) query = moved(query, -first);
+}
+
+Span AxisGroup::places_of_queries() const {
+  Span span = owned_queries;
+  if (key_rows.period != 0 || queries.empty()) return span;
+  return {std::max(span.start, queries.front().place), std::min(span.end, queries.back().place + 1)};
+}
+
+void AxisGroup::list_attending() {
   // Neither end of the window ever moves back from one query to the next.
   const std::int64_t count = static_cast<std::int64_t>(queries.size());
   attending.reserve(places);

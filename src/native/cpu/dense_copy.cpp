@@ -1,5 +1,7 @@
 #include "native/cpu/dense_copy.h"
 
+#include <cstring>
+
 namespace natten::cpu {
 namespace {
 
@@ -19,16 +21,29 @@ void copy_axis(const DenseCopy& copy, std::size_t axis, const T* from, T* to, st
 }
 
 template <class T>
-void copy_all(const DenseCopy& copy) {
-  std::int64_t size = 1;
-  for (const std::int64_t length : copy.shape) size *= length;
-  if (size > 0) copy_axis(copy, 0, reinterpret_cast<const T*>(copy.from), reinterpret_cast<T*>(copy.to), size);
+void copy_all(const DenseCopy& copy, std::int64_t size) {
+  copy_axis(copy, 0, reinterpret_cast<const T*>(copy.from), reinterpret_cast<T*>(copy.to), size);
 }
 
 }  // namespace
 
+bool DenseCopy::is_dense() const {
+  std::int64_t stride = 1;
+  for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) {
+    if (shape[i] != 1 && strides[i] != stride) return false;
+  }
+  return true;
+}
+
 void DenseCopy::run() const {
-  element_size == 2 ? copy_all<std::uint16_t>(*this) : copy_all<std::uint32_t>(*this);
+  std::int64_t size = 1;
+  for (const std::int64_t length : shape) size *= length;
+  if (size == 0) return;
+  if (is_dense()) {
+    std::memcpy(to, from, static_cast<std::size_t>(size * element_size));
+  } else {
+    element_size == 2 ? copy_all<std::uint16_t>(*this, size) : copy_all<std::uint32_t>(*this, size);
+  }
 }
 
 }  // namespace natten::cpu

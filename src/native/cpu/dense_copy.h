@@ -13,6 +13,8 @@ struct DenseCopy {
   std::vector<std::int64_t> shape;
   std::vector<std::int64_t> strides;  ///< of `from`, in elements
 
+  /// Whether `from` is row-major already.
+  bool is_dense() const;
   void run() const;
 };
 

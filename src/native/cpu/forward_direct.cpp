@@ -17,7 +17,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
-#include "native/cpu/forward_region-inl.h"
+#include "native/cpu/forward_task-inl.h"
 #include "native/cpu/tile_direct-inl.h"
 #include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
@@ -29,18 +29,12 @@ namespace {
 
 using forward::Pass;
 
-class DirectSweep {
+class DirectSweep : ForwardTask {
  public:
   DirectSweep(const Pass& pass, const Task& task)
-      : pass_(pass),
-        p_(pass.inputs.problem),
-        region_(task),
-        axes_(task.plan->sample.axes),
-        heads_(p_.heads / p_.kv_heads),
-        pitch_(round_up(p_.head_dim, kLanes)),
-        value_pitch_(round_up(p_.value_dim, kLanes)),
-        is_streamed_(p_.batch * p_.queries() * p_.heads * p_.value_dim * 4 >= tuning::kStreamBytes),
-        is_far_(p_.batch * p_.tokens() * p_.heads * p_.head_dim * element_size(p_.query_type) >= tuning::kFarBytes) {}
+      : ForwardTask(pass, task),
+        is_far_(p_.batch * p_.key_tokens() * p_.heads * p_.head_dim * element_size(p_.query_type) >=
+                tuning::kFarBytes) {}
 
   void run() {
     if (region_.is_empty()) return;
@@ -116,9 +110,8 @@ class DirectSweep {
     if (normalizer.has_empty) clear_empty_rows(lse_, tile.count, sums_, value_pitch_);
     store_rows(sums_, value_pitch_, tile.count, p_.value_dim, region_.out_rows(pass_.out, head, q0, q1, tile.query),
                is_streamed_);
-    const Place output = region_.output_of(q0, q1, tile.query);
-    float* lse = pass_.lse + output_grid(p_).index(region_.task.plan->batch, output) * p_.heads + head;
-    for (int lane = 0; lane < tile.count; ++lane) lse[lane * region_.query_step() * p_.heads] = lse_[lane];
+    region_.for_each_entry(p_, head, q0, q1, tile.query, tile.count,
+                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = lse_[lane]; });
   }
 
   /// Keys or values from place k2 on.
@@ -196,14 +189,7 @@ class DirectSweep {
     }
   }
 
-  const Pass& pass_;
-  const Problem& p_;
-  const Region region_;
-  const std::array<Axis, kAxes>& axes_;
-  const std::int64_t heads_;  ///< query heads of the key head
-  const std::int64_t pitch_, value_pitch_;
-  const bool is_streamed_;  ///< results are too large to stay in a cache
-  const bool is_far_;       ///< inputs are
+  const bool is_far_;  ///< inputs are too large to be in a cache
 
   std::vector<DirectTile> tiles_;
   float* rows_;  ///< keys, then values of a tile

@@ -18,6 +18,7 @@
 // Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
+#include "native/cpu/forward_task-inl.h"
 #include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
@@ -97,26 +98,13 @@ template <int kTiles>
 inline constexpr auto kMultiplyLanes =
     lanes_functions<kTiles>(std::make_integer_sequence<int, most_keys(kTiles) / 4>());
 
-class LanesSweep {
+class LanesSweep : ForwardTask {
  public:
   LanesSweep(const Pass& pass, const Task& task)
-      : pass_(pass),
-        p_(pass.inputs.problem),
-        task_(task),
-        axes_(task.plan->sample.axes),
-        group_{&task.plan->group(0, task.group[0]), &task.plan->group(1, task.group[1]),
-               &task.plan->group(2, task.group[2])},
-        heads_(p_.heads / p_.kv_heads),
-        pitch_((p_.head_dim + kLanes - 1) / kLanes * kLanes),
-        value_pitch_((p_.value_dim + kLanes - 1) / kLanes * kLanes),
-        tiles_(axes_[2].kernel_size >= tuning::kQueryLanesTwoTiles ? 2 : 1) {
-    for (int a = 0; a < kAxes; ++a) part_[a] = make_part(*group_[a], task.owned[a], {true, false}, true);
-  }
+      : ForwardTask(pass, task), tiles_(axes_[2].kernel_size >= tuning::kQueryLanesTwoTiles ? 2 : 1) {}
 
   void run() {
-    for (const AxisPart& part : part_) {
-      if (size_of(part.queries) <= 0) return;
-    }
+    if (region_.is_empty()) return;
     const auto& queries = group_[2]->queries;
     const Span& owned = part_[2].queries;
     const std::int64_t together = tiles_ * kLanes;
@@ -126,7 +114,10 @@ class LanesSweep {
       most_keys = std::max(most_keys, queries[last].keys.end - queries[q].keys.start);
     }
     const std::int64_t keys = size_of(part_[2].keys);
-    is_chunked_ = 4 * keys * (pitch_ + value_pitch_) > tuning::kLanesPackedBytes;
+    // By the problem, not by the task: the sums of a query must not depend on what else is computed.
+    const std::int64_t usual_keys =
+        std::min<std::int64_t>((tuning::kQueryLanesPart + 1) * axes_[2].kernel_size, group_[2]->length);
+    is_chunked_ = 4 * usual_keys * (pitch_ + value_pitch_) > tuning::kLanesPackedBytes;
     packed_keys_ = is_chunked_ ? std::min<std::int64_t>(keys, tuning::kLanesChunk) : keys;
     block_ = is_chunked_ ? tuning::kLanesBlock : together;
     score_size_ = ((is_chunked_ ? packed_keys_ : most_keys) + 3) * kLanes;
@@ -149,7 +140,7 @@ class LanesSweep {
 
     for (std::int64_t q0 = part_[0].queries.start; q0 < part_[0].queries.end; ++q0) {
       for (std::int64_t q1 = part_[1].queries.start; q1 < part_[1].queries.end; ++q1) {
-        for (std::int64_t kv_head = task_.kv_heads.start; kv_head < task_.kv_heads.end; ++kv_head) {
+        for (std::int64_t kv_head = region_.task.kv_heads.start; kv_head < region_.task.kv_heads.end; ++kv_head) {
           if (!is_chunked_) pack_keys_and_values(kv_head, q0, q1, part_[2].keys);
           for (std::int64_t head = kv_head * heads_; head < (kv_head + 1) * heads_; ++head) {
             for (std::int64_t q = owned.start; q < owned.end; q += block_) {
@@ -166,33 +157,19 @@ class LanesSweep {
  private:
   void pack_keys_and_values(std::int64_t kv_head, std::int64_t q0, std::int64_t q1, const Span& k2s) {
     packed_ = k2s;
-    const Place at{group_[0]->token(group_[0]->queries[q0].keys.start),
-                   group_[1]->token(group_[1]->queries[q1].keys.start), group_[2]->token(k2s.start)};
     const auto rows = [&](const Tensor& tensor) {
-      return TensorRows{row_of(tensor, task_.plan->batch, at, kv_head), tensor.strides[3] * group_[2]->token_step,
-                        tensor.type};
+      return region_.key_rows(tensor, kv_head, group_[0]->queries[q0].keys.start, group_[1]->queries[q1].keys.start,
+                              k2s.start);
     };
     load_rows(rows(pass_.inputs.key), size_of(k2s), p_.head_dim, keys_, pitch_);
     load_rows(rows(pass_.inputs.value), size_of(k2s), p_.value_dim, values_, value_pitch_);
   }
 
-  Place place_of(std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
-    return {group_[0]->queries[q0].output, group_[1]->queries[q1].output, group_[2]->queries[q2].output};
-  }
-  std::int64_t query_step() const {
-    const auto& queries = group_[2]->queries;
-    return queries.size() > 1 ? queries[1].output - queries[0].output : 1;
-  }
-
   void pack_queries(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
-    const Tensor& query = pass_.inputs.query;
     float* packed = queries_;
     for (std::int64_t q = block.start; q < block.end; q += kLanes, packed += query_size_) {
-      const Place output = place_of(q0, q1, q);
-      const Place token{output[0] * axes_[0].stride, output[1] * axes_[1].stride, output[2] * axes_[2].stride};
-      load_rows({row_of(query, task_.plan->batch, token, head), query.strides[3] * axes_[2].stride * query_step(),
-                 query.type},
-                std::min<std::int64_t>(kLanes, block.end - q), p_.head_dim, buffer_, pitch_);
+      load_rows(region_.query_rows(pass_.inputs.query, head, q0, q1, q), std::min<std::int64_t>(kLanes, block.end - q),
+                p_.head_dim, buffer_, pitch_);
       transpose_in(buffer_, pitch_, round_up(p_.head_dim, 4), static_cast<float>(p_.scale) * kLog2E, packed, kLanes);
     }
   }
@@ -248,8 +225,8 @@ class LanesSweep {
     };
     for (std::int64_t tile = 0; tile < block_tiles; ++tile) sums_of(tile).clear();
     const Span all = keys_of(block);
-    for (std::int64_t key = all.start; key < all.end; key += packed_keys_) {
-      pack_keys_and_values(kv_head, q0, q1, {key, std::min(key + packed_keys_, all.end)});
+    for (std::int64_t key = all.start; key < all.end; key = packed_.end) {
+      pack_keys_and_values(kv_head, q0, q1, {key, std::min(group_[2]->block_end(key, tuning::kLanesChunk), all.end)});
       for (std::int64_t tile = 0; tile < block_tiles; tile += tiles_) {
         const Span pair = together(block, tile, tiles_), windows_keys = keys_of(pair);
         const Span keys{std::max(windows_keys.start, packed_.start), std::min(windows_keys.end, packed_.end)};
@@ -328,12 +305,9 @@ class LanesSweep {
     const int count = static_cast<int>(size_of(span));
     hn::Store(normalizer.lse, TileTag(), lse_);
     if (normalizer.has_empty) clear_empty_rows(lse_, count, rows, value_pitch_);
-    const Place output = place_of(q0, q1, span.start);
-    store_rows(
-        rows, value_pitch_, count, p_.value_dim,
-        {row_of(pass_.out, task_.plan->batch, output, head), pass_.out.strides[3] * query_step(), pass_.out.type});
-    float* lse = pass_.lse + output_grid(p_).index(task_.plan->batch, output) * p_.heads + head;
-    for (int lane = 0; lane < count; ++lane) lse[lane * query_step() * p_.heads] = lse_[lane];
+    store_rows(rows, value_pitch_, count, p_.value_dim, region_.out_rows(pass_.out, head, q0, q1, span.start));
+    region_.for_each_entry(p_, head, q0, q1, span.start, count,
+                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = lse_[lane]; });
   }
 
   /// Keys that only some of the queries attend. Unused lanes attend none, which nobody reads.
@@ -376,16 +350,8 @@ class LanesSweep {
     }
   }
 
-  const Pass& pass_;
-  const Problem& p_;
-  const Task& task_;
-  const std::array<Axis, kAxes>& axes_;
-  const AxisGroup* group_[kAxes];
-  const std::int64_t heads_;  ///< query heads of the key head
-  const std::int64_t pitch_, value_pitch_;
   const int tiles_;  ///< at a time
 
-  AxisPart part_[kAxes];
   bool is_chunked_;  ///< not all keys of the part are packed at a time, but packed_keys_
   std::int64_t packed_keys_;
   std::int64_t block_;                    ///< queries that are packed at a time

@@ -12,10 +12,14 @@ enum class Design {
   generic,      ///< one query at a time
   query_lanes,  ///< lanes are queries, keys are broadcast: long windows along one axis
   direct,       ///< lanes are channels, nothing is packed: where memory binds
+  few_queries,  ///< lanes are channels, nothing is copied: a few queries of long windows, as a step of decoding has
   shift,        ///< lanes are queries, keys packed transposed, every load of keys serves several rows of queries
+  matrix,       ///< bfloat16 on a matrix unit: boxes of queries and of keys
 };
 
 Design choose_design(const Problem& problem);
+/// Without a matrix unit.
+Design choose_vector_design(const Problem& problem);
 
 /// Name of the kernel and sizes of its blocks, for people.
 struct Description {
@@ -30,10 +34,24 @@ Partition partition_of(const Problem& problem);
 /// computed segment by segment, with a running maximum and sum.
 bool is_segmented(const Problem& problem);
 
+/// Of "few queries": segments that the keys of a task are cut into, which threads share.
+std::int64_t few_segments(const Problem& problem);
+
 struct Pass {
   const AttentionInputs& inputs;
   const Tensor& out;
   float* lse;
+};
+
+/// All tasks of "few queries".
+void run_few_queries(const Pass& pass, const TaskList& tasks, double flops);
+
+/// A piece of one of them.
+struct FewTask {
+  const Task& task;
+  std::int64_t segment, segments;
+  float* sums;   ///< of the segment; of the first one where they are joined
+  bool is_join;  ///< of the sums of all segments
 };
 
 void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse);

@@ -63,31 +63,48 @@ void for_each_position(const Problem& problem, const std::int32_t* lengths, cons
   }
 }
 
-/// Whether the query at an output position exists in this sample.
+/// Whether the query in a row of the results exists in this sample.
 inline bool has_query(const Sample& sample, const Place& output) {
   bool inside = sample.is_legal;
-  for (int a = 0; a < kAxes; ++a) inside &= output[a] * sample.axes[a].stride < sample.axes[a].length;
+  for (int a = 0; a < kAxes; ++a) {
+    const Axis& axis = sample.axes[a];
+    inside &= (first_query(axis, sample.spans[a]) + output[a]) * axis.stride < axis.length;
+  }
   return inside;
 }
 
-/// Whether the token exists in this sample.
-inline bool has_token(const Sample& sample, const Place& token) {
+/// Whether the key in a row exists in this sample.
+inline bool has_key(const Sample& sample, const Place& row) {
   bool inside = sample.is_legal;
-  for (int a = 0; a < kAxes; ++a) inside &= token[a] < sample.axes[a].length;
+  for (int a = 0; a < kAxes; ++a) inside &= sample.spans[a].key_start + row[a] < sample.axes[a].length;
   return inside;
 }
 
-inline Place token_of(const Problem& p, const Place& output) {
-  return {output[0] * p.axes[0].stride, output[1] * p.axes[1].stride, output[2] * p.axes[2].stride};
+/// Row of query of a row of the results.
+inline Place query_row(const Problem& p, const Place& output) {
+  Place row;
+  for (int a = 0; a < kAxes; ++a) {
+    const AxisSpan span = p.span(a);
+    row[a] = (first_query(p.axes[a], span) + output[a]) * p.axes[a].stride - span.query_start;
+  }
+  return row;
 }
 
-/// Whether the query of this token is computed at all.
-inline bool is_query(const Problem& p, const Place& token) {
-  return token[0] % p.axes[0].stride == 0 && token[1] % p.axes[1].stride == 0 && token[2] % p.axes[2].stride == 0;
+/// Whether the query in a row is computed at all.
+inline bool is_query(const Problem& p, const Place& row) {
+  bool is_computed = true;
+  for (int a = 0; a < kAxes; ++a) is_computed &= (p.span(a).query_start + row[a]) % p.axes[a].stride == 0;
+  return is_computed;
 }
 
-inline Place output_of(const Problem& p, const Place& token) {
-  return {token[0] / p.axes[0].stride, token[1] / p.axes[1].stride, token[2] / p.axes[2].stride};
+/// Row of the results of a row of query that is computed.
+inline Place output_of(const Problem& p, const Place& row) {
+  Place output;
+  for (int a = 0; a < kAxes; ++a) {
+    const AxisSpan span = p.span(a);
+    output[a] = (span.query_start + row[a]) / p.axes[a].stride - first_query(p.axes[a], span);
+  }
+  return output;
 }
 
 /// The window of a query, or the inverse window of a key: the product of one run per axis.
@@ -120,13 +137,13 @@ struct Window {
 };
 
 inline Window keys_of(const Sample& sample, const Place& output) {
-  return {{keys_of_query(sample.axes[0], output[0]), keys_of_query(sample.axes[1], output[1]),
-           keys_of_query(sample.axes[2], output[2])}};
+  const auto run = [&](int a) { return keys_of_query(sample.axes[a], sample.spans[a], output[a]); };
+  return {{run(0), run(1), run(2)}};
 }
 
-inline Window queries_of(const Sample& sample, const Place& token) {
-  return {{queries_of_key(sample.axes[0], token[0]), queries_of_key(sample.axes[1], token[1]),
-           queries_of_key(sample.axes[2], token[2])}};
+inline Window queries_of(const Sample& sample, const Place& row) {
+  const auto run = [&](int a) { return queries_of_key(sample.axes[a], sample.spans[a], row[a]); };
+  return {{run(0), run(1), run(2)}};
 }
 
 /// Entries of one head's table of position biases.

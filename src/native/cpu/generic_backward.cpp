@@ -10,7 +10,7 @@ namespace natten::cpu::generic {
 
 void attention_backward_query(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb) {
   const Problem& p = inputs.problem;
-  const Grid grid = token_grid(p), outputs = output_grid(p);
+  const Grid grid = query_grid(p), outputs = output_grid(p);
   const RowOps query_ops = row_ops(p.query_type), key_ops = row_ops(p.key_type), value_ops = row_ops(p.value_type);
   const RowOps out_ops = row_ops(saved.out.type), dout_ops = row_ops(saved.dout.type), dq_ops = row_ops(dq.type);
   const std::int64_t group = p.heads / p.kv_heads, volume = p.kernel_volume();
@@ -36,7 +36,7 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
           std::fill_n(sum, p.head_dim, 0.0f);
           const Place output = output_of(p, token);
           const std::int64_t flat = outputs.index(batch, output) * p.heads + item.head;
-          if (has_token(sample, token) && is_query(p, token) && !is_empty_lse(saved.lse[flat])) {
+          if (is_query(p, token) && has_query(sample, output) && !is_empty_lse(saved.lse[flat])) {
             const Window window = keys_of(sample, output);
             const std::int64_t count = window.axis[2].count;
             query_ops.load(row_of(inputs.query, batch, token, item.head), p.head_dim, query);
@@ -80,7 +80,7 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
 void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
                                   const Tensor& dv) {
   const Problem& p = inputs.problem;
-  const Grid grid = token_grid(p), outputs = output_grid(p);
+  const Grid grid = key_grid(p), outputs = output_grid(p);
   const RowOps query_ops = row_ops(p.query_type), key_ops = row_ops(p.key_type), value_ops = row_ops(p.value_type);
   const RowOps dout_ops = row_ops(saved.dout.type), dk_ops = row_ops(dk.type), dv_ops = row_ops(dv.type);
   const std::int64_t group = p.heads / p.kv_heads;
@@ -104,7 +104,7 @@ void attention_backward_key_value(const AttentionInputs& inputs, const SavedForw
         p, inputs.lengths, grid, item, [&](const Sample& sample, std::int64_t batch, const Place& token, std::int64_t) {
           std::fill_n(key_sum, p.head_dim, 0.0f);
           std::fill_n(value_sum, p.value_dim, 0.0f);
-          if (has_token(sample, token)) {
+          if (has_key(sample, token)) {
             const Window window = queries_of(sample, token);
             const AxisRun& run = window.axis[2];
             key_ops.load(row_of(inputs.key, batch, token, item.head), p.head_dim, key);
@@ -115,7 +115,7 @@ void attention_backward_key_value(const AttentionInputs& inputs, const SavedForw
             for (std::int64_t head = item.head * group; head < (item.head + 1) * group; ++head) {
               window.for_each_row([&](const Place& output, std::int64_t t0, std::int64_t t1) {
                 if (run.count == 0) return;
-                const char* queries = row_of(inputs.query, batch, token_of(p, output), head);
+                const char* queries = row_of(inputs.query, batch, query_row(p, output), head);
                 const char* douts = row_of(saved.dout, batch, output, head);
                 query_ops.dot_rows(key, queries, query_stride, run.count, p.head_dim, probabilities);
                 dout_ops.dot_rows(value, douts, dout_stride, run.count, p.value_dim, dlogits);

@@ -34,7 +34,7 @@ void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* 
           if (has_query(sample, output)) {
             const Window window = keys_of(sample, output);
             const std::int64_t count = window.axis[2].count;
-            query_ops.load(row_of(inputs.query, batch, token_of(p, output), item.head), p.head_dim, query);
+            query_ops.load(row_of(inputs.query, batch, query_row(p, output), item.head), p.head_dim, query);
             float* logits = probabilities;
             window.for_each_row([&](const Place& token, std::int64_t t0, std::int64_t t1) {
               key_ops.dot_rows(query, row_of(inputs.key, batch, token, kv_head),

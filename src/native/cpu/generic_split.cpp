@@ -31,7 +31,7 @@ void window_products(const AttentionInputs& inputs, const Tensor& x, bool x_at_t
                         std::fill_n(products, volume, exists ? empty : 0.0f);
                         if (exists) {
                           const Window window = keys_of(sample, output);
-                          x_ops.load(row_of(x, batch, x_at_tokens ? token_of(p, output) : output, item.head), dim,
+                          x_ops.load(row_of(x, batch, x_at_tokens ? query_row(p, output) : output, item.head), dim,
                                      x_row);
                           window.for_each_row([&](const Place& key, std::int64_t t0, std::int64_t t1) {
                             float* row = products + window.slot(p, t0, t1);
@@ -52,7 +52,7 @@ void window_products(const AttentionInputs& inputs, const Tensor& x, bool x_at_t
 void window_sums(const AttentionInputs& inputs, const Tensor& weights, const Tensor& rows, std::int64_t dim,
                  float scale, const Tensor& sum, bool sum_at_tokens, float* drpb) {
   const Problem& p = inputs.problem;
-  const Grid grid = sum_at_tokens ? token_grid(p) : output_grid(p);
+  const Grid grid = sum_at_tokens ? query_grid(p) : output_grid(p);
   const RowOps weights_ops = row_ops(weights.type), rows_ops = row_ops(rows.type), sum_ops = row_ops(sum.type);
   const std::int64_t group = p.heads / p.kv_heads, volume = p.kernel_volume();
   const BiasGradient bias_gradient = bias_gradient_of(p, drpb);
@@ -67,7 +67,7 @@ void window_sums(const AttentionInputs& inputs, const Tensor& weights, const Ten
         p, inputs.lengths, grid, item, [&](const Sample& sample, std::int64_t batch, const Place& place, std::int64_t) {
           std::fill_n(sum_row, dim, 0.0f);
           const Place output = sum_at_tokens ? output_of(p, place) : place;
-          if (has_query(sample, output) && (!sum_at_tokens || is_query(p, place))) {
+          if ((!sum_at_tokens || is_query(p, place)) && has_query(sample, output)) {
             const Window window = keys_of(sample, output);
             weights_ops.load(row_of(weights, batch, output, item.head), volume, weights_row);
             window.for_each_row([&](const Place& key, std::int64_t t0, std::int64_t t1) {
@@ -91,7 +91,7 @@ void window_sums(const AttentionInputs& inputs, const Tensor& weights, const Ten
 void inverse_window_sums(const AttentionInputs& inputs, const Tensor& weights, const Tensor& x, bool x_at_tokens,
                          std::int64_t dim, float scale, const Tensor& sum) {
   const Problem& p = inputs.problem;
-  const Grid grid = token_grid(p);
+  const Grid grid = key_grid(p);
   const RowOps x_ops = row_ops(x.type), sum_ops = row_ops(sum.type);
   const std::int64_t group = p.heads / p.kv_heads, bytes = element_size(weights.type);
   const std::int64_t longest = 2 * p.axes[2].kernel_size + 2 * p.axes[2].gna_stride;
@@ -104,24 +104,25 @@ void inverse_window_sums(const AttentionInputs& inputs, const Tensor& weights, c
     for_each_position(
         p, inputs.lengths, grid, item, [&](const Sample& sample, std::int64_t batch, const Place& token, std::int64_t) {
           std::fill_n(sum_row, dim, 0.0f);
-          if (has_token(sample, token)) {
+          if (has_key(sample, token)) {
             const Window window = queries_of(sample, token);
             const AxisRun& run = window.axis[2];
             const std::int64_t x_stride = x.strides[3] * run.step * (x_at_tokens ? p.axes[2].stride : 1);
             window.for_each_row([&](const Place& output, std::int64_t, std::int64_t) {
-              const std::int64_t slot01 = key_slot(sample.axes[0], output[0], token[0]) * p.axes[1].kernel_size +
-                                          key_slot(sample.axes[1], output[1], token[1]);
+              const std::int64_t slot01 =
+                  key_slot(sample.axes[0], sample.spans[0], output[0], token[0]) * p.axes[1].kernel_size +
+                  key_slot(sample.axes[1], sample.spans[1], output[1], token[1]);
               for (std::int64_t head = item.head * group; head < (item.head + 1) * group && run.count > 0; ++head) {
                 with_storage_type(weights.type, [&](auto storage) {
                   Place at = output;
                   for (std::int64_t t = 0; t < run.count; ++t, at[2] += run.step) {
                     const std::int64_t slot =
-                        slot01 * p.axes[2].kernel_size + key_slot(sample.axes[2], at[2], token[2]);
+                        slot01 * p.axes[2].kernel_size + key_slot(sample.axes[2], sample.spans[2], at[2], token[2]);
                     const char* address = row_of(weights, batch, at, head) + slot * bytes;
                     weights_row[t] = to_float(*reinterpret_cast<const decltype(storage)*>(address));
                   }
                 });
-                x_ops.add_rows(weights_row, row_of(x, batch, x_at_tokens ? token_of(p, output) : output, head),
+                x_ops.add_rows(weights_row, row_of(x, batch, x_at_tokens ? query_row(p, output) : output, head),
                                x_stride, run.count, dim, sum_row);
               }
             });

@@ -16,16 +16,28 @@ struct Tensor {
   void* data = nullptr;
   std::int64_t strides[5] = {};  ///< of B, A0, A1, A2, H
   FloatType type = FloatType::float32;
+
+  /// Of keys in pieces (Problem::pieces), whose strides of A2 are the same: `data` has rows [first, end) of an axis.
+  struct Piece {
+    void* data = nullptr;
+    std::int64_t strides[5] = {};
+  };
+  int cut_axis = -1;
+  std::int64_t first = 0, end = 0;
+  Piece before{}, after{};
 };
 
 /// Inputs of every attention kernel. rpb is dense float32 [Hq, 2K0-1, 2K1-1, 2K2-1] or null; lengths is dense int32
-/// [B, 3] or null. A sample whose lengths are illegal (not K*d <= L_b <= L on every axis) gives zeros.
+/// [B, 3] or null. A sample whose lengths are illegal (not least_length() <= L_b <= L on every axis) gives zeros.
 struct AttentionInputs {
   Problem problem;
   Tensor query, key, value;
   const float* rpb = nullptr;
   const std::int32_t* lengths = nullptr;
 };
+
+/// Whether tiled kernels compute the problem and its gradients; otherwise generic ones do, where no axis is circular.
+bool is_tiled(const Problem& problem);
 
 /// out [B, O0, O1, O2, Hq, Dv], lse dense float32 [B, O0, O1, O2, Hq].
 void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse);
@@ -47,8 +59,8 @@ void attention_backward_key_value(const AttentionInputs& inputs, const SavedForw
 void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb,
                         const Tensor& dk, const Tensor& dv);
 
-// Split form. logits, attn and their gradients are [B, O0, O1, O2, Hq, K0*K1*K2]. Slots and empty slots: SEMANTICS in
-// docs/; empty slots of `logits` are -inf, of `dattn` 0, and the values of `attn` and `dlogits` there are ignored.
+// Split form. logits, attn and their gradients are [B, O0, O1, O2, Hq, K0*K1*K2]; docs/concepts.md says which key is in
+// which slot. Empty slots of `logits` are -inf, of `dattn` 0, and the values of `attn` and `dlogits` there are ignored.
 void qk(const AttentionInputs& inputs, const Tensor& logits);
 void qk_backward_query(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dq, float* drpb);
 void qk_backward_key(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dk);

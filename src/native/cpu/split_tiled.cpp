@@ -28,12 +28,16 @@ class SplitSweep : public TileSweep {
   }
 
   TensorRows channel_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
-    return query_rows(call_.queries, call_.over_tokens, q0, q1, q2, head);
+    return call_.over_tokens ? region_.query_rows(call_.queries, query_head(head), q0, q1, q2)
+                             : region_.out_rows(call_.queries, query_head(head), q0, q1, q2);
+  }
+  TensorRows slot_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
+    return region_.out_rows(call_.slots, query_head(head), q0, q1, q2);
   }
 
   void load_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) const {
     const std::int64_t pitch = round_up(volume_, kLanes);
-    load_tile(query_rows(call_.slots, false, q0, q1, tile.query, head), tile, volume_, buffer_, pitch);
+    load_tile(slot_rows(q0, q1, tile.query, head), tile, volume_, buffer_, pitch);
     transpose_in(buffer_, pitch, round_up(volume_, 4), 1.0f, to + slots_, kLanes);
   }
 
@@ -76,7 +80,8 @@ class ProductsSweep final : public SplitSweep {
   }
 
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
-    store_transposed(from + slots_, volume_, 1.0f, tile, call_.slots, false, q0, q1, head);
+    store_transposed(from + slots_, volume_, 1.0f, tile,
+                     [&](std::int64_t query) { return slot_rows(q0, q1, query, head); });
   }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
@@ -114,7 +119,8 @@ class SumsSweep final : public SplitSweep {
     load_slots(q0, q1, head, tile, to);
   }
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
-    store_transposed(from, call_.dim, call_.factor, tile, call_.queries, call_.over_tokens, q0, q1, head);
+    store_transposed(from, call_.dim, call_.factor, tile,
+                     [&](std::int64_t query) { return channel_rows(q0, q1, query, head); });
   }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
@@ -202,7 +208,7 @@ void sums(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
   const bool is_strided = p.axes[0].stride * p.axes[1].stride * p.axes[2].stride > 1;
   if ((call.over_tokens && is_strided) || inputs.lengths != nullptr) {
-    fill(call.queries, call.over_tokens ? token_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
+    fill(call.queries, call.over_tokens ? query_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
   }
   run_tasks(inputs, flops_of(p, call), call.drpb, [&](const Task& task) {
     NATTEN_DISPATCH(run_sums)(inputs, call, task);
@@ -211,7 +217,7 @@ void sums(const AttentionInputs& inputs, const Call& call) {
 
 void key_sums(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
-  if (inputs.lengths != nullptr) fill(call.keys, token_grid(p), p.kv_heads, call.dim, 0.0f);
+  if (inputs.lengths != nullptr) fill(call.keys, key_grid(p), p.kv_heads, call.dim, 0.0f);
   run_tasks(inputs, flops_of(p, call), nullptr, [&](const Task& task) {
     NATTEN_DISPATCH(run_key_sums)(inputs, call, task);
   });

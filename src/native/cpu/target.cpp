@@ -8,12 +8,31 @@
 namespace natten::cpu {
 namespace {
 
-std::int64_t targets_with_name(const std::string& name) {
+struct Target {
+  std::string name;
+  std::int64_t simd;  ///< Highway's
+  MatrixUnit unit;
+};
+
+/// Best first. The dot products of AVX512-BF16 have to be asked for: on Intel's CPUs they take twice as long as the
+/// float32 ones.
+std::vector<Target> all_targets() {
+  std::vector<Target> targets;
+  for (const std::int64_t simd : hwy::SupportedAndGeneratedTargets()) {
+    targets.push_back({hwy::TargetName(simd), simd, MatrixUnit::none});
+    if (simd != HWY_AVX3) continue;
+    if (has_matrix_unit(MatrixUnit::dot)) targets.push_back({"AVX3_BF16", simd, MatrixUnit::dot});
+    if (has_matrix_unit(MatrixUnit::amx)) targets.insert(targets.begin(), {"AMX", simd, MatrixUnit::amx});
+  }
+  return targets;
+}
+
+Target target_with_name(const std::string& name) {
   std::string names;
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (name == hwy::TargetName(target)) return target;
+  for (const Target& target : all_targets()) {
+    if (name == target.name) return target;
     names += names.empty() ? "" : ", ";
-    names += hwy::TargetName(target);
+    names += target.name;
   }
   throw std::invalid_argument("Unknown NATTEN_CPU_TARGET '" + name + "'. Expected one of [" + names + "]");
 }
@@ -26,13 +45,15 @@ std::string default_name() {
 struct Choice {
   hwy::ChosenTarget chosen;
   std::string name;
+  MatrixUnit unit;
 
   Choice() { choose(default_name()); }
 
   void choose(const std::string& wanted) {
-    const std::int64_t targets = wanted.empty() ? hwy::SupportedTargets() : targets_with_name(wanted);
-    chosen.Update(targets);
-    name = wanted.empty() ? cpu_targets().front() : wanted;
+    const Target target = wanted.empty() ? all_targets().front() : target_with_name(wanted);
+    chosen.Update(target.simd);
+    name = target.name;
+    unit = target.unit;
   }
 };
 
@@ -45,12 +66,16 @@ Choice& choice() {
 
 std::vector<std::string> cpu_targets() {
   std::vector<std::string> names;
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) names.emplace_back(hwy::TargetName(target));
+  for (const Target& target : all_targets()) names.push_back(target.name);
   return names;
 }
 
 std::string cpu_target() {
   return choice().name;
+}
+
+MatrixUnit matrix_unit() {
+  return choice().unit;
 }
 
 void set_cpu_target(const std::string& name) {

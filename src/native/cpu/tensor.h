@@ -12,10 +12,24 @@ namespace natten::cpu {
 using Place = std::array<std::int64_t, kAxes>;  ///< token or output position on the three axes
 
 /// Address of row [batch, at..., head].
-inline char* row_of(const Tensor& tensor, std::int64_t batch, const Place& at, std::int64_t head) {
+inline char* row_of(const Tensor& tensor, std::int64_t batch, Place at, std::int64_t head) {
+  void* data = tensor.data;
   const std::int64_t* s = tensor.strides;
+  if (tensor.cut_axis >= 0) {
+    std::int64_t& row = at[tensor.cut_axis];
+    if (row < tensor.first) {
+      data = tensor.before.data;
+      s = tensor.before.strides;
+    } else if (row < tensor.end) {
+      row -= tensor.first;
+    } else {
+      data = tensor.after.data;
+      s = tensor.after.strides;
+      row -= tensor.end;
+    }
+  }
   const std::int64_t offset = batch * s[0] + at[0] * s[1] + at[1] * s[2] + at[2] * s[3] + head * s[4];
-  return static_cast<char*>(tensor.data) + offset * element_size(tensor.type);
+  return static_cast<char*>(data) + offset * element_size(tensor.type);
 }
 
 /// The positions of [batch, A0, A1, A2] in row-major order.
@@ -34,14 +48,17 @@ struct Grid {
   }
 };
 
-inline Grid token_grid(const Problem& p) {
-  return {p.batch, {p.axes[0].length, p.axes[1].length, p.axes[2].length}};
+/// Rows of query; rows of key and value; computed queries.
+inline Grid query_grid(const Problem& p) {
+  return {p.batch, {p.span(0).query_rows, p.span(1).query_rows, p.span(2).query_rows}};
+}
+
+inline Grid key_grid(const Problem& p) {
+  return {p.batch, {p.span(0).key_rows, p.span(1).key_rows, p.span(2).key_rows}};
 }
 
 inline Grid output_grid(const Problem& p) {
-  Grid grid{p.batch, {}};
-  for (int a = 0; a < kAxes; ++a) grid.extent[a] = output_length(p.axes[a].length, p.axes[a].stride);
-  return grid;
+  return {p.batch, {p.queries(0), p.queries(1), p.queries(2)}};
 }
 
 }  // namespace natten::cpu

@@ -50,9 +50,11 @@ struct RowsAhead {
   std::int64_t stride[kMost], bytes[kMost];
 
   void add(const TensorRows& tensor_rows, std::int64_t dim) {
-    const std::int64_t size = element_size(tensor_rows.type);
-    rows[tensors] = tensor_rows.data;
-    stride[tensors] = tensor_rows.stride * size;
+    const TensorRows run = tensor_rows.run(kLanes);
+    if (!run.is_run()) return;
+    const std::int64_t size = element_size(run.type);
+    rows[tensors] = run.data;
+    stride[tensors] = run.stride * size;
     bytes[tensors++] = dim * size;
   }
   HWY_INLINE void fetch(int lane) const {
@@ -112,43 +114,49 @@ HWY_INLINE void for_each_channels(std::int64_t dim, Visit&& visit) {
   }
 }
 
-/// The sums of the lanes of kLanes vectors, as the lanes of one.
-HWY_INLINE TileVec sums_of_lanes(const float* vectors) {
+/// What `join` (a sum, a maximum) makes of the lanes of kLanes vectors, as the lanes of one.
+template <class Join>
+HWY_INLINE TileVec fold_lanes(const float* vectors, [[maybe_unused]] const Join& join) {
   const TileTag d;
 #if HWY_TARGET == HWY_SCALAR
   return hn::Load(d, vectors);
 #else
   const hn::Repartition<double, TileTag> wide;
-  // Of four vectors one: in every block of four lanes, the sums of the same block of each.
+  // Of four vectors one: in every block of four lanes, those of the same block of each.
   TileVec fours[kLanes / 4];
   NATTEN_UNROLL
   for (int i = 0; i < kLanes / 4; ++i) {
     TileVec v[4];
     NATTEN_UNROLL
     for (int k = 0; k < 4; ++k) v[k] = hn::Load(d, vectors + (4 * i + k) * kLanes);
-    const auto pair0 = hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
-    const auto pair1 = hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));
+    const auto pair0 = join(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
+    const auto pair1 = join(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));
     const auto wide0 = hn::BitCast(wide, pair0), wide1 = hn::BitCast(wide, pair1);
-    fours[i] = hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, wide0, wide1)),
-                       hn::BitCast(d, hn::InterleaveUpper(wide, wide0, wide1)));
+    fours[i] = join(hn::BitCast(d, hn::InterleaveLower(wide, wide0, wide1)),
+                    hn::BitCast(d, hn::InterleaveUpper(wide, wide0, wide1)));
   }
   if constexpr (kLanes == 4) {
     return fours[0];
   } else {
-    // Of two vectors, whose even and odd blocks are summed, those of the first and those of the second in turns.
-    const auto join = [](TileVec a, TileVec b) {
-      return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+    // Of two vectors, whose even and odd blocks are joined, those of the first and those of the second in turns.
+    const auto turns = [&](TileVec a, TileVec b) {
+      return join(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
     };
     if constexpr (kLanes == 8) {
-      return join(fours[0], fours[1]);
+      return turns(fours[0], fours[1]);
     } else {
-      const auto halves = [d](TileVec a, TileVec b) {
-        return hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+      const auto halves = [&](TileVec a, TileVec b) {
+        return join(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
       };
-      return join(halves(fours[0], fours[2]), halves(fours[1], fours[3]));
+      return turns(halves(fours[0], fours[2]), halves(fours[1], fours[3]));
     }
   }
 #endif
+}
+
+HWY_INLINE TileVec sums_of_lanes(const float* vectors) {
+  return fold_lanes(
+      vectors, [](TileVec a, TileVec b) __attribute__((always_inline)) { return hn::Add(a, b); });
 }
 
 /// sums[query] = factor * sum of probability * value, for kCount consecutive queries of a tile. Values are

@@ -297,14 +297,19 @@ HWY_INLINE void transpose_blocks(TileVec (&v)[4]) {
 }
 #endif
 
-/// to[channel * pitch + lane] = factor * from[lane * stride + channel]; both hold a multiple of 4 channels.
+/// to[channel * pitch + lane] = factor * from[lane * stride + channel]; both hold a multiple of 4 channels. Unscaled,
+/// the bits are copied, whatever they mean.
+template <bool kScaled = true>
 HWY_INLINE void transpose_in(const float* from, std::int64_t stride, std::int64_t channels, float factor, float* to,
                              std::int64_t pitch) {
   const TileTag d;
   const auto scale = hn::Set(d, factor);
+  const auto scaled = [&](TileVec v) __attribute__((always_inline)) {
+    return kScaled ? hn::Mul(scale, v) : v;
+  };
 #if HWY_TARGET == HWY_SCALAR
   (void)stride;
-  for (std::int64_t c = 0; c < channels; ++c) hn::Store(hn::Mul(scale, hn::Load(d, from + c)), d, to + c * pitch);
+  for (std::int64_t c = 0; c < channels; ++c) hn::Store(scaled(hn::Load(d, from + c)), d, to + c * pitch);
 #else
   for (std::int64_t c = 0; c < channels; c += 4) {
     TileVec v[4];
@@ -312,7 +317,7 @@ HWY_INLINE void transpose_in(const float* from, std::int64_t stride, std::int64_
     for (int i = 0; i < 4; ++i) v[i] = load_blocks(d, from + i * stride + c, stride);
     transpose_blocks(v);
     NATTEN_UNROLL
-    for (int i = 0; i < 4; ++i) hn::Store(hn::Mul(scale, v[i]), d, to + (c + i) * pitch);
+    for (int i = 0; i < 4; ++i) hn::Store(scaled(v[i]), d, to + (c + i) * pitch);
   }
 #endif
 }

@@ -6,6 +6,7 @@
 #define NATTEN_NATIVE_CPU_TILE_ROWS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -17,11 +18,45 @@ HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Rows of one tensor at equal distances.
+/// Rows of one tensor at equal distances, of which some may come again and again, or lie in other pieces.
 struct TensorRows {
   char* data;
   std::int64_t stride;  ///< elements from one row to the next
   FloatType type;
+  std::int64_t first = 0, period = 0;  ///< when not 0: row i is number (first + i) % period
+  struct Cut {
+    std::int64_t row;
+    char* data;
+  };
+  int cuts = 0;
+  Cut cut[2] = {};  ///< from which row on the rows lie elsewhere
+
+  HWY_INLINE bool is_run() const { return period == 0 && cuts == 0; }
+  /// The first `rows` of them, as a run where they are one.
+  HWY_INLINE TensorRows run(std::int64_t rows) const {
+    const bool is_one = period != 0 ? first + rows <= period : cuts > 0 && cut[0].row >= rows;
+    return is_one ? TensorRows{data + first * stride * element_size(type), stride, type} : *this;
+  }
+
+  /// Calls visit(first row, rows, their address) for runs of rows at equal distances.
+  template <class T, class Visit>
+  HWY_INLINE void for_each_run(std::int64_t rows, T* typed, Visit&& visit) const {
+    if (is_run()) return visit(std::int64_t{0}, rows, typed);
+    if (period == 0) {
+      std::int64_t row = 0;
+      for (int i = 0; i < cuts && cut[i].row < rows; ++i) {
+        if (row < cut[i].row) visit(row, cut[i].row - row, typed);
+        row = cut[i].row;
+        typed = reinterpret_cast<T*>(cut[i].data);
+      }
+      return visit(row, rows - row, typed);
+    }
+    for (std::int64_t row = 0, number = first; row < rows; number = 0) {
+      const std::int64_t count = std::min(rows - row, period - number);
+      visit(row, count, typed + number * stride);
+      row += count;
+    }
+  }
 };
 
 /// to[row * pitch + c] = from[row][c] as float32, zeros from `dim` to the next multiple of a vector.
@@ -38,7 +73,10 @@ void load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64
 
 HWY_INLINE void load_rows(const TensorRows& from, std::int64_t rows, std::int64_t dim, float* to, std::int64_t pitch) {
   with_storage_type(from.type, [&](auto storage) {
-    load_rows(reinterpret_cast<const decltype(storage)*>(from.data), from.stride, rows, dim, to, pitch);
+    from.for_each_run(rows, reinterpret_cast<const decltype(storage)*>(from.data),
+                      [&](std::int64_t row, std::int64_t count, const auto* data) {
+                        load_rows(data, from.stride, count, dim, to + row * pitch, pitch);
+                      });
   });
 }
 
@@ -81,15 +119,18 @@ void write_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t
 HWY_INLINE void store_rows(const float* from, std::int64_t pitch, std::int64_t rows, std::int64_t dim,
                            const TensorRows& to, bool is_streamed = false) {
   with_storage_type(to.type, [&](auto storage) {
-    auto* data = reinterpret_cast<decltype(storage)*>(to.data);
-    is_streamed ? write_rows(from, pitch, rows, dim, data, to.stride)
-                : store_rows(from, pitch, rows, dim, data, to.stride);
+    to.for_each_run(rows, reinterpret_cast<decltype(storage)*>(to.data),
+                    [&](std::int64_t row, std::int64_t count, auto* data) {
+                      const float* first = from + row * pitch;
+                      is_streamed ? write_rows(first, pitch, count, dim, data, to.stride)
+                                  : store_rows(first, pitch, count, dim, data, to.stride);
+                    });
   });
 }
 
 /// Whether rows can be read as they are, without a copy to float32.
 HWY_INLINE bool is_plain(const TensorRows& rows, std::int64_t dim) {
-  return rows.type == FloatType::float32 && dim % 4 == 0;
+  return rows.type == FloatType::float32 && dim % 4 == 0 && rows.is_run();
 }
 
 }  // namespace natten::cpu::HWY_NAMESPACE

@@ -25,7 +25,12 @@ HWY_INLINE TileVec exp2_float(TileVec x) {
   const hn::Rebind<std::int32_t, TileTag> di;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more makes it a biased exponent.
   const auto magic = hn::Set(d, 12582912.0f + 127.0f);
-  const auto bounded = hn::Max(hn::Set(d, -127.0f), x);  // in this order x86 keeps a NaN
+  const auto least = hn::Set(d, -127.0f);
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128  // whose maximum forgets a NaN
+  const auto bounded = hn::IfThenElse(hn::Lt(x, least), least, x);
+#else
+  const auto bounded = hn::Max(least, x);  // in this order x86 keeps a NaN
+#endif
   const auto shifted = hn::Add(bounded, magic);
   const auto r = hn::Sub(bounded, hn::Sub(shifted, magic));
   auto y = hn::Set(d, 1.326472614891827e-3f);  // minimax polynomial of 2^r on [-1/2, 1/2]

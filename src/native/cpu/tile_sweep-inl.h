@@ -13,40 +13,16 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/tensor.h"
+#include "native/cpu/sweep_memory-inl.h"
 #include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
-#include "native/cpu/tile_tasks.h"
 #include "native/cpu/tuning.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Tiles of queries that share the keys of a dense block.
-inline constexpr int kDenseTiles = 2;
-
-/// A tensor over the keys' tokens, and its channels.
-struct KeyTensor {
-  const Tensor* tensor = nullptr;
-  std::int64_t dim = 0;
-  std::int64_t offset = 0;  ///< of its rows in the sweep's memory, in floats
-
-  std::int64_t pitch() const { return round_up(dim, kLanes); }
-  std::int64_t packed_dim() const { return round_up(dim, 4); }
-};
-
-/// One packed row of queries that attends the current row of keys.
-struct QueryRow {
-  float* tiles;
-  bool owned;
-  std::int64_t q0, q1, head;  ///< indices in their groups, and in the heads of the task
-  std::int64_t bias;          ///< entry of the position bias of this row of keys, in the table of one head
-  std::int64_t slot;          ///< first slot of this row of keys
-};
-
-class TileSweep {
+class TileSweep : protected SweepMemory {
  public:
   virtual ~TileSweep() = default;
   TileSweep(const TileSweep&) = delete;
@@ -54,8 +30,17 @@ class TileSweep {
 
   void run() {
     if (places_ <= 0) return;
-    const std::vector<Tile> tiles = std::move(tiles_);
-    const std::size_t strips = plan_strips(tiles);
+    const AxisPart unrolled = part_[2];
+    fold_row();
+    std::vector<Tile> tiles = tiles_;
+    std::size_t strips = plan_strips(tiles);
+    if (is_folded_ && strips > 1) {
+      is_folded_ = false;
+      region_.part[2] = unrolled;
+      make_row();
+      tiles = tiles_;
+      strips = plan_strips(tiles);
+    }
     std::size_t most = 0;
     for (std::size_t strip = 0; strip < strips; ++strip) {
       select_strip(tiles, strip, strips);
@@ -76,6 +61,39 @@ class TileSweep {
   }
 
  private:
+  /// Where a task has all keys of a circular last axis, it needs no query twice: the sums at places past the ends are
+  /// those of keys inside.
+  void fold_row() {
+    AxisPart& part = region_.part[2];
+    const AxisGroup& group = *group_[2];
+    const bool is_whole = group.key_rows.period > 0 && size_of(part.owned_keys) == group.key_rows.period;
+    if (is_dense_ || !is_whole || size_of(part.queries) <= group.outputs.period) return;
+    is_folded_ = true;
+    AxisPart once = make_part(group, group.owned_queries, {true, false}, true);
+    once.owned_keys = part.owned_keys;
+    once.keys = {std::min(once.keys.start, once.owned_keys.start), std::max(once.keys.end, once.owned_keys.end)};
+    if (size_of(part.owned_queries) == 0) once.owned_queries = part.owned_queries;
+    part = once;
+    make_row();
+  }
+
+  /// Adds the sums past the ends to those inside.
+  void fold_sums(float* row) const {
+    const Span& owned = part_[2].owned_keys;
+    for (const KeyTensor& key : dkeys_) {
+      float* sums = row + key.offset - first_place_ * key.pitch();
+      for (std::int64_t place = strip_keys_.start; place < strip_keys_.end; ++place) {
+        if (contains(owned, place)) continue;
+        const std::int64_t inside = place < owned.start ? place + size_of(owned) : place - size_of(owned);
+        for (std::int64_t c = 0; c < key.pitch(); c += kLanes) {
+          const TileTag d;
+          float* sum = sums + inside * key.pitch() + c;
+          hn::Store(hn::Add(hn::Load(d, sum), hn::Load(d, sums + place * key.pitch() + c)), d, sum);
+        }
+      }
+    }
+  }
+
   /// Tiles of a strip, the places of their keys, and which of these no other strip adds to.
   void select_strip(const std::vector<Tile>& tiles, std::size_t strip, std::size_t strips) {
     const auto first = [&](std::size_t s) { return tiles.size() * s / strips; };
@@ -85,14 +103,11 @@ class TileSweep {
     const std::int64_t carried_end = strip_keys_.end;
     const bool is_first = strip == 0, is_last = strip + 1 == strips;
     strip_keys_ = part_[2].keys;
-    strip_queries_ = part_[2].queries;
     if (!is_first) {
       strip_keys_.start = queries[begin->query].keys.start;
-      strip_queries_.start = begin->query;
     }
     final_keys_ = strip_keys_;
     if (!is_last) {
-      strip_queries_.end = end->query;
       final_keys_.end = queries[end->query].keys.start;
       strip_keys_.end = std::max(queries[end->query - 1].keys.end, final_keys_.end);
     }
@@ -126,31 +141,7 @@ class TileSweep {
   }
 
  protected:
-  /// `tile_size`: floats of a packed tile. `widest`: channels of its widest rows.
-  TileSweep(const Problem& problem, const Task& task, Wanted wanted)
-      : problem_(problem),
-        task_(task),
-        axes_(task.plan->sample.axes),
-        group_{&task.plan->group(0, task.group[0]), &task.plan->group(1, task.group[1]),
-               &task.plan->group(2, task.group[2])},
-        heads_(problem.heads / problem.kv_heads) {
-    for (int a = 0; a < kAxes; ++a) part_[a] = make_part(*group_[a], task.owned[a], wanted, a == 2);
-    tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
-    first_place_ = part_[2].keys.start;
-    if (!tiles_.empty()) first_place_ = std::min(first_place_, tiles_.front().slot0);
-    places_ = part_[2].keys.end - first_place_;
-  }
-
-  // To be set by the subclass before run().
-  KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
-  KeyTensor dkeys_[2];          ///< summed, [place][channel pitch]
-  std::int64_t tile_size_ = 0;  ///< floats of a packed tile of queries
-  std::int64_t widest_ = 1;     ///< channels of the widest tensor
-  bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
-  bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
-  std::int64_t chunk_ = 0;      ///< not 0: multiply_block() also packs and stores so many keys at a time
-  std::int64_t extra_ = 0;      ///< floats of memory of the subclass's own
-  bool is_streamed_ = false;    ///< results are too large to stay in a cache
+  using SweepMemory::SweepMemory;
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
   virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) = 0;
@@ -177,26 +168,6 @@ class TileSweep {
            (tile.slot0 - first_place_) * dkeys_[which].pitch();
   }
 
-  TensorRows token_rows(const Tensor& tensor, std::int64_t k0, std::int64_t k1, std::int64_t k2) const {
-    const Place at{group_[0]->token(k0), group_[1]->token(k1), group_[2]->token(k2)};
-    return {row_of(tensor, task_.plan->batch, at, task_.kv_heads.start), tensor.strides[3] * group_[2]->token_step,
-            tensor.type};
-  }
-
-  /// Rows from query `q2` on, of a tensor over tokens or over output positions.
-  TensorRows query_rows(const Tensor& tensor, bool over_tokens, std::int64_t q0, std::int64_t q1, std::int64_t q2,
-                        std::int64_t head) const {
-    const auto& queries = group_[2]->queries;
-    const std::int64_t index[] = {q0, q1, q2};
-    Place at;
-    for (int a = 0; a < kAxes; ++a) {
-      at[a] = group_[a]->queries[index[a]].output * (over_tokens ? axes_[a].stride : 1);
-    }
-    const std::int64_t step = queries.size() > 1 ? queries[1].output - queries[0].output : 1;
-    return {row_of(tensor, task_.plan->batch, at, task_.kv_heads.start * heads_ + head),
-            tensor.strides[3] * step * (over_tokens ? axes_[2].stride : 1), tensor.type};
-  }
-
   /// A tile's rows as float32, [lane][pitch]; zeros in lanes without a query.
   void load_tile(const TensorRows& rows, const Tile& tile, std::int64_t dim, float* to, std::int64_t pitch) const {
     load_rows(rows, tile.count, dim, to, pitch);
@@ -209,15 +180,16 @@ class TileSweep {
             std::min(tile.query + tile.count, part_[2].owned_queries.end)};
   }
 
-  /// Stores owned queries of a transposed tile, times a factor.
-  void store_transposed(const float* from, std::int64_t dim, float factor, const Tile& tile, const Tensor& tensor,
-                        bool over_tokens, std::int64_t q0, std::int64_t q1, std::int64_t head) const {
+  /// Stores owned queries of a transposed tile, times a factor, to rows_from(the first of them).
+  template <class RowsFrom>
+  void store_transposed(const float* from, std::int64_t dim, float factor, const Tile& tile,
+                        const RowsFrom& rows_from) const {
     const Span owned = owned_of(tile);
     if (size_of(owned) <= 0) return;
     const std::int64_t pitch = round_up(dim, kLanes);
     transpose_out(from, round_up(dim, 4), factor, buffer_, pitch);
-    store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim,
-               query_rows(tensor, over_tokens, q0, q1, owned.start, head), is_streamed_);
+    store_rows(buffer_ + (owned.start - tile.query) * pitch, pitch, size_of(owned), dim, rows_from(owned.start),
+               is_streamed_);
   }
 
   template <class Table>
@@ -249,9 +221,12 @@ class TileSweep {
     return hn::RebindMask(TileTag(), hn::Gt(hn::LoadU(di, tile.empty_slots), hn::Set(di, slot)));
   }
 
+  /// Of the problem, where heads of a task's own are counted from its first.
+  std::int64_t query_head(std::int64_t head) const { return region_.task.kv_heads.start * heads_ + head; }
+
   /// This row's position bias from the first slot of the kernel's last axis on.
   const float* bias_of(const float* rpb, const QueryRow& row) const {
-    return rpb == nullptr ? nullptr : rpb + (task_.kv_heads.start * heads_ + row.head) * bias_table_ + row.bias;
+    return rpb == nullptr ? nullptr : rpb + query_head(row.head) * bias_table_ + row.bias;
   }
   HWY_INLINE TileVec bias_lanes(const Tile& tile, const float* bias) const {
     const hn::Rebind<std::int32_t, TileTag> di;
@@ -260,9 +235,9 @@ class TileSweep {
   }
 
   void add_bias_gradient(const Tile& tile, const QueryRow& row, int slot, int slots, const float* dlogits) const {
-    if (task_.drpb == nullptr || !row.owned) return;
+    if (region_.task.drpb == nullptr || !row.owned) return;
     const Span owned = owned_of(tile);
-    float* table = task_.drpb + row.head * bias_table_ + row.bias + slot;
+    float* table = region_.task.drpb + row.head * bias_table_ + row.bias + slot;
     for (int s = 0; s < slots; ++s, ++table, dlogits += kLanes) {
       if (tile.one_bias && size_of(owned) == tile.count) {
         table[tile.bias[0]] += hn::GetLane(hn::SumOfLanes(TileTag(), hn::Load(TileTag(), dlogits)));
@@ -281,21 +256,6 @@ class TileSweep {
     return contains(part_[0].owned_keys, k0) && contains(part_[1].owned_keys, k1);
   }
 
-  const Problem& problem_;
-  const Task& task_;
-  const std::array<Axis, kAxes>& axes_;
-  const AxisGroup* group_[kAxes];
-  const std::int64_t heads_;  ///< query heads of the key head
-  AxisPart part_[kAxes];
-  std::int64_t score_size_ = 0;  ///< floats of a row's scores, [slot][lane]
-  float* scores_[2] = {};        ///< of some rows each
-  float* buffer_ = nullptr;      ///< [lane][pitch of the widest rows, or slots]
-  float** pointers_[3] = {};     ///< of some rows each
-  std::vector<Tile> tiles_;
-  std::int64_t first_place_, places_;  ///< of the packed rows of keys
-  std::int64_t bias_table_ = 0;        ///< entries of one head
-  std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
-  float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *extra_memory_ = nullptr;
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
 
  private:
@@ -310,97 +270,6 @@ class TileSweep {
                  owned_key);
       });
     });
-  }
-
-  /// Queries of axis `a` that attend any of the keys, as far as this task needs them.
-  Span attending(int a, const Span& keys) const {
-    Span span{part_[a].queries.end, part_[a].queries.start};
-    for (std::int64_t key = keys.start; key < keys.end; ++key) {
-      const Span& queries = group_[a]->attending[key];
-      if (size_of(queries) == 0) continue;
-      span.start = std::min(span.start, std::max(queries.start, part_[a].queries.start));
-      span.end = std::max(span.end, std::min(queries.end, part_[a].queries.end));
-    }
-    return span.start < span.end ? span : Span{0, 0};
-  }
-
-  void plan_memory() {
-    row_size_ = tile_size_ * (packs_late_ ? kDenseTiles : static_cast<std::int64_t>(tiles_.size()));
-    bias_table_ = 1;
-    for (const Axis& axis : axes_) bias_table_ *= 2 * axis.kernel_size - 1;
-
-    // Loads of a tile reach kLanes - 1 places past its last key. An odd number of cache lines spreads the channels
-    // over the sets of the cache.
-    const std::int64_t line = 16;
-    row_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
-    key_row_size_ = dkey_row_size_ = 0;
-    for (KeyTensor& key : keys_) {
-      key.offset = key_row_size_;
-      key_row_size_ += is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
-    }
-    for (KeyTensor& key : dkeys_) {
-      key.offset = dkey_row_size_;
-      dkey_row_size_ += packed_places() * key.pitch();
-    }
-    const std::int64_t key_bytes = 4 * (key_row_size_ + dkey_row_size_);
-    block_rows_ = std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
-    block_rows_ = std::min(block_rows_, std::max<std::int64_t>(size_of(part_[1].keys), 1));
-    if (chunk_ > 0) block_rows_ = 1;
-
-    // Rows of queries in use at a time: a ring along the outermost axis that has several.
-    ring_[0] = ring_[1] = 1;
-    for (std::int64_t k = part_[0].keys.start; k < part_[0].keys.end; ++k) {
-      ring_[0] = std::max(ring_[0], size_of(attending(0, {k, k + 1})));
-    }
-    if (size_of(part_[0].keys) > 1) {
-      ring_[1] = std::max<std::int64_t>(size_of(part_[1].queries), 1);
-    } else {
-      for (std::int64_t k = part_[1].keys.start; k < part_[1].keys.end; k += block_rows_) {
-        ring_[1] = std::max(ring_[1], size_of(attending(1, {k, std::min(k + block_rows_, part_[1].keys.end)})));
-      }
-    }
-    slot_rows_ = std::min<int>(static_cast<int>(axes_[2].kernel_size), tuning::kSlotBlock);
-    score_size_ = round_up(slot_rows_, 4) * kLanes;
-    const std::int64_t most_rows = ring_[0] * ring_[1] * heads_;
-    score_rows_ = static_cast<int>(std::clamp<std::int64_t>(tuning::kScoreBytes / (4 * score_size_), 1, most_rows));
-    if (is_dense_) {
-      score_size_ = tuning::kDenseKeys * kLanes;
-      score_rows_ = kDenseTiles;
-    }
-  }
-
-  std::int64_t buffer_size() const {
-    // Transposes work on groups of 4 channels, also where a vector is shorter.
-    return kLanes * round_up(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
-  }
-
-  std::size_t scratch_bytes() const {
-    const std::int64_t slots = ring_[0] * ring_[1];
-    return Scratch::bytes<float>(slots * heads_ * row_size_) + Scratch::bytes<std::int64_t>(2 * slots) +
-           Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
-           2 * Scratch::bytes<float>(score_rows_ * score_size_) + Scratch::bytes<float>(buffer_size()) +
-           3 * Scratch::bytes<float*>(score_rows_) + Scratch::bytes<float>(extra_);
-  }
-  std::int64_t packed_places() const { return chunk_ > 0 ? std::min(places_, chunk_) : places_; }
-
-  void take_memory(Scratch& scratch) {
-    const std::int64_t slots = ring_[0] * ring_[1];
-    ring_memory_ = scratch.take<float>(slots * heads_ * row_size_);
-    ring_tags_ = scratch.take<std::int64_t>(2 * slots);
-    std::fill_n(ring_tags_, 2 * slots, std::int64_t{-1});
-    key_memory_ = scratch.take<float>(block_rows_ * key_row_size_);
-    dkey_memory_ = scratch.take<float>(block_rows_ * dkey_row_size_);
-    for (float*& scores : scores_) scores = scratch.take<float>(score_rows_ * score_size_);
-    buffer_ = scratch.take<float>(buffer_size());
-    for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
-    extra_memory_ = scratch.take<float>(extra_);
-    // Places outside the axis read as zero.
-    std::fill_n(key_memory_, block_rows_ * key_row_size_, 0.0f);
-  }
-
-  std::int64_t ring_slot(std::int64_t q0, std::int64_t q1) const { return (q0 % ring_[0]) * ring_[1] + q1 % ring_[1]; }
-  float* ring_row(std::int64_t q0, std::int64_t q1, std::int64_t head) const {
-    return ring_memory_ + (ring_slot(q0, q1) * heads_ + head) * row_size_;
   }
 
   void pack_query_row(std::int64_t q0, std::int64_t q1) {
@@ -420,15 +289,15 @@ class TileSweep {
   void pack_keys(const KeyTensor& key, std::int64_t k0, std::int64_t k1, float* to) const {
     if (is_dense_) {
       const std::int64_t first = strip_keys_.start;
-      return load_rows(token_rows(*key.tensor, k0, k1, first), size_of(strip_keys_), key.dim,
-                       to + (first - first_place_) * key.pitch(), key.pitch());
+      return load_rows(region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first), size_of(strip_keys_),
+                       key.dim, to + (first - first_place_) * key.pitch(), key.pitch());
     }
     for (std::int64_t place = strip_keys_.start; place < strip_keys_.end;) {
       // Aligned stores: the first vector may be a partial one.
       const std::int64_t x = place - first_place_;
       const std::int64_t lane = x % kLanes;
       const std::int64_t count = std::min(kLanes - lane, strip_keys_.end - place);
-      const TensorRows rows = token_rows(*key.tensor, k0, k1, place);
+      const TensorRows rows = region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, place).run(count);
       if (count == kLanes && is_plain(rows, key.dim)) {
         transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, key.dim, 1.0f, to + x, row_pitch_);
       } else {
@@ -527,12 +396,13 @@ class TileSweep {
   }
 
   void store_keys(std::int64_t k0, std::int64_t k1, float* row) const {
+    if (is_folded_) fold_sums(row);
     const Span owned{std::max(part_[2].owned_keys.start, final_keys_.start),
                      std::min(part_[2].owned_keys.end, final_keys_.end)};
     for (const KeyTensor& key : dkeys_) {
       if (key.tensor == nullptr || size_of(owned) <= 0) continue;
       store_rows(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
-                 token_rows(*key.tensor, k0, k1, owned.start), is_streamed_);
+                 region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, owned.start), is_streamed_);
     }
     copy_carried(k0, k1, {final_keys_.end, strip_keys_.end}, row, true);
   }
@@ -547,17 +417,10 @@ class TileSweep {
     }
   }
 
+  bool is_folded_ = false;                 ///< see fold_row()
   Span strip_keys_{0, 0};                  ///< places
   Span final_keys_{0, 0}, carried_{0, 0};  ///< places that this strip is the last to add to; that the last one added to
-  Span strip_queries_{0, 0};
-  float* carry_ = nullptr;              ///< of every owned row of keys
-  std::int64_t row_size_ = 0;           ///< floats of a packed row of queries
-  std::int64_t row_pitch_ = 0;          ///< floats from channel to channel of a packed row of keys
-  std::int64_t block_rows_ = 1;         ///< rows of keys between passes over the queries
-  std::int64_t ring_[2] = {1, 1};       ///< packed rows of queries on axes 0 and 1
-  int slot_rows_ = 1, score_rows_ = 1;  ///< slots and rows of queries of one call of multiply()
-  float* ring_memory_ = nullptr;
-  std::int64_t* ring_tags_ = nullptr;
+  float* carry_ = nullptr;                 ///< of every owned row of keys
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

@@ -53,7 +53,7 @@ void for_each_wave(const AttentionInputs& inputs, const std::function<void(const
         std::vector<AxisGroup> groups;
         groups.reserve(axis.dilation);
         for (std::int64_t g = 0; g < axis.dilation; ++g) {
-          groups.emplace_back(axis, g);
+          groups.emplace_back(axis, span_of(inputs.problem, a, axis.length), g);
           bytes += groups.back().bytes();
         }
         table = std::make_shared<const std::vector<AxisGroup>>(std::move(groups));
@@ -65,8 +65,9 @@ void for_each_wave(const AttentionInputs& inputs, const std::function<void(const
   if (!plans.empty()) run(plans);
 }
 
-TaskList::TaskList(const Problem& p, const std::vector<SamplePlan>& plans, const Partition& partition)
+TaskList::TaskList(const Problem& p, const std::vector<SamplePlan>& plans, const Partition& partition, Cut cut)
     : plans_(plans),
+      cut_(cut),
       partition_(partition),
       kv_heads_(p.kv_heads),
       head_parts_((p.kv_heads + partition.heads - 1) / partition.heads),
@@ -83,7 +84,10 @@ Task TaskList::operator[](std::int64_t index) const {
   for (int a = 0; a < kAxes; ++a) {
     const std::int64_t parts = partition_.parts[a];
     task.group[a] = at[a] / parts;
-    task.owned[a] = part_of(plan.group(a, task.group[a]).places, parts, at[a] % parts);
+    const AxisGroup& group = plan.group(a, task.group[a]);
+    const Span owned = cut_ == Cut::keys ? group.owned_keys : group.places_of_queries();
+    task.owned[a] = part_of(size_of(owned), parts, at[a] % parts);
+    task.owned[a] = {owned.start + task.owned[a].start, owned.start + task.owned[a].end};
   }
   return task;
 }
@@ -92,7 +96,7 @@ Partition sweep_partition(const Problem& p) {
   std::array<std::int64_t, kAxes> parts{1, 1, 1}, places{}, most{};
   std::int64_t tasks = std::max<std::int64_t>(p.batch * p.kv_heads, 1);
   for (int a = 0; a < kAxes; ++a) {
-    places[a] = p.axes[a].length / p.axes[a].dilation;
+    places[a] = std::max<std::int64_t>(p.span(a).key_rows / p.axes[a].dilation, 1);
     most[a] =
         std::max<std::int64_t>(1, places[a] / std::max<std::int64_t>(2 * p.axes[a].kernel_size, tuning::kLeastPart));
     tasks *= p.axes[a].dilation;
@@ -118,7 +122,7 @@ void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const s
   for (const Axis& axis : p.axes) tables *= 2 * axis.kernel_size - 1;
   if (drpb != nullptr) std::fill_n(drpb, tables * p.kv_heads, 0.0f);
   for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
-    const TaskList tasks(p, plans, partition);
+    const TaskList tasks(p, plans, partition, Cut::keys);
     const std::int64_t per_head = tasks.size() / p.kv_heads;
     const BiasGradient gradient(drpb, p.kv_heads, tables, per_head);
     const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);

@@ -42,16 +42,20 @@ struct Task {
   float* drpb = nullptr;          ///< tables of position biases to add to, one per query head
 };
 
+/// What places are cut into parts: those of all keys, or those of the queries that are computed.
+enum class Cut : std::uint8_t { keys, queries };
+
 /// All tasks of some samples, made when they are due.
 class TaskList {
  public:
-  TaskList(const Problem& problem, const std::vector<SamplePlan>& plans, const Partition& partition);
+  TaskList(const Problem& problem, const std::vector<SamplePlan>& plans, const Partition& partition, Cut cut);
   std::int64_t size() const { return static_cast<std::int64_t>(plans_.size()) * grid_.size() * head_parts_; }
   /// Heads inside: their rows share pages, and cache lines when they are short.
   Task operator[](std::int64_t index) const;
 
  private:
   const std::vector<SamplePlan>& plans_;
+  const Cut cut_;
   const Partition partition_;
   const std::int64_t kv_heads_, head_parts_;
   const Grid grid_;  ///< parts of all dilation groups

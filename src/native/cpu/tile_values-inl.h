@@ -7,6 +7,7 @@
 #define NATTEN_NATIVE_CPU_TILE_VALUES_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -235,7 +236,8 @@ void add_values_of_windows(const ValueRows& r, const QueryWindows& w) {
 }
 
 /// Values of one long row of keys: query q attends keys [begin[q], end[q]), and `probabilities` has a vector for every
-/// key. Keys that all of the queries attend serve them together.
+/// key. Keys that all of the queries attend serve them together. A query's keys are added in their order, whichever
+/// queries it shares them with.
 template <int kVectors>
 void add_values_of_row(const ValueRows& r, int queries, const std::int64_t* begin, const std::int64_t* end) {
   ValueSums<kQueries, kVectors> sums;
@@ -246,20 +248,25 @@ void add_values_of_row(const ValueRows& r, int queries, const std::int64_t* begi
   }
   const bool has_common = queries == kQueries && first < last;
   const float* values = r.row_values[0] + r.value;
-  for_each_constant<kQueries>([&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
-    if (kQuery >= queries) return;
-    const auto add_keys = [&](std::int64_t from, std::int64_t to) NATTEN_INLINE_LAMBDA {
-      for (std::int64_t k = from; k < to; ++k) {
+  const auto add_keys_of_one = [&](const std::int64_t* from, const std::int64_t* to) NATTEN_INLINE_LAMBDA {
+    for_each_constant<kQueries>([&]<int kQuery>(std::integral_constant<int, kQuery>) NATTEN_INLINE_LAMBDA {
+      if (kQuery >= queries) return;
+      for (std::int64_t k = from[kQuery]; k < to[kQuery]; ++k) {
         sums.template add<kQuery, kQuery + 1, 0>(values + k * r.place_values, r.probabilities + k * kLanes);
       }
-    };
-    add_keys(begin[kQuery], has_common ? first : end[kQuery]);
-    if (has_common) add_keys(last, end[kQuery]);
-  });
+    });
+  };
   if (has_common) {
+    std::int64_t firsts[kQueries], lasts[kQueries];
+    std::fill_n(firsts, kQueries, first);
+    std::fill_n(lasts, kQueries, last);
+    add_keys_of_one(begin, firsts);
     for (std::int64_t k = first; k < last; ++k) {
       sums.template add<0, kQueries, 0>(values + k * r.place_values, r.probabilities + k * kLanes);
     }
+    add_keys_of_one(lasts, end);
+  } else {
+    add_keys_of_one(begin, end);
   }
   sums.store(r, queries);
 }

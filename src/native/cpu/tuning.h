@@ -70,6 +70,14 @@ inline constexpr int kQueryLanesPart = 4;
 inline constexpr std::int64_t kLanesPackedBytes = 1 << 20;
 inline constexpr int kLanesChunk = 512, kLanesBlock = 256;
 
+/// Along a single axis, up to so many queries of windows of at least so many keys, "few queries": keys of a block whose
+/// scores stay in the first-level cache, bytes of keys and values of a segment at least, and tasks at most.
+inline constexpr int kFewQueries = 8;
+inline constexpr int kFewKernel = 16;
+inline constexpr int kFewBlock = 64;
+inline constexpr std::int64_t kFewSegmentBytes = 256 << 10;
+inline constexpr int kFewTasks = 32;
+
 /// Backward pass and split form, tiled kernels. A part computes the logits of the pairs that cross its border a second
 /// time and packs their rows again: 16 parts instead of 8 cost 2-D 56x56 K 7 about 10 %. So a pass is cut into
 /// kLeastTasks where parts of kLeastPart places (and two kernels) allow it, and into kManyTasks where parts are at
@@ -107,5 +115,14 @@ inline constexpr std::int64_t kStreamBytes = 512 << 10;
 /// Split form: slots of a query up to which all are packed. Reading a few slots for every row of keys instead costs
 /// 1.4 times (2-D 64x64 K 13) to 2 times (3-D K 5): a page per query and row.
 inline constexpr int kMostPackedSlots = 1024;
+
+/// When a matrix unit pays, in cycles, fitted to cases from 5x5 to 13x13, 3-D and 1-D: the product of a tile and a step
+/// on AMX; 16 exponentials with their mask and rounding; a channel of the queries and results of a
+/// tile, whatever the kernel; the multiplications of the vector kernels in one; and the share of their time below which
+/// the unit is chosen.
+inline constexpr double kMatrixProductCycles = 40, kExponentialCycles = 18;
+inline constexpr double kMatrixChannelCycles = 20, kVectorRate = 16, kMatrixShare = 0.85;
+/// Pairs of 16 keys whose scores and weights are in the first-level cache at a time.
+inline constexpr int kMatrixChunk = 16;
 
 }  // namespace natten::cpu::tuning

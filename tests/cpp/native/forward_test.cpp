@@ -5,6 +5,11 @@
 namespace natten::cpu::testing {
 namespace {
 
+/// GCC's scalar target, and clang's.
+bool is_scalar() {
+  return cpu_target() == "SCALAR" || cpu_target() == "EMU128";
+}
+
 class Forward : public EveryTarget {
  protected:
   static void run(std::uint64_t seed, const Problem& problem) {
@@ -40,6 +45,44 @@ TEST_P(Forward, ShortWindowsOfLargeTensors) {
   p.axes[1] = {3, 1, 1, 1, 1, false};
   p.axes[2] = {420, 5, 1, 1, 1, false};
   run(600, p);
+}
+
+// A few queries of long windows, as steps of decoding have: every option, several blocks and segments of keys, and the
+// most queries. A query stride makes them few.
+TEST_P(Forward, FewQueries) {
+  std::uint64_t seed = 700;
+  for (const std::int64_t kernel_size : {16, 17, 63, 64, 65, 200, 777}) {
+    for (const std::int64_t queries : {1, 2, 3, 8}) {
+      static constexpr std::int64_t kDims[] = {16, 33, 64, 128, 7, 80};
+      Problem p = plain_problem(1, 1 + seed % 3, kDims[seed % 6]);
+      if (seed % 2 == 0) p.heads *= 1 + seed % 5;
+      p.value_dim = seed % 4 == 0 ? p.head_dim + 5 : p.head_dim;
+      const std::int64_t stride = std::max<std::int64_t>(kernel_size / (1 + seed % 7), 1);
+      p.axes[2] = {std::max(kernel_size, (queries - 1) * stride + 1), kernel_size, stride, 1, 1, seed % 3 == 1};
+      if (seed % 5 == 3) p.axes[2].length = 2 * std::max(kernel_size, p.axes[2].length), p.axes[2].dilation = 2;
+      if (p.queries(2) > 8) p.axes[2].stride = kernel_size;
+      if (seed % 6 == 0) p.query_type = p.key_type = FloatType::float16;
+      if (seed % 6 == 1) p.key_type = p.value_type = FloatType::bfloat16;
+      p.has_rpb = seed % 3 == 2;
+      p.has_lengths = seed % 7 == 1;
+      if (p.queries(2) <= 8) EXPECT_TRUE(is_scalar() || forward::describe(p).kernel.starts_with("few queries"));
+      run(seed++, p);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Segments of keys, beside other axes, in a batch; infinite and hidden logits.
+TEST_P(Forward, FewQueriesInSegments) {
+  Problem p = plain_problem(2, 4, 128);
+  p.kv_heads = 2;
+  p.axes[1] = {3, 1, 1, 1, 1, false};
+  p.axes[2] = {1100, 1000, 1000, 1, 1, true};
+  p.batch = 1;
+  EXPECT_GT(forward::few_segments(p), 1);
+  run(800, p);
+  p.has_rpb = true;
+  EveryTarget::run(801, p, {&KernelCase::run_attention_with_hidden_pairs});
 }
 
 // Windows from the first that the broadcast kernel takes to those of which two tiles share every key.
@@ -119,11 +162,6 @@ TEST_P(Forward, PartsAndTiles) {
   run(seed, p);
 }
 
-/// GCC's scalar target, and clang's.
-bool is_scalar() {
-  return cpu_target() == "SCALAR" || cpu_target() == "EMU128";
-}
-
 // Windows whose scores and keys come in segments, which end inside windows, planes and steps of rows.
 TEST_P(Forward, Segments) {
   std::uint64_t seed = 400;
@@ -166,6 +204,9 @@ TEST(Design, IsDescribed) {
   EXPECT_EQ(forward::describe(p).kernel, "direct; backward tiled");
   p.axes[2] = {4096, 31, 1, 1, 1, false};
   EXPECT_EQ(forward::describe(p).kernel, "query lanes; backward tiled");
+  p.spans = std::array{whole(p.axes[0]), whole(p.axes[1]), AxisSpan{4000, 1, 3985, 31}};
+  EXPECT_EQ(forward::describe(p).kernel, "few queries; backward tiled");
+  p.spans.reset();
   p.head_dim = p.value_dim = 16;
   p.axes[2].kernel_size = 7;
   EXPECT_EQ(forward::describe(p).kernel, "shift; backward tiled");

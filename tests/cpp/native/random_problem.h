@@ -64,7 +64,7 @@ inline std::vector<std::int32_t> random_lengths(Random& random, const Problem& p
   std::vector<std::int32_t> lengths;
   for (std::int64_t b = 0; b < p.batch; ++b) {
     for (const Axis& axis : p.axes) {
-      const std::int64_t least = axis.kernel_size * axis.dilation;
+      const std::int64_t least = axis.is_causal ? 1 : axis.kernel_size * axis.dilation;
       std::int64_t length = pick(random, least, axis.length);
       if (chance(random, 0.05)) length = chance(random, 0.5) ? least - 1 : axis.length + 1;
       if (chance(random, 0.02)) length = chance(random, 0.5) ? -3 : 0x7fffffff;

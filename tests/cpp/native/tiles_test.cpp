@@ -1,5 +1,10 @@
 // The tiled backward and split kernels where their tiles, pieces and parts end: lengths around multiples of a vector,
 // kernels around the slots that fit the registers, every head dimension class, rows longer than one part.
+#include <algorithm>
+#include <set>
+#include <utility>
+#include <vector>
+
 #include "every_target.h"
 #include "native/cpu/axis_plan.h"
 #include "native/cpu/tile_tasks.h"
@@ -106,6 +111,7 @@ TEST_P(Tiles, NotANumberStaysInItsWindows) {
       const bool is_near = std::abs(i - kPlace) <= kReach;
       // A key spoils the gradients of the queries that attend it, a query or its gradient those of its keys.
       EXPECT_EQ(std::isnan(poisoned == 1 ? dq[i * kDim] : dk[i * kDim]), is_near) << "array " << poisoned << ", " << i;
+      if (poisoned != 1) EXPECT_EQ(std::isnan(dv[i * kDim]), is_near) << "array " << poisoned << ", " << i;
     }
   }
 }
@@ -163,12 +169,99 @@ TEST(TilePlan, PartsCoverEveryPlaceOnce) {
   }
 }
 
+/// The window of the query at `token`, as rows of key, from the definition.
+std::vector<std::int64_t> rows_of_window(const Axis& axis, const AxisSpan& span, std::int64_t token) {
+  const std::int64_t group = token % axis.dilation, length = group_length(axis.length, axis.dilation, group);
+  const Span keys = window(axis, token / axis.dilation, length);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t place = keys.start; place < keys.end; ++place) {
+    std::int64_t row = place * axis.dilation + group - span.key_start;
+    if (axis.is_circular) row = (row % axis.length + axis.length) % axis.length;
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+/// A span of a random axis, or all of it; keys with no more or some more than are needed.
+AxisSpan random_span(Random& random, const Axis& axis) {
+  if (pick(random, 0, 3) == 0) return whole(axis);
+  AxisSpan span;
+  span.query_start = pick(random, 0, axis.length - 1);
+  span.query_rows = pick(random, 1, axis.length - span.query_start);
+  const Range<std::int64_t> needed = needed_keys(axis, span);
+  span.key_start = needed.start;
+  span.key_rows = needed.end - needed.start;
+  if (axis.is_circular && span.key_rows > axis.length) {
+    span.key_start = pick(random, -axis.length / 2, axis.length / 2 - 1);
+    span.key_rows = axis.length;
+  } else if (axis.is_circular) {
+    span.key_rows += pick(random, 0, axis.length - span.key_rows);
+  } else {
+    const std::int64_t before = pick(random, 0, span.key_start);
+    span.key_start -= before;
+    span.key_rows += before;
+    span.key_rows += pick(random, 0, axis.length - span.key_start - span.key_rows);
+  }
+  return span;
+}
+
+TEST(TilePlan, GroupsOfSpansAndCircularAxes) {
+  for (std::int64_t seed = 0; seed < 3000; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    Axis axis = random_axis(random, 40);
+    if (pick(random, 0, 1) == 1) {
+      const std::int64_t least = (axis.kernel_size + axis.gna_stride - 1) / axis.gna_stride;
+      const std::int64_t places = axis.gna_stride * pick(random, least, least + 4);
+      axis.length = places * axis.dilation;
+      axis.is_causal = false;
+      axis.is_circular = true;
+    }
+    const AxisSpan span = random_span(random, axis);
+    std::vector<int> owned_keys(span.key_rows), owned_queries(query_count(axis, span));
+    for (std::int64_t g = 0; g < axis.dilation; ++g) {
+      const AxisGroup group(axis, span, g);
+      for (std::int64_t k = group.owned_keys.start; k < group.owned_keys.end; ++k) {
+        ASSERT_GE(group.key_rows.row(k), 0);
+        ASSERT_LT(group.key_rows.row(k), span.key_rows);
+        ++owned_keys[group.key_rows.row(k)];
+      }
+      std::set<std::pair<std::int64_t, std::int64_t>> pairs;  // row of key, query
+      for (std::int64_t k = group.owned_keys.start; k < group.owned_keys.end; ++k) {
+        for (std::int64_t q = group.attending[k].start; q < group.attending[k].end; ++q) {
+          EXPECT_TRUE(contains(group.queries[q].keys, k));
+          EXPECT_TRUE(pairs.insert({group.key_rows.row(k), group.queries[q].output}).second);
+        }
+      }
+      std::size_t held = 0;
+      for (std::size_t i = 0; i < group.queries.size(); ++i) {
+        const AxisGroup::Query& query = group.queries[i];
+        EXPECT_EQ(group.outputs.row(i), query.output);
+        ASSERT_GE(query.keys.start, 0);
+        ASSERT_LE(query.keys.end, group.places);
+        if (!contains(group.owned_queries, query.place)) continue;
+        ++owned_queries[query.output];
+        const std::int64_t token = (query_index(axis, span.query_start) + query.output) * axis.stride;
+        EXPECT_EQ(token - span.query_start, group.first_query_row + query.output * group.query_step);
+        std::vector<std::int64_t> rows;
+        for (std::int64_t k = query.keys.start; k < query.keys.end; ++k) rows.push_back(group.key_rows.row(k));
+        EXPECT_EQ(rows, rows_of_window(axis, span, token));
+        for (const std::int64_t row : rows) EXPECT_TRUE(pairs.count({row, query.output}));
+        held += rows.size();
+      }
+      EXPECT_EQ(held, pairs.size());
+    }
+    EXPECT_EQ(owned_keys, std::vector<int>(span.key_rows, 1));
+    EXPECT_EQ(owned_queries, std::vector<int>(owned_queries.size(), 1));
+  }
+}
+
 TEST(TilePlan, TilesHoldEveryQueryAndKey) {
   for (std::int64_t seed = 0; seed < 300; ++seed) {
     Random random(seed);
     const Axis axis = random_axis(random, 70);
     for (std::int64_t g = 0; g < axis.dilation; ++g) {
-      const AxisGroup group(axis, g);
+      const AxisGroup group(axis, whole(axis), g);
       const Span all{0, static_cast<std::int64_t>(group.queries.size())};
       std::int64_t next = 0;
       for (const Tile& tile : make_tiles(axis, group, all, 16)) {

@@ -13,7 +13,6 @@ import mlx.core as mx
 from natten_mlx.compat import _arguments as arguments
 from natten_mlx.compat import _fused, _split
 from natten_mlx.compat._arguments import Bools, Ints, named
-from natten_mlx.compat._modules import depth_first
 from natten_mlx.compat._switches import without_effect
 from natten_mlx.compat.v014.functional import (
     natten1dav,
@@ -23,6 +22,7 @@ from natten_mlx.compat.v014.functional import (
     natten2dqk,
     natten2dqkrpb,
 )
+from natten_mlx.compat.v015 import functional as v015
 from natten_mlx.compat.v015.functional import natten3dqkrpb
 
 __all__ = [
@@ -162,5 +162,4 @@ def natten3dav(
     attn: mx.array, value: mx.array, kernel_size_d: int, kernel_size: int, dilation_d: int, dilation: int
 ) -> mx.array:
     """na3d_av under its name and with its arguments in 0.15."""
-    kernel = depth_first("natten3dav", "kernel_size", kernel_size, kernel_size_d)
-    return na3d_av(attn, value, kernel, depth_first("natten3dav", "dilation", dilation, dilation_d))
+    return v015.na3d_av(attn, value, kernel_size_d, kernel_size, dilation_d, dilation)

@@ -45,22 +45,7 @@ def _na(rank: int | None) -> Callable[..., mx.array]:
         torch_compile: bool = False,
         try_fuse_additional_kv: bool = False,
     ) -> mx.array:
-        _fused.tuning(name, _fused.FNA_BACKENDS, attention, locals())
-        out, _ = _fused.attention(
-            name,
-            rank or _fused.rank_of(name, query),
-            query,
-            key,
-            value,
-            kernel_size,
-            stride=stride,
-            dilation=dilation,
-            is_causal=is_causal,
-            scale=scale,
-            additional_keys=additional_keys,
-            additional_values=additional_values,
-        )
-        return out
+        return _fused.strided(name, rank, attention, locals(), grouped_heads=False)[0]
 
     return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
 
@@ -88,8 +73,7 @@ def attention(
 ) -> mx.array | tuple[mx.array, mx.array]:
     """Attention of every query to every key, [B, L, heads, D], and with `return_lse` its log-sum-exp [B, L, heads]."""
     _fused.tuning("attention", _fused.FMHA_BACKENDS, attention, locals())
-    out, lse = _fused.dense("attention", query, key, value, scale=scale, return_lse=return_lse)
-    return out if lse is None else (out, lse)
+    return _fused.dense("attention", query, key, value, scale=scale, return_lse=return_lse)
 
 
 def merge_attentions(outputs: list[mx.array], lse_tensors: list[mx.array], torch_compile: bool = True) -> mx.array:

@@ -1,4 +1,4 @@
-"""NATTEN 0.21 (0.21.6) on MLX arrays: `import natten_mlx.compat.v021 as natten`."""
+"""NATTEN 0.21 (0.21.7) on MLX arrays: `import natten_mlx.compat.v021 as natten`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ __all__ = [
     "utils",
 ]
 
-__version__ = "0.21.6"
+__version__ = "0.21.7"
 HAS_LIBNATTEN = False
 
 

@@ -1,6 +1,6 @@
 """natten.functional of NATTEN 0.21: 0.20 with grouped heads, log-sum-exp, causal and packed dense attention.
 
-Signatures are those of 0.21.6: `attention` got `is_causal` before `scale`, and `merge_attentions` a second result, in
+Signatures are those of 0.21.7: `attention` got `is_causal` before `scale`, and `merge_attentions` a second result, in
 0.21.5. Arguments that choose or tune kernels are accepted and have no effect.
 """
 
@@ -51,22 +51,7 @@ def _na(rank: int | None) -> Callable[..., Result]:
         torch_compile: bool = False,
         return_lse: bool = False,
     ) -> Result:
-        _fused.tuning(name, _fused.FNA_BACKENDS, attention, locals())
-        out, lse = _fused.attention(
-            name,
-            rank or _fused.rank_of(name, query),
-            query,
-            key,
-            value,
-            kernel_size,
-            stride=stride,
-            dilation=dilation,
-            is_causal=is_causal,
-            scale=scale,
-            additional_keys=additional_keys,
-            additional_values=additional_values,
-            grouped_heads=True,
-        )
+        out, lse = _fused.strided(name, rank, attention, locals(), grouped_heads=True)
         return (out, lse) if return_lse else out
 
     return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
@@ -119,12 +104,9 @@ def attention(
         max_seqlen_KV,
     )
     if packed is None:
-        out, lse = _fused.dense("attention", query, key, value, **options)
-        return out if lse is None else (out, lse)
-    results = [_fused.dense("attention", query[:, q], key[:, k], value[:, k], **options) for q, k in packed]
-    out = mx.concatenate([part for part, _ in results], axis=1)
-    lses = [lse for _, lse in results if lse is not None]
-    return (out, mx.concatenate(lses, axis=1)) if lses else out
+        return _fused.dense("attention", query, key, value, **options)
+    parts = [_fused.dense("attention", query[:, q], key[:, k], value[:, k], **options) for q, k in packed]
+    return _fused.joined(parts)
 
 
 def merge_attentions(

@@ -1,0 +1,28 @@
+"""Arguments of modules as plain values."""
+
+import operator
+from typing import Any
+
+
+def per_axis(values: Any, rank: int) -> list[Any]:
+    """One value for each axis."""
+    try:
+        return [values[axis] for axis in range(len(values))]
+    except TypeError:
+        return [values] * rank
+
+
+def index(value: Any) -> int | None:
+    """The integer that operator.index makes of it; None of a bool and of anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def count(module: str, name: str, value: Any, least: int = 0) -> int:
+    """An integer that MLX's dimensions hold. Raises `ValueError`."""
+    number = index(value)
+    if number is None or not least <= number < 2**31:
+        raise ValueError(f"[{module}] {name} must be an int from {least} on, got {value!r}")
+    return number

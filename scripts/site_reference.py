@@ -1,0 +1,127 @@
+"""The reference: Python's from signatures and docstrings, C++'s from the headers in include/natten."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import natten_mlx
+from natten_mlx import functional, merge, nn, support_matrix
+from natten_mlx.utils import window
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_HERE = ("natten.h", "version.h")  # headers without declarations
+SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes):$", re.MULTILINE)
+STREAM = "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+ITEM = re.compile(r"^(\**\w[\w., |\[\]]*): (.*)$")
+
+
+def docstring(text: str) -> str:
+    """A docstring with Google's sections as Markdown."""
+    first, *rest = SECTION.split(inspect.cleandoc(text))
+    parts = [_markdown(first)]
+    for name, body in zip(rest[::2], rest[1::2], strict=True):
+        parts.append(f"**{name}**\n\n{_items(body)}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Shapes in brackets are no links, and stars no emphasis."""
+    return text.strip().replace("[", "\\[").replace("*", "\\*")
+
+
+def _items(body: str) -> str:
+    lines: list[str] = []
+    for line in inspect.cleandoc(body).splitlines():
+        item = None if line.startswith(" ") else ITEM.match(line)
+        if item:
+            lines.append(f"- `{item[1]}`: {_markdown(item[2])}")
+        elif lines and line.strip():
+            lines[-1] += " " + _markdown(line)
+        elif line.strip():
+            lines.append(_markdown(line))
+    return "\n".join(lines)
+
+
+def signature(name: str, function: Any) -> str:
+    """In lines of a readable length, without annotations of modules that everyone knows."""
+    parts = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name != "self":
+            text = str(parameter).replace("mlx.core.", "mx.").replace("collections.abc.", "")
+            parts.append(text.replace(STREAM, "StreamOrDevice"))
+            if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+                parts.insert(-1, "*")
+    text = ", ".join(parts)
+    text = text if len(name) + len(text) < 100 else "\n    " + ",\n    ".join(parts) + ",\n"
+    return f"```python no-run\n{name}({text})\n```\n"
+
+
+def entry(name: str, item: Any) -> str:
+    callee = item.__init__ if inspect.isclass(item) and item.__init__ is not object.__init__ else item
+    try:
+        head = signature(name, callee)
+    except (TypeError, ValueError):
+        head = ""
+    return f"### {name}\n\n{head}\n{docstring(inspect.getdoc(item) or '')}"
+
+
+def _public(module: ModuleType) -> list[str]:
+    names = getattr(module, "__all__", None) or [n for n, v in vars(module).items() if _belongs(v, module)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _belongs(value: Any, module: ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def python_page() -> str:
+    """Every public function and class, by module."""
+    parts = ["# Python reference\n\nWritten from the docstrings; [the guide](../api.md) explains them with examples.\n"]
+    root = {name for name in dir(natten_mlx) if not name.startswith("_")}
+    seen: set[str] = set()
+    for module, title in ((functional, "Operations"), (merge, "Merging"), (nn, "Modules"), (support_matrix, "Tiers")):
+        names = [name for name in _public(module) if name in root]
+        parts += [f"## {title}\n", *(entry(name, getattr(natten_mlx, name)) for name in names)]
+        seen |= set(names)
+    rest = [name for name in dir(natten_mlx) if name in root - seen and inspect.isroutine(getattr(natten_mlx, name))]
+    parts += [entry(name, getattr(natten_mlx, name)) for name in rest]
+    parts += ["## natten_mlx.utils.window\n", *(entry(name, getattr(window, name)) for name in _public(window))]
+    return "\n".join(parts)
+
+
+def cpp_page() -> str:
+    """Every header: what it says of itself, then each declaration below its comment."""
+    parts = ["# C++ reference\n\nWritten from the headers. [The guide](../cpp.md) shows how to build and call.\n"]
+    headers = sorted((ROOT / "include" / "natten").glob("*.h"))
+    parts += [_header(header) for header in headers if header.name not in NOT_HERE]
+    return "\n".join(parts)
+
+
+def _header(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    about = re.match(r"((?://.*\n)+)", text)
+    body = text.partition("namespace natten {\n")[2].rpartition("}  // namespace natten")[0]
+    blocks = [block for block in re.split(r"\n\s*\n(?=\S)", body.strip("\n")) if not block.startswith("namespace mx")]
+    lines = [f"## natten/{path.name}\n", _plain(about[1], "//") if about else ""]
+    for block in blocks:
+        comment = re.match(r"((?:///.*\n)+)", block)
+        declaration = block[comment.end() :] if comment else block
+        title = _title(declaration)
+        lines.append(f"### {title}\n" if title else "")
+        lines.append(_plain(comment[1], "///") if comment else "")
+        lines.append(f"```cpp\n{declaration.rstrip()}\n```\n")
+    return "\n".join(line for line in lines if line)
+
+
+def _title(declaration: str) -> str:
+    found = re.search(r"^(?:struct|class|enum class|using) (\w+)|(\w+)\(", declaration, re.MULTILINE)
+    return (found[1] or found[2]) if found else ""
+
+
+def _plain(comment: str, mark: str) -> str:
+    lines = [line.removeprefix(mark).removeprefix(" ") for line in comment.strip().splitlines()]
+    return _markdown("\n".join(lines)) + "\n"

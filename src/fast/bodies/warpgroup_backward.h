@@ -1,0 +1,394 @@
+// The fused gradients on Hopper's warpgroup instructions, as matrix_backward.h. Consumers hold queries with their dout,
+// or keys and values, as left operands: in registers, or where these do not suffice in shared memory. Weights and
+// gradients of logits go from one product to the next in registers, so nothing is transposed.
+namespace natten {
+
+template <bool kQueries>
+struct WarpgroupBackward {
+  static constexpr bool kInRegisters = NA_HOLD_SHARED == 0;
+  float factor;  ///< of logits, to powers of two
+  Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> held_a;
+  Held<NA_B_TYPE, kInRegisters ? NA_B_CHANNELS : 8> held_b;
+  unsigned held;  ///< address in shared memory of rows of A, which rows of B follow
+  unsigned ones[4];
+  float lse[2], delta[2];  ///< of queries that are held
+  float sum_a[NA_A_CHANNELS / 8][4];
+  float sum_b[NA_B_CHANNELS / 8][4];
+  unsigned weights[NA_BLOCK / 16][4], gradients[NA_BLOCK / 16][4];  ///< operands
+
+  /// Rows of the tile to shared memory, by their warpgroup.
+  template <class A, class B>
+  NATTEN_FN void hold(const Stages& stages, const Tile& tile, View<A> a, View<B> b, int warpgroup) {
+    constexpr int kRows = 16;  // of a warp
+    int p[3];
+    const int lane = hardware_lane() % kRows, warp = threadIdx.x % 128 / 32;
+    box_coordinates(p, 8 * warp + lane % 8, lane / 8);
+    p[NA_SPLIT_AXIS] += warpgroup * warpgroup_extent(NA_SPLIT_AXIS);
+    NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
+      p[axis] = lesser(tile.origin[axis] + p[axis], positions_in<kQueries>(tile.groups[axis]) - 1);
+    }
+    const int to = Stages::held(warpgroup);
+    held = stages.address + to;
+    named_barrier(3 + warpgroup, 128);  // products with what was held before are done
+    const Source<NA_A_CHANNELS, A> from_a(a, tile);
+    from_a.template copy<kRows>(stages.address, stages.base, to, from_a.distance_of(p), p, kRows * warp, kRows);
+    const Source<NA_B_CHANNELS, B> from_b(b, tile);
+    from_b.template copy<kRows>(stages.address, stages.base, to + Stages::kA, from_b.distance_of(p), p, kRows * warp,
+                                kRows);
+    wait_for_copies();
+    publish_to_units();
+    named_barrier(3 + warpgroup, 128);
+  }
+
+  template <class A, class B, class LseP, class DeltaP>
+  NATTEN_FN void prepare(const Stages& stages, const Tile& tile, const Items& items, View<A> a, View<B> b,
+                         Tensor<LseP> lses, Tensor<DeltaP> deltas, int warpgroup, bool is_negative) {
+    if constexpr (kInRegisters) {
+      held_a.load(a, items, lane_of(threadIdx.x));
+      held_b.load(b, items, lane_of(threadIdx.x));
+    } else {
+      hold(stages, tile, a, b, warpgroup);
+    }
+    if (NA_MASK == kMaskUnits) load_ones(ones, is_negative);
+    if (!kQueries) return;
+    const View<LseP> lse_view = view(lses, Indexed::queries, tile, tile.at.head);
+    const View<DeltaP> delta_view = view(deltas, Indexed::queries, tile, tile.at.head);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      const float lse_of_query = number_at(lse_view, items.position[r]);
+      lse[r] = backward_lse(lse_of_query);
+      delta[r] = backward_delta(number_at(delta_view, items.position[r]), lse_of_query);
+    }
+  }
+
+  NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
+    begin(logits, held_a, held, Panels<NA_A_CHANNELS>{}, stage);
+    if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
+    commit_products();
+  }
+  NATTEN_FN void begin_gradients(float (&products)[NA_BLOCK / 8][4], unsigned stage) {
+    begin(products, held_b, held + Stages::kA, Panels<NA_B_CHANNELS>{}, stage);
+    commit_products();
+  }
+  template <class T, int kChannels, int kLayout>
+  NATTEN_FN static void begin(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannels>& rows, unsigned shared,
+                              Panels<kLayout>, unsigned stage) {
+    typedef Panels<kLayout> Layout;
+    pin(c);
+    begin_products();
+    const unsigned long long right = Layout::across(stage);
+    NA_UNROLL for (int s = 0; s < kLayout / 16; ++s) {
+      if constexpr (kInRegisters) {
+        multiply_block(c, rows.v[s], right + Layout::across_step(s), s > 0);
+      } else {
+        multiply_block_shared(c, Layout::across(shared) + Layout::across_step(s), right + Layout::across_step(s),
+                              s > 0);
+      }
+    }
+  }
+
+  NATTEN_FN void begin_sums_a(unsigned stage) {
+    pin(sum_a);
+    begin_products();
+    typedef Panels<NA_A_CHANNELS> Layout;
+    NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
+      multiply_a(sum_a, gradients[s], Layout::along(stage) + Layout::along_step(s), 1);
+    }
+    commit_products();
+  }
+  NATTEN_FN void begin_sums_b(unsigned stage) {
+    pin(sum_b);
+    begin_products();
+    typedef Panels<NA_B_CHANNELS> Layout;
+    NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
+      multiply_b(sum_b, weights[s], Layout::along(stage) + Layout::along_step(s), 1);
+    }
+    commit_products();
+  }
+
+  /// Numbers of two neighbouring streamed queries. A query all of whose logits are -inf gives NaN here, and so the tile
+  /// is done again.
+  NATTEN_FN static float2 numbers_at(unsigned numbers, int block) {
+    float2 n;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(n.x), "=f"(n.y)
+                 : "r"(numbers + 32 * block + hardware_lane() % 4 * 8));
+    return n;
+  }
+  /// Logits to weights.
+  NATTEN_FN void weigh(float (&logits)[NA_BLOCK / 8][4], unsigned numbers) {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      float2 n;
+      if (!kQueries) n = numbers_at(numbers, i);
+      const float column[2] = {kQueries ? 0.0f : n.x * NA_LOG2_E, kQueries ? 0.0f : n.y * NA_LOG2_E};
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        logits[i][e] = exp2_of(logits[i][e] * factor - (kQueries ? lse[e / 2] : column[e % 2]));
+      }
+    }
+  }
+  /// products: of dout and value; become gradients of logits.
+  NATTEN_FN void differentiate(float (&products)[NA_BLOCK / 8][4], const float (&weights)[NA_BLOCK / 8][4],
+                               unsigned numbers) const {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      float2 n;
+      if (!kQueries) n = numbers_at(numbers + NA_BLOCK * 4, i);
+      const float column[2] = {kQueries ? 0.0f : n.x, kQueries ? 0.0f : n.y};
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        products[i][e] = weights[i][e] * (products[i][e] - (kQueries ? delta[e / 2] : column[e % 2]));
+      }
+    }
+  }
+
+  /// The same with the weights as they were rounded.
+  NATTEN_FN void differentiate_packed(float (&products)[NA_BLOCK / 8][4], unsigned numbers) const {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      const float2 n = numbers_at(numbers + NA_BLOCK * 4, i);
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        products[i][e] =
+            half_of(weights[i / 2][i % 2 * 2 + e / 2], e % 2) * (products[i][e] - (e % 2 == 0 ? n.x : n.y));
+      }
+    }
+  }
+
+  /// One warp's sums without matrix units, without rounding, and with only the pairs that meet: for tiles whose results
+  /// are not finite. Adds to the sums.
+  template <class HeldA, class HeldB, class A, class B, class LseP, class DeltaP>
+  NATTEN_FN void redo(View<HeldA> held_a, View<HeldB> held_b, View<A> a, View<B> b, View<LseP> lses,
+                      View<DeltaP> deltas, const Items& items) {
+    const int lane = hardware_lane() % 4;
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      int extent[3], count = 1;
+      NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
+        extent[axis] = greater(items.met[r][axis].end - items.met[r][axis].start, 0);
+        count *= extent[axis];
+      }
+      const HeldA row_a = held_a.data + offset_of(held_a, items.position[r]);
+      const HeldB row_b = held_b.data + offset_of(held_b, items.position[r]);
+      const int most = __reduce_max_sync(0xffffffffu, count);
+      _Pragma("unroll 1") for (int n = 0; n < most; ++n) {
+        const bool on = n < count;
+        const int m = on ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
+        const int p[3] = {items.met[r][0].start + m / columns / rows, items.met[r][1].start + m / columns % rows,
+                          items.met[r][2].start + m % columns};
+        const A from_a = a.data + offset_of(a, p);
+        const B from_b = b.data + offset_of(b, p);
+        float logit = 0.0f, product = 0.0f;
+        if (on) {
+          NA_UNROLL for (int c = lane; c < NA_A_CHANNELS; c += 4) {
+            logit += float(row_a[c * held_a.channel]) * float(from_a[c * a.channel]);
+          }
+          NA_UNROLL for (int c = lane; c < NA_B_CHANNELS; c += 4) {
+            product += float(row_b[c * held_b.channel]) * float(from_b[c * b.channel]);
+          }
+        }
+        logit = sum_row(logit);
+        product = sum_row(product);
+        if (!on) continue;
+        const float lse_of_query = kQueries ? number_at(lses, items.position[r]) : number_at(lses, p);
+        const float delta_of_query = kQueries ? number_at(deltas, items.position[r]) : number_at(deltas, p);
+        const float weight = exp2_of(logit * factor - backward_lse(lse_of_query));
+        const float gradient = weight * (product - backward_delta(delta_of_query, lse_of_query));
+        NA_UNROLL for (int j = 0; j < NA_A_CHANNELS / 8; ++j) {
+          NA_UNROLL for (int e = 0; e < 2; ++e) {
+            sum_a[j][2 * r + e] += gradient * float(from_a[(8 * j + 2 * lane + e) * a.channel]);
+          }
+        }
+        if (kQueries) continue;
+        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+          NA_UNROLL for (int e = 0; e < 2; ++e) {
+            sum_b[j][2 * r + e] += weight * float(from_b[(8 * j + 2 * lane + e) * b.channel]);
+          }
+        }
+      }
+    }
+  }
+
+  template <class TA, class TB>
+  NATTEN_FN void store(const Tile& tile, TA* to_a, TB* to_b, float scale) const {
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      const bool stored = is_stored<kQueries>(tile, r), inside = is_inside<kQueries>(tile, r);
+      if (!kQueries) {
+        const Offset row = stored ? dense_row<false>(tile, r) : 0;
+        store_sums(to_a + row * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
+        store_sums(to_b + row * NA_B_CHANNELS, sum_b, r, 1.0f, stored, inside);
+        continue;
+      }
+      // Of queries in an array like query, with 0 in the rows that a stride skips.
+      const QueryRows rows = query_rows_of(tile, r);
+      const Offset own = stored ? token_row(tile, rows.own[0], rows.own[1], rows.own[2]) : 0;
+      store_sums(to_a + own * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
+      if (NA_STRIDE_0 * NA_STRIDE_1 * NA_STRIDE_2 == 1 || !stored) continue;
+      for (int t0 = rows.start[0]; t0 < rows.end[0]; ++t0) {
+        for (int t1 = rows.start[1]; t1 < rows.end[1]; ++t1) {
+          for (int t2 = rows.start[2]; t2 < rows.end[2]; ++t2) {
+            if (t0 == rows.own[0] && t1 == rows.own[1] && t2 == rows.own[2]) continue;
+            TA* const target = to_a + token_row(tile, t0, t1, t2) * NA_A_CHANNELS;
+            for (int c = tile.lane * 8; c < NA_A_CHANNELS; c += 32) {
+              *reinterpret_cast<uint4*>(target + c) = make_uint4(0, 0, 0, 0);
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+/// One warpgroup's work on the blocks of one tile that it meets. The last products with a block run beside the first
+/// ones with the next, where registers suffice for both.
+template <bool kQueries>
+NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, Ring& ring, Range<int> all,
+                       const Range<int> (&row)[2], Range<int> active, int warpgroup) {
+  constexpr bool kBeside = kQueries && NA_A_CHANNELS + NA_B_CHANNELS <= 128;
+  float weights[NA_BLOCK / 8][4];
+  int last = -1;  // stage of the block before
+  const auto finish_last = [&] {
+    pin(body.sum_a);
+    if (!kQueries) pin(body.sum_b);
+    if (last < 0) return;
+    release(stages.empty_a(last));
+    release(stages.empty_b(last));
+  };
+  _Pragma("unroll 1") for (int block = active.start; block < active.end; ++block) {
+    const unsigned a = stages.address + Stages::a(ring.stage), b = stages.address + Stages::b(ring.stage);
+    const unsigned numbers = stages.address + Stages::numbers(ring.stage);
+    const auto mask = [&] {
+      const int first = block * NA_BLOCK;
+      if (NA_MASK == kMaskRow && (first < all.start || first + NA_BLOCK > all.end)) mask_row(weights, first, row);
+    };
+    wait_until_full(stages.full_a(ring.stage), ring.phase);
+    body.begin_logits(weights, a, stages.address + Stages::penalties(ring.stage, warpgroup));
+    if constexpr (WarpgroupBackward<kQueries>::kInRegisters) {
+      float gradients[NA_BLOCK / 8][4];
+      wait_until_full(stages.full_b(ring.stage), ring.phase);
+      body.begin_gradients(gradients, b);
+      wait_for_products<1>();
+      if (kBeside) finish_last();
+      pin(weights);
+      mask();
+      body.weigh(weights, numbers);
+      if (kQueries) {
+        hold_back(weights, stages.address);
+        wait_for_products<0>();
+      } else {
+        pack(body.weights, weights);
+        body.begin_sums_b(b);
+        wait_for_products<1>();
+      }
+      pin(gradients);
+      body.differentiate(gradients, weights, numbers);
+      pack(body.gradients, gradients);
+    } else {  // registers for one of both alone
+      wait_for_products<0>();
+      pin(weights);
+      mask();
+      wait_until_full(stages.full_b(ring.stage), ring.phase);
+      body.weigh(weights, numbers);
+      pack(body.weights, weights);
+      body.begin_gradients(weights, b);
+      body.begin_sums_b(b);
+      wait_for_products<1>();
+      pin(weights);
+      body.differentiate_packed(weights, numbers);
+      pack(body.gradients, weights);
+    }
+    body.begin_sums_a(a);
+    last = ring.stage;
+    ring.advance();
+    if (!kBeside) {
+      wait_for_products<0>();
+      finish_last();
+    }
+  }
+  if (!kBeside) return;
+  wait_for_products<0>();
+  finish_last();
+}
+
+template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP, class TA,
+          class TB, class Axes>
+NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<StreamedA> streamed_a,
+                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, TA* to_a,
+                                  TB* to_b, unsigned char* memory, Axes axes, int batches, int heads,
+                                  const int* lengths, float scale) {
+  const Stages stages = stages_at(memory);
+  start_stages(stages);
+  __syncthreads();
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
+  Ring ring = {0, 0};
+  const int groups = batches * tile_count<kQueries>(spans_of(axes));
+  const int head = blockIdx.y;
+  // Of queries, for one of the keys'.
+  const int first_head = kQueries ? head : head * NA_HEAD_GROUP, end_head = first_head + (kQueries ? 1 : NA_HEAD_GROUP);
+  const auto view_a = [&](const Tile& tile, int h) {
+    return view(streamed_a, kQueries ? Indexed::keys : Indexed::query_tokens, tile, kQueries ? h / NA_HEAD_GROUP : h);
+  };
+  const auto view_b = [&](const Tile& tile, int h) {
+    return view(streamed_b, kQueries ? Indexed::keys : Indexed::queries, tile, kQueries ? h / NA_HEAD_GROUP : h);
+  };
+  const auto held_of = [&](auto tensor, const Tile& tile, Indexed queries) {
+    return view(tensor, kQueries ? queries : Indexed::keys, tile, head);
+  };
+  if (warpgroup == NA_WARPGROUPS) {
+    hand_registers_on();
+    const int thread = threadIdx.x - 128 * NA_WARPGROUPS;
+    _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+      const Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
+      if (tile.empty) continue;
+      const FlatRegion f = flat_region_of(tile);
+      make_penalty_table<kQueries>(stages, tile, f, thread);
+      _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+        if constexpr (kQueries) {
+          produce(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), NoNumbers{}, thread);
+        } else {
+          const QueryNumbers numbers(view(lse, Indexed::queries, tile, h), view(delta, Indexed::queries, tile, h));
+          produce(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), numbers, thread);
+        }
+      }
+    }
+  } else {
+    take_registers();
+    _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+      WarpgroupBackward<kQueries> body;
+      body.factor = scale * NA_LOG2_E;
+      clear_blocks(body.sum_a);
+      clear_blocks(body.sum_b);
+      {  // registers: what a tile is, is found once before its main loop, and again after it
+        Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
+        take_place(tile, warpgroup);
+        if (!tile.empty) {
+          const Items items = items_of<kQueries>(tile);
+          const FlatRegion f = flat_region_of(tile);
+          const WarpgroupSpan span = span_of<kQueries>(tile, f, warpgroup);
+          Range<int> row[2];
+          rows_of(row, tile, items);
+          body.prepare(stages, tile, items, held_of(held_a, tile, Indexed::query_tokens),
+                       held_of(held_b, tile, Indexed::queries), lse, delta, warpgroup, scale < 0.0f);
+          const Range<int> active = active_blocks(span);
+          const int past = ceil_div(f.size, NA_BLOCK) - active.end;
+          _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+            skip_blocks(stages, ring, active.start);
+            consume(body, stages, ring, span.all, row, active, warpgroup);
+            skip_blocks(stages, ring, past);
+          }
+        }
+      }
+      asm volatile("" : "+r"(group)::"memory");
+      Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
+      take_place(tile, warpgroup);
+      const bool good =
+          all_finite(body.sum_a) && all_finite(body.sum_b) && (tile.empty || fabsf(body.factor) > kLeastFactor);
+      if (any_lane(!good)) {
+        const Items items = items_of<kQueries>(tile);
+        clear_blocks(body.sum_a);
+        clear_blocks(body.sum_b);
+        _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+          body.redo(held_of(held_a, tile, Indexed::query_tokens), held_of(held_b, tile, Indexed::queries),
+                    view_a(tile, h), view_b(tile, h), view(lse, Indexed::queries, tile, h),
+                    view(delta, Indexed::queries, tile, h), items);
+        }
+      }
+      body.store(tile, to_a, to_b, scale);
+    }
+  }
+}
+
+}  // namespace natten

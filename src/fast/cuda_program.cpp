@@ -1,0 +1,85 @@
+#include "fast/cuda_program.h"
+
+#include "fast/embedded.h"
+
+namespace natten::fast {
+
+namespace {
+
+const char* cuda_type(ElementType type) {
+  static constexpr const char* kNames[] = {"__half", "__nv_bfloat16", "float", "int"};
+  return kNames[static_cast<int>(type)];
+}
+
+/// Parameters that are integers, and the arrays that the text reads them from.
+class Integers {
+ public:
+  explicit Integers(std::string& parameters) : parameters_(parameters) {}
+
+  void add_shape(const std::string& name, std::size_t rank) {
+    add_array("int", name + "_shape", rank, [&] { return next(); });
+  }
+  void add_strides(const std::string& name, std::size_t rank) {
+    add_array("long long", name + "_strides", rank, [&] {
+      const std::string low = next();
+      return "(long long)(((unsigned long long)(unsigned)" + next() + " << 32) | (unsigned)" + low + ")";
+    });
+  }
+  const std::string& arrays() const { return arrays_; }
+
+ private:
+  template <class Element>
+  void add_array(const std::string& type, const std::string& name, std::size_t rank, const Element& element) {
+    arrays_ += "const " + type + " " + name + "[] = {";
+    for (std::size_t i = 0; i < rank; ++i) arrays_ += (i == 0 ? "" : ", ") + element();
+    arrays_ += "};\n";
+  }
+  std::string next() {
+    const std::string name = "na_integer_" + std::to_string(count_++);
+    parameters_ += ", int " + name;
+    return name;
+  }
+
+  std::string& parameters_;
+  std::string arrays_;
+  int count_ = 0;
+};
+
+}  // namespace
+
+CudaProgram cuda_program(const KernelSource& kernel) {
+  CudaProgram program;
+  program.name = kernel.name;
+  std::string parameters;
+  for (const ArraySpec& input : kernel.inputs) {
+    parameters += (parameters.empty() ? "const " : ", const ") + std::string(cuda_type(input.type)) + "* " + input.name;
+  }
+  for (const ArraySpec& output : kernel.outputs) {
+    parameters += std::string(", ") + cuda_type(output.type) + "* " + output.name;
+  }
+  const auto asks_for = [&](const std::string& name) { return kernel.source.find(name) != std::string::npos; };
+  Integers integers(parameters);
+  for (const ArraySpec& input : kernel.inputs) {
+    program.takes_shape.push_back(asks_for(input.name + "_shape"));
+    program.takes_strides.push_back(asks_for(input.name + "_strides"));
+    if (program.takes_shape.back()) integers.add_shape(input.name, input.shape.size());
+    if (program.takes_strides.back()) integers.add_strides(input.name, input.shape.size());
+  }
+  program.text = text::types_cuda + kernel.header +
+                 "extern \"C\" __global__ void __launch_bounds__(NA_THREADS, NA_GROUPS) " + program.name + "(" +
+                 parameters + ") {\n" + integers.arrays() + kernel.source + "}\n";
+  return program;
+}
+
+void append_scalars(std::vector<int>& scalars, const CudaProgram& program, std::size_t input,
+                    std::span<const std::int32_t> shape, std::span<const std::int64_t> strides) {
+  if (program.takes_shape[input]) scalars.insert(scalars.end(), shape.begin(), shape.end());
+  if (!program.takes_strides[input]) return;
+  for (const std::int64_t stride : strides) {
+    const auto bits = static_cast<std::uint64_t>(stride);
+    scalars.push_back(static_cast<int>(static_cast<std::uint32_t>(bits)));
+    scalars.push_back(static_cast<int>(static_cast<std::uint32_t>(bits >> 32)));
+  }
+}
+
+}  // namespace natten::fast

@@ -1,0 +1,189 @@
+#include "fast/disk_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <string_view>
+#include <vector>
+
+#include "fast/sha256.h"
+
+namespace natten::fast {
+
+namespace {
+
+namespace files = std::filesystem;
+
+constexpr std::string_view kMagic = "natten-mlx kernel 1\n";
+constexpr std::string_view kSuffix = ".kernel";
+constexpr std::string_view kTemporary = ".writing-";  // between a file's name and six letters
+constexpr std::size_t kDigest = 64;
+
+/// What a file is: magic, digests of key and contents, contents, which are the rest.
+std::string packed(const std::string& key_digest, const std::string& contents) {
+  return std::string(kMagic) + key_digest + sha256(contents) + contents;
+}
+
+std::optional<std::string> unpacked(const std::string& key_digest, std::string_view file) {
+  constexpr std::size_t kHeader = kMagic.size() + 2 * kDigest;
+  if (file.size() < kHeader || !file.starts_with(kMagic)) return std::nullopt;
+  const std::string_view contents = file.substr(kHeader);
+  if (file.substr(kMagic.size(), kDigest) != key_digest) return std::nullopt;
+  if (file.substr(kMagic.size() + kDigest, kDigest) != sha256(contents)) return std::nullopt;
+  return std::string(contents);
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number_(number) {}
+  ~Descriptor() {
+    if (number_ >= 0) close(number_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int operator*() const { return number_; }
+
+ private:
+  int number_;
+};
+
+std::optional<std::string> read_all(int file) {
+  std::string bytes;
+  char buffer[1 << 16];
+  for (;;) {
+    const ssize_t count = read(file, buffer, sizeof buffer);
+    if (count == 0) return bytes;
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return std::nullopt;
+    bytes.append(buffer, static_cast<std::size_t>(count));
+  }
+}
+
+bool write_all(int file, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = write(file, bytes.data(), bytes.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    bytes.remove_prefix(static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
+struct File {
+  files::path path;
+  std::uint64_t bytes;
+  files::file_time_type used;
+  bool is_whole;  ///< or one that somebody is writing, or has left unfinished
+};
+
+/// Those of the folder that are ours.
+std::vector<File> list(const files::path& folder) {
+  std::vector<File> found;
+  std::error_code error;
+  for (files::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const std::string_view rest = std::string_view(name).substr(std::min(name.size(), kDigest));
+    const bool is_whole = rest == kSuffix;
+    if (!is_whole && !rest.starts_with(kTemporary)) continue;
+    std::error_code gone;
+    const std::uint64_t bytes = entry->file_size(gone);
+    const files::file_time_type used = entry->last_write_time(gone);
+    if (!gone) found.push_back({entry->path(), bytes, used, is_whole});
+  }
+  return found;
+}
+
+}  // namespace
+
+DiskCache DiskCache::of_environment() {
+  const auto variable = [](const char* name) -> files::path {
+    const char* value = std::getenv(name);
+    return value ? value : "";
+  };
+  if (std::getenv("NATTEN_CACHE_DIR")) return DiskCache(variable("NATTEN_CACHE_DIR"));
+  files::path home = variable("XDG_CACHE_HOME");  // ignored where it is not absolute, as its standard says
+  if (!home.is_absolute()) home = variable("HOME").empty() ? "" : variable("HOME") / ".cache";
+  return DiskCache(home.empty() ? home : home / "natten-mlx" / "kernels");
+}
+
+files::path DiskCache::file_of(const std::string& key_digest) const {
+  return folder_ / (key_digest + std::string(kSuffix));
+}
+
+std::optional<std::string> DiskCache::find(const std::string& key) const {
+  if (folder_.empty()) return std::nullopt;
+  const std::string digest = sha256(key);
+  const files::path path = file_of(digest);
+  std::optional<std::string> contents;
+  {
+    const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (*file < 0) return std::nullopt;
+    const std::optional<std::string> bytes = read_all(*file);
+    if (bytes) contents = unpacked(digest, *bytes);
+  }
+  if (contents) {
+    utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
+  } else {
+    unlink(path.c_str());
+  }
+  return contents;
+}
+
+bool DiskCache::insert(const std::string& key, const std::string& contents) const {
+  if (folder_.empty() || contents.size() > limit_) return false;
+  std::error_code error;
+  files::create_directories(folder_.parent_path(), error);
+  mkdir(folder_.c_str(), 0700);  // what is in it will run
+  const std::string digest = sha256(key);
+  const files::path path = file_of(digest);
+  std::string temporary = (folder_ / digest).string() + std::string(kTemporary) + "XXXXXX";
+  const Descriptor file(mkostemp(temporary.data(), O_CLOEXEC));
+  if (*file < 0) return false;
+  if (!write_all(*file, packed(digest, contents)) || rename(temporary.c_str(), path.c_str()) != 0) {
+    unlink(temporary.c_str());
+    return false;
+  }
+  trim();
+  return true;
+}
+
+void DiskCache::trim() const {
+  std::vector<File> all = list(folder_);
+  std::uint64_t bytes = 0;
+  for (const File& file : all) bytes += file.bytes;
+  const auto now = files::file_time_type::clock::now();
+  std::sort(all.begin(), all.end(), [](const File& a, const File& b) { return a.used < b.used; });
+  for (const File& file : all) {
+    const bool is_left_over = !file.is_whole && now - file.used > std::chrono::hours(1);
+    if (!is_left_over && (bytes <= limit_ || !file.is_whole)) continue;
+    if (unlink(file.path.c_str()) == 0) bytes -= file.bytes;
+  }
+}
+
+DiskUsage DiskCache::usage() const {
+  DiskUsage usage;
+  if (folder_.empty()) return usage;
+  for (const File& file : list(folder_)) {
+    usage.files += file.is_whole;
+    usage.bytes += file.bytes;
+  }
+  return usage;
+}
+
+DiskUsage DiskCache::clear() const {
+  DiskUsage gone;
+  if (folder_.empty()) return gone;
+  for (const File& file : list(folder_)) {
+    if (unlink(file.path.c_str()) != 0) continue;
+    gone.files += file.is_whole;
+    gone.bytes += file.bytes;
+  }
+  return gone;
+}
+
+}  // namespace natten::fast

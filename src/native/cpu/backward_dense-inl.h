@@ -1,0 +1,344 @@
+// The backward pass of long windows along one axis, by dense blocks. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_BACKWARD_DENSE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_BACKWARD_DENSE_INL_H_
+#undef NATTEN_NATIVE_CPU_BACKWARD_DENSE_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_BACKWARD_DENSE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "hwy/highway.h"
+#include "native/cpu/backward_sweep-inl.h"
+#include "native/cpu/tile_dense-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// Long windows along one axis: blocks of keys and of queries are dense, those that are not of a window become zeros.
+class DenseSweep final : public BackwardSweep {
+ public:
+  DenseSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
+             const Task& task)
+      : BackwardSweep(inputs, saved, gradients, task) {
+    is_dense_ = true;
+    packs_late_ = true;
+    const auto& queries = group_[2]->queries;
+    for (const Tile& tile : tiles_) {
+      DenseTile dense{};
+      for (int lane = 0; lane < tile.count; ++lane) {
+        const AxisGroup::Query& query = queries[tile.query + lane];
+        dense.start[lane] = static_cast<std::int32_t>(query.keys.start - first_place_);
+        dense.end[lane] = static_cast<std::int32_t>(query.keys.end - first_place_);
+        dense.bias[lane] = static_cast<std::int32_t>(rpb_index(axes_[2], query.place, first_place_));
+      }
+      dense.keys = {dense.start[0], dense.end[tile.count - 1]};
+      dense.common = {dense.start[tile.count - 1], tile.count == kLanes ? dense.end[0] : 0};
+      dense.is_owned = size_of(owned_of(tile)) > 0;
+      dense_tiles_.push_back(dense);
+    }
+    if (axes_[2].kernel_size > tuning::kDenseChunk) {
+      chunk_ = tuning::kDenseChunk;
+      const Span all = all_keys();
+      for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
+        const TileSpan tiles = tiles_of({begin, std::min(begin + chunk_, all.end)});
+        ring_tiles_ = std::max(ring_tiles_, tiles.end - tiles.begin);
+      }
+      if (gradients.query != nullptr) extra_ = heads_ * ring_tiles_ * dquery_size();
+    }
+  }
+
+  /// Whether no zero weight met an infinity or a NaN, which would have spread to queries that do not attend it.
+  bool is_finite() const { return is_finite_; }
+
+ private:
+  /// A tile's windows, in places from the first packed one.
+  struct DenseTile {
+    alignas(64) std::int32_t start[Tile::kMaxLanes], end[Tile::kMaxLanes];
+    std::int32_t bias[Tile::kMaxLanes];  ///< entry of the first packed place
+    Span keys, common;                   ///< of any and of all lanes
+    bool is_owned;
+  };
+  struct TileSpan {
+    std::size_t begin, end;  ///< multiples of kDenseTiles; the last tiles may not exist
+  };
+
+  /// Pairs of tiles that attend any of the keys.
+  TileSpan tiles_of(const Span& keys) const {
+    const auto is_before = [](const DenseTile& tile, std::int64_t key) { return tile.keys.end <= key; };
+    const auto starts_before = [](const DenseTile& tile, std::int64_t key) { return tile.keys.start < key; };
+    const auto begin = dense_tiles_.begin(), end = dense_tiles_.end();
+    const std::size_t first = std::lower_bound(begin, end, keys.start, is_before) - begin;
+    const std::size_t last = std::lower_bound(begin, end, keys.end, starts_before) - begin;
+    return {first / kDenseTiles * kDenseTiles, (last + kDenseTiles - 1) / kDenseTiles * kDenseTiles};
+  }
+  Span all_keys() const { return {part_[2].keys.start - first_place_, part_[2].keys.end - first_place_}; }
+  std::int64_t dquery_size() const { return kLanes * round_up(dim_, 4); }
+
+  static bool all_finite(const float* from, std::int64_t count) {
+    const TileTag d;
+    auto sum = hn::Zero(d);
+    for (std::int64_t i = 0; i < count; i += kLanes) sum = hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
+    return hn::GetLane(hn::SumOfLanes(d, sum)) == 0.0f;
+  }
+
+  void check_keys(std::int64_t block_row, const Span& places) {
+    const float* row = key_memory_ + block_row * key_row_size_ + keys_[0].offset;
+    is_finite_ &= all_finite(row + places.start * pitch_, size_of(places) * pitch_);
+  }
+  void check_queries(const float* tile) {
+    is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
+  }
+
+  void multiply_block(std::int64_t k0, const Span& k1s) override {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      const std::int64_t block_row = k1 - k1s.start;
+      const Span owned = is_owned_key(k0, k1)
+                             ? Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_}
+                             : Span{0, 0};
+      if (chunk_ > 0) {
+        sweep_chunks(k0, k1, owned);
+        continue;
+      }
+      check_keys(block_row, all_keys());
+      for (const QueryRow& row : rows_[block_row]) sweep_tiles(block_row, row, owned);
+    }
+  }
+
+  void pack_pair(const QueryRow& row, std::size_t tile) {
+    for (std::size_t i = tile; i < std::min(tile + kDenseTiles, tiles_.size()); ++i) {
+      float* to = row.tiles + (i - tile) * tile_size_;
+      pack_tile(row.q0, row.q1, row.head, tiles_[i], to);
+      check_queries(to);
+    }
+  }
+
+  /// Windows that fit the cache: every tile is packed, done with and stored.
+  void sweep_tiles(std::int64_t block_row, QueryRow row, const Span& owned) {
+    float* const packed = row.tiles;
+    for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
+      row.tiles = packed;
+      pack_pair(row, t);
+      row.tiles = packed - t * tile_size_;
+      multiply_tiles(block_row, row, t, {0, places_}, owned);
+      for (std::size_t i = t; i < std::min(t + kDenseTiles, tiles_.size()); ++i) {
+        if (row.owned && gradients_.query != nullptr) {
+          store_tile(row.q0, row.q1, row.head, tiles_[i], packed + (i - t) * tile_size_);
+        }
+      }
+    }
+  }
+
+  /// Longer ones: the tiles that attend some keys pass by them, packed again for the next. In between, the gradients of
+  /// their queries wait in a ring.
+  void sweep_chunks(std::int64_t k0, std::int64_t k1, const Span& owned) {
+    const Span all = all_keys();
+    std::size_t started = 0;
+    for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
+      const Span keys{begin, std::min(begin + chunk_, all.end)};
+      chunk_start_ = begin;
+      for (const KeyTensor& key : keys_) {
+        load_rows(region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first_place_ + begin),
+                  size_of(keys), key.dim, key_memory_ + key.offset, key.pitch());
+      }
+      check_keys(0, {0, size_of(keys)});
+      std::fill_n(dkey_memory_, dkey_row_size_, 0.0f);
+      const TileSpan tiles = tiles_of(keys);
+      for (const QueryRow& row : rows_[0]) {
+        for (std::size_t t = tiles.begin; t < tiles.end; t += kDenseTiles)
+          sweep_pair(row, t, keys, owned, t >= started);
+      }
+      started = std::max(started, tiles.end);
+      const Span ours{std::max(owned.start, keys.start), std::min(owned.end, keys.end)};
+      for (const KeyTensor& key : dkeys_) {
+        if (key.tensor == nullptr || size_of(ours) <= 0) continue;
+        store_rows(dkey_memory_ + key.offset + (ours.start - begin) * key.pitch(), key.pitch(), size_of(ours), key.dim,
+                   region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first_place_ + ours.start),
+                   is_streamed_);
+      }
+    }
+    chunk_start_ = 0;
+  }
+
+  void sweep_pair(QueryRow row, std::size_t tile, const Span& keys, const Span& owned, bool is_first) {
+    float* const packed = row.tiles;
+    pack_pair(row, tile);
+    const std::size_t end = std::min(tile + kDenseTiles, tiles_.size());
+    const auto waiting = [&](std::size_t t) {
+      return extra_memory_ + (row.head * ring_tiles_ + t % ring_tiles_) * dquery_size();
+    };
+    const bool is_kept = row.owned && gradients_.query != nullptr;
+    for (std::size_t t = tile; t < end && is_kept && !is_first; ++t) {
+      std::copy_n(waiting(t), dquery_size(), packed + (t - tile) * tile_size_ + dquery_t_);
+    }
+    row.tiles = packed - tile * tile_size_;
+    multiply_tiles(0, row, tile, keys, owned);
+    if (!is_kept) return;
+    const bool is_last = dense_tiles_[end - 1].keys.end <= keys.end;
+    for (std::size_t t = tile; t < end; ++t) {
+      float* from = packed + (t - tile) * tile_size_;
+      is_last ? store_tile(row.q0, row.q1, row.head, tiles_[t], from)
+              : void(std::copy_n(from + dquery_t_, dquery_size(), waiting(t)));
+    }
+  }
+
+  /// Some tiles with the keys of a chunk: those of the first tile alone, of both, of the second alone.
+  void multiply_tiles(std::int64_t block_row, const QueryRow& row, std::size_t tile, Span keys, const Span& owned) {
+    const DenseTile& first = dense_tiles_[tile];
+    const bool is_pair = tile + 1 < dense_tiles_.size();
+    const DenseTile& last = dense_tiles_[is_pair ? tile + 1 : tile];
+    // Tiles without an owned query only matter to owned keys.
+    if (!row.owned || !(first.is_owned || last.is_owned)) {
+      keys = {std::max(keys.start, owned.start), std::min(keys.end, owned.end)};
+    }
+    const auto multiply = [&](std::size_t t, int tiles, const Span& range) {
+      const std::int64_t begin = std::max(keys.start, range.start), end = std::min(keys.end, range.end);
+      if (begin >= end) return;
+      for_each_piece(static_cast<int>(end - begin), tuning::kDenseKeys,
+                     [&](int key, int count) { multiply_keys(block_row, row, t, tiles, begin + key, count, owned); });
+    };
+    if (!is_pair) return multiply(tile, 1, first.keys);
+    const std::int64_t both = std::min(last.keys.start, first.keys.end);
+    multiply(tile, 1, {first.keys.start, both});
+    multiply(tile, 2, {last.keys.start, first.keys.end});
+    multiply(tile + 1, 1, {std::max(last.keys.start, first.keys.end), last.keys.end});
+  }
+
+  void multiply_keys(std::int64_t block_row, const QueryRow& row, std::size_t tile, int tiles, std::int64_t key,
+                     int count, const Span& owned) {
+    float *probabilities = scores_[0], *dlogits = scores_[1];
+    float* packed = row.tiles + tile * tile_size_;
+    const float* key_row = key_memory_ + block_row * key_row_size_;
+    const std::int64_t place = key - chunk_start_;  // in the packed rows
+    const float* keys = key_row + keys_[0].offset + place * pitch_;
+    const auto call = [&](const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t b_next,
+                          std::int64_t b_step, std::int64_t k, float* sums, std::int64_t sums_next,
+                          std::int64_t sums_row) {
+      return DenseCall{a, a_row, a_step, {b, b + b_next}, b_step, k, {sums, sums + sums_next}, sums_row};
+    };
+    multiply_dense<false>(
+        call(keys, pitch_, 1, packed + query_t_, tile_size_, kLanes, dim_, probabilities, score_size_, kLanes), count,
+        tiles);
+    multiply_dense<false>(call(key_row + keys_[1].offset + place * value_pitch_, value_pitch_, 1, packed + dout_t_,
+                               tile_size_, kLanes, value_dim_, dlogits, score_size_, kLanes),
+                          count, tiles);
+    for (int t = 0; t < tiles; ++t) {
+      const auto finish = inputs_.rpb == nullptr ? &DenseSweep::finish<false> : &DenseSweep::finish<true>;
+      (this->*finish)(row, tile + t, key, count, probabilities + t * score_size_, dlogits + t * score_size_);
+    }
+    if (row.owned && gradients_.query != nullptr) {
+      multiply_dense<true>(
+          call(keys, 1, pitch_, dlogits, score_size_, kLanes, count, packed + dquery_t_, tile_size_, kLanes),
+          static_cast<int>(dim_), tiles);
+    }
+    const std::int64_t begin = std::max(key, owned.start), end = std::min(key + count, owned.end);
+    if (begin >= end) return;
+    float* sums = dkey_memory_ + block_row * dkey_row_size_;
+    const std::int64_t scores = (begin - key) * kLanes;
+    add_queries(tile, tiles, probabilities + scores, packed + dout_, value_pitch_, begin, end,
+                sums + dkeys_[1].offset + (begin - chunk_start_) * value_pitch_);
+    add_queries(tile, tiles, dlogits + scores, packed + query_, pitch_, begin, end,
+                sums + dkeys_[0].offset + (begin - chunk_start_) * pitch_);
+  }
+
+  /// sums[key] += scores[key][query] * query, over the queries of the tiles
+  void add_queries(std::size_t tile, int tiles, const float* scores, const float* queries, std::int64_t pitch,
+                   std::int64_t begin, std::int64_t end, float* sums) {
+    for (std::int64_t c = 0; c < pitch; c += kMostVecs * kLanes) {
+      const int vecs = c + kLanes < pitch ? 2 : 1;
+      for_each_piece(static_cast<int>(end - begin), most_dense_rows(vecs), [&](int key, int keys) {
+        float* to = sums + key * pitch + c;
+        const auto add = [&](int t, int segments, const Span& lanes) {
+          if (size_of(lanes) <= 0) return;
+          const float* from = queries + t * tile_size_ + lanes.start * pitch + c;
+          multiply_dense<true>({scores + t * score_size_ + key * kLanes + lanes.start,
+                                kLanes,
+                                1,
+                                {from, from + kLanes},
+                                pitch,
+                                size_of(lanes),
+                                {to, to + kLanes},
+                                pitch,
+                                segments,
+                                score_size_,
+                                tile_size_},
+                               keys, vecs);
+        };
+        Span lanes[kDenseTiles];
+        bool all = tiles > 1;
+        for (int t = 0; t < tiles; ++t) {
+          lanes[t] = lanes_of(tile + t, {begin + key, begin + key + keys});
+          all &= size_of(lanes[t]) == kLanes;
+        }
+        if (all) return add(0, tiles, lanes[0]);
+        for (int t = 0; t < tiles; ++t) add(t, 1, lanes[t]);
+      });
+    }
+  }
+
+  /// Queries of a tile whose windows hold any of the keys.
+  Span lanes_of(std::size_t tile, const Span& keys) const {
+    const DenseTile& windows = dense_tiles_[tile];
+    Span lanes{0, tiles_[tile].count};
+    while (lanes.start < lanes.end && windows.end[lanes.start] <= keys.start) ++lanes.start;
+    while (lanes.start < lanes.end && windows.start[lanes.end - 1] >= keys.end) --lanes.end;
+    return lanes;
+  }
+
+  /// From logits and dP to P and dS.
+  template <bool kBias>
+  void finish(const QueryRow& row, std::size_t tile, std::int64_t key, int count, float* logits, float* dlogits) const {
+    const TileTag d;
+    const hn::Rebind<std::int32_t, TileTag> di;
+    const DenseTile& windows = dense_tiles_[tile];
+    const float* packed = row.tiles + tile * tile_size_;
+    const auto lse = hn::Load(d, packed + lse_), delta = hn::Load(d, packed + delta_);
+    const auto start = hn::LoadU(di, windows.start), end = hn::LoadU(di, windows.end);
+    const auto bias0 = hn::LoadU(di, windows.bias);
+    const auto last_bias = hn::Set(di, static_cast<std::int32_t>(2 * axes_[2].kernel_size - 2));
+    const auto log2e = hn::Set(d, kLog2E);
+    const auto is_empty = are_lowest(lse);
+    const Span common = hn::AllFalse(d, is_empty) ? windows.common : Span{0, 0};
+    const float* bias = bias_of(inputs_.rpb, row);
+    float* dbias = kBias && region_.task.drpb != nullptr && row.owned
+                       ? region_.task.drpb + row.head * bias_table_ + row.bias
+                       : nullptr;
+    const Span owned = owned_of(tiles_[tile]);
+    for (int i = 0; i < count; ++i, logits += kLanes, dlogits += kLanes) {
+      const auto k = hn::Set(di, static_cast<std::int32_t>(key + i));
+      auto logit = hn::Sub(hn::Load(d, logits), lse);
+      if constexpr (kBias) {
+        const auto entry = hn::Min(hn::Max(hn::Add(bias0, k), hn::Zero(di)), last_bias);
+        logit = hn::MulAdd(log2e, hn::GatherIndex(d, bias, entry), logit);
+      }
+      auto probability = exp2_float(logit);
+      auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
+      if (!contains(common, key + i)) {
+        const auto outside = hn::Or(is_empty, hn::RebindMask(d, hn::Or(hn::Gt(start, k), hn::Not(hn::Gt(end, k)))));
+        probability = hn::IfThenZeroElse(outside, probability);
+        dlogit = hn::IfThenZeroElse(outside, dlogit);
+      }
+      hn::Store(probability, d, logits);
+      hn::Store(dlogit, d, dlogits);
+      if (dbias == nullptr) continue;
+      for (std::int64_t query = owned.start; query < owned.end; ++query) {
+        const std::int64_t lane = query - tiles_[tile].query;
+        if (windows.start[lane] <= key + i && key + i < windows.end[lane]) {
+          dbias[windows.bias[lane] + key + i] += dlogits[lane];
+        }
+      }
+    }
+  }
+
+  std::vector<DenseTile> dense_tiles_;
+  std::size_t ring_tiles_ = 0;    ///< whose gradients wait at a time, of one head
+  std::int64_t chunk_start_ = 0;  ///< place of the first packed key
+  bool is_finite_ = true;
+};
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_BACKWARD_DENSE_INL_H_

@@ -1,0 +1,332 @@
+// The backward pass of bfloat16 on a matrix unit: all gradients of a task, from boxes of queries and keys as in the
+// forward pass.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "native/cpu/backward.h"
+#include "native/cpu/target.h"
+#include "native/cpu/tuning.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/backward_matrix.cpp"
+#include "hwy/foreach_target.h"
+// Highway asks that these come after foreach_target.h.
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "native/cpu/dispatch.h"
+#include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace {
+
+#if HWY_TARGET == HWY_AVX3
+/// As BackwardSweep, P and dS rounded to bfloat16 for the gradients: dS = P (dP - delta), dq = scale dS K,
+/// dk = scale dS^T Q, dv = P^T dout.
+class MatrixBackward final : MatrixMemory {
+ public:
+  MatrixBackward(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
+                 const Task& task)
+      : MatrixMemory(inputs, task, gradients.wanted(), kAxes - 1,
+                     {{&inputs.key, inputs.problem.head_dim}, {&inputs.value, inputs.problem.value_dim}},
+                     {&inputs.key, inputs.problem.head_dim}, sums_of(gradients, inputs.problem)),
+        saved_(saved),
+        gradients_(gradients),
+        unit_(matrix_unit()),
+        scale_(static_cast<float>(p_.scale)),
+        is_streamed_(p_.batch * p_.key_tokens() * p_.heads * dim_ * 2 >= tuning::kStreamBytes) {}
+
+  /// False, with the task undone, where something is not finite, or it would take too much memory.
+  bool run() {
+    if (size_of(part_[0].keys) <= 0 || size_of(part_[1].keys) <= 0 || size_of(part_[2].keys) <= 0) return true;
+    if (slide_axis() == 1 && size_of(part_[0].queries) > 1) return false;
+    plan_memory();
+    Operand* const operands[] = {&query_, &dout_};
+    const std::int64_t dims[] = {dim_, value_dim_};
+    const std::int64_t chunk = tuning::kMatrixChunk, vectors = 2 * chunk;
+    const std::int64_t pitch = round_up(dim_, kMatrixTile), value_pitch = round_up(value_dim_, kMatrixTile);
+    weight_row_ = (chunk + 1) * 64;
+    std::size_t bytes = scratch_bytes() + 2 * Scratch::bytes<float>(vectors * kTileSize) +
+                        2 * Scratch::bytes<char>(vectors * kMatrixTile * 64) +
+                        Scratch::bytes<char>(kMatrixTile * weight_row_) + Scratch::bytes<std::uint32_t>(kTileSize) +
+                        Scratch::bytes<float>(kMatrixTile * pitch) +
+                        2 * Scratch::bytes<float>(kMatrixTile * value_pitch) + 2 * Scratch::bytes<float>(kMatrixTile);
+    for (const std::int64_t dim : dims) bytes += Operand::bytes(dim);
+    if (bytes > kMatrixScratchBytes) return false;
+    Scratch scratch(bytes);
+    take_memory(scratch);
+    for (int i = 0; i < 2; ++i) operands[i]->take(scratch, dims[i]);
+    for (float*& scores : scores_) scores = scratch.take<float>(vectors * kTileSize);
+    for (char*& halfs : halfs_) {
+      halfs = scratch.take<char>(vectors * kMatrixTile * 64);
+      std::fill_n(halfs, vectors * kMatrixTile * 64, char{0});
+    }
+    weights_ = scratch.take<char>(kMatrixTile * weight_row_);
+    pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+    dquery_ = scratch.take<float>(kMatrixTile * pitch);
+    for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
+    lse_ = scratch.take<float>(kMatrixTile);
+    delta_ = scratch.take<float>(kMatrixTile);
+    for (std::int64_t i = 0; i < std::max(vectors, steps_of(std::max(dim_, value_dim_))); ++i) {
+      tiles_of_kib_.push_back(i * kMatrixTile * 64);
+      steps_of_line_.push_back(i * 64);
+    }
+
+    const MatrixRegisters registers(unit_);
+    stored_ = slabs_start();
+    for_each_band([&](const Span& q0s, const Span& q1s) {
+      if (!is_finite_) return;
+      const MatrixBand band = band_of(q0s, q1s);
+      if (size_of(band.keys[0]) <= 0 || size_of(band.keys[1]) <= 0 || !pack(band)) return;
+      for (const MatrixColumns& columns : columns_) {
+        list_pairs(band, columns);
+        const std::int64_t first = region_.task.kv_heads.start * heads_;
+        for (std::int64_t head = first; head < first + heads_ && pairs_ > 0; ++head) run_tile(head, band, columns);
+      }
+    });
+    if (is_finite_) store_slabs(slabs_end());
+    if (is_streamed_) hwy::FlushStream();
+    return is_finite_;
+  }
+
+ private:
+  /// Queries, or gradients of results, of a tile.
+  struct Operand {
+    std::int64_t row, columns;
+    std::uint16_t* raw;         ///< [query][channel]
+    std::uint16_t* transposed;  ///< [channel / 2][query][channel % 2]
+    char* pairs;                ///< [query / 2][channel][query % 2], and as many zeros
+    std::vector<std::int64_t> tiles;
+
+    static std::size_t bytes(std::int64_t dim) {
+      return 2 * Scratch::bytes<std::uint16_t>(kMatrixTile * round_up(dim, kMatrixStep)) +
+             Scratch::bytes<char>(kMatrixTile * round_up(dim, kMatrixTile) * 4);
+    }
+    void take(Scratch& scratch, std::int64_t dim) {
+      row = round_up(dim, kMatrixStep);
+      columns = round_up(dim, kMatrixTile) / kMatrixTile;
+      raw = scratch.take<std::uint16_t>(kMatrixTile * row);
+      transposed = scratch.take<std::uint16_t>(kMatrixTile * row);
+      pairs = scratch.take<char>(kMatrixTile * columns * 64);
+      std::fill_n(pairs, kMatrixTile * columns * 64, char{0});
+      for (std::int64_t t = 0; t < columns; ++t) tiles.push_back(t * 64);
+    }
+    void arrange() const {
+      transpose_in<false>(reinterpret_cast<const float*>(raw), row / 2, row / 2, 1.0f,
+                          reinterpret_cast<float*>(transposed), kMatrixTile);
+      const hn::Rebind<std::uint32_t, TileTag> d32;
+      const hn::Rebind<std::uint16_t, TileTag> d16;
+      for (std::int64_t q = 0; q < kMatrixTile; q += 2) {
+        for (std::int64_t t = 0; t < columns; ++t) {
+          const std::uint16_t* from = raw + q * row + t * kMatrixTile;
+          const auto first = hn::PromoteTo(d32, hn::LoadU(d16, from)),
+                     second = hn::PromoteTo(d32, hn::LoadU(d16, from + row));
+          hn::Store(hn::Or(first, hn::ShiftLeft<16>(second)), d32,
+                    reinterpret_cast<std::uint32_t*>(pairs + (q / 2 * columns + t) * 64));
+        }
+      }
+    }
+  };
+
+  static std::vector<Packed> sums_of(const backward::Gradients& gradients, const Problem& p) {
+    if (gradients.key == nullptr) return {};
+    return {{gradients.key, p.head_dim}, {gradients.value, p.value_dim}};
+  }
+  static std::int64_t steps_of(std::int64_t dim) { return round_up(dim, kMatrixStep) / kMatrixStep; }
+
+  void run_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    if (!load_tile(head, band, columns)) return;
+    static constexpr std::int64_t kFirst = 0;
+    const std::int64_t kv_head = head / heads_;
+    const auto as_bytes = [](const std::uint16_t* from) { return reinterpret_cast<const char*>(from); };
+    const Operand* const operands[] = {&query_, &dout_};
+    for (std::int64_t first = 0; first < pairs_; first += tuning::kMatrixChunk) {
+      const std::int64_t count = std::min<std::int64_t>(pairs_ - first, tuning::kMatrixChunk);
+      for (int i = 0; i < 2; ++i) {  // logits, dP
+        const Packed& rows = rows_[i];
+        multiply<false>(unit_,
+                        {rows_of_head(i, kv_head), rows.offsets.data() + 2 * first, rows.tiles.data(), rows.pitch,
+                         as_bytes(operands[i]->transposed), &kFirst, tiles_of_kib_.data(), 64, 2 * count, 1,
+                         static_cast<std::int64_t>(rows.tiles.size()), scores_[i], tiles_of_kib_.data(), 64});
+      }
+      finish_scores(first, count);
+      if (gradients_.query != nullptr) {
+        const MatrixProduct product{weights_,
+                                    &kFirst,
+                                    steps_of_line_.data(),
+                                    weight_row_,
+                                    pairs_of_head(kv_head),
+                                    paired_.tiles.data(),
+                                    paired_.offsets.data() + first,
+                                    paired_.pitch,
+                                    1,
+                                    query_.columns,
+                                    count,
+                                    dquery_,
+                                    &kFirst,
+                                    query_.columns * 64};
+        first == 0 ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
+      }
+      for (std::size_t i = 0; i < sums_over_queries_.size(); ++i) {  // dk, dv
+        const Packed& sums = sums_over_queries_[i];
+        const Operand& operand = *operands[i];
+        multiply<true>(unit_, {halfs_[i], tiles_of_kib_.data(), &kFirst, 64, operand.pairs, operand.tiles.data(),
+                               &kFirst, operand.columns * 64, 2 * count, operand.columns, 1,
+                               reinterpret_cast<float*>(sums.memory), sums.offsets.data() + 2 * first, sums.pitch});
+      }
+    }
+    if (gradients_.query != nullptr) store_queries(head, band, columns);
+  }
+
+  /// False where something is not finite. Queries without a logit but -inf, and lanes without a query, get weights of
+  /// 0.
+  bool load_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    const TileTag d;
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const std::int64_t pitch = round_up(value_dim_, kMatrixTile);
+    hn::Store(hn::Set(d, kInfinity), d, lse_);
+    hn::Store(hn::Zero(d), d, delta_);
+    for (const Operand* operand : {&query_, &dout_})
+      std::fill_n(operand->raw, kMatrixTile * operand->row, std::uint16_t{0});
+    for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
+      const TensorRows dout = region_.out_rows(saved_.dout, head, q0, q1, columns.query);
+      copy_rows(region_.query_rows(inputs_.query, head, q0, q1, columns.query), columns.count, dim_, query_.row,
+                query_.raw + lane * query_.row, query_.row);
+      copy_rows(dout, columns.count, value_dim_, dout_.row, dout_.raw + lane * dout_.row, dout_.row);
+      load_rows(dout, columns.count, value_dim_, out_rows_[0], pitch);
+      load_rows(region_.out_rows(saved_.out, head, q0, q1, columns.query), columns.count, value_dim_, out_rows_[1],
+                pitch);
+      region_.for_each_entry(p_, head, q0, q1, columns.query, columns.count, [&](int i, std::int64_t entry) {
+        if (saved_.lse[entry] == -kInfinity) {
+          std::fill_n(query_.raw + (lane + i) * query_.row, query_.row, std::uint16_t{0});
+          std::fill_n(dout_.raw + (lane + i) * dout_.row, dout_.row, std::uint16_t{0});
+          return;
+        }
+        auto sum = hn::Zero(d);
+        for (std::int64_t c = i * pitch; c < (i + 1) * pitch; c += kLanes) {
+          sum = hn::MulAdd(hn::Load(d, out_rows_[0] + c), hn::Load(d, out_rows_[1] + c), sum);
+        }
+        lse_[lane + i] = saved_.lse[entry] * kLog2E;
+        delta_[lane + i] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[entry]);
+      });
+    });
+    for (const Operand* operand : {&query_, &dout_}) {
+      check(operand->raw, kMatrixTile * operand->row);
+      operand->arrange();
+    }
+    return is_finite_;
+  }
+
+  /// From logits and dP of some pairs to P and dS, as rows of keys and as rows of queries.
+  void finish_scores(std::int64_t first, std::int64_t count) {
+    const TileTag d;
+    const hn::Rebind<std::uint16_t, TileTag> d16;
+    const hn::Rebind<std::int32_t, TileTag> d32;
+    const auto scale = hn::Set(d, scale_ * kLog2E), lse = hn::Load(d, lse_), delta = hn::Load(d, delta_);
+    const auto half = hn::Set(d32, 0x8000);
+    const auto store_half = [&](TileVec x, char* to) __attribute__((always_inline)) {
+      const auto bits =
+          hn::ShiftRight<16>(hn::BitCast(hn::Rebind<std::uint32_t, TileTag>(), hn::Add(hn::BitCast(d32, x), half)));
+      hn::Store(hn::DemoteTo(d16, hn::BitCast(d32, bits)), d16, reinterpret_cast<std::uint16_t*>(to));
+    };
+    for (std::int64_t pair = 0; pair < count; ++pair) {
+      NATTEN_UNROLL
+      for (int key = 0; key < kMatrixTile; ++key) {
+        const auto dlogit = [&](int i) __attribute__((always_inline)) {
+          const std::int64_t vector = 2 * pair + i, at = vector * kTileSize + key * kLanes;
+          const auto mask = mask_of(2 * first + vector, key);
+          const auto logit = hn::MulSub(hn::Load(d, scores_[0] + at), scale, lse);
+          const auto weight = hn::IfThenElseZero(mask, exp2_float(logit));
+          const auto result = hn::IfThenElseZero(mask, hn::Mul(weight, hn::Sub(hn::Load(d, scores_[1] + at), delta)));
+          store_half(result, halfs_[0] + (vector * kMatrixTile + key) * 64);
+          store_half(weight, halfs_[1] + (vector * kMatrixTile + key) * 64);
+          return result;
+        };
+        const auto dlogit0 = dlogit(0), dlogit1 = dlogit(1);
+        store_pairs(dlogit0, dlogit1, pair_buffer_ + key * kMatrixTile);
+      }
+      transpose_in<false>(reinterpret_cast<const float*>(pair_buffer_), kMatrixTile, kMatrixTile, 1.0f,
+                          reinterpret_cast<float*>(weights_ + pair * 64), weight_row_ / 4);
+    }
+  }
+
+  static void scale_row(float* row, std::int64_t count, float factor) {
+    const TileTag d;
+    for (std::int64_t c = 0; c < count; c += kLanes)
+      hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, row + c)), d, row + c);
+  }
+
+  void store_queries(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    const std::int64_t pitch = query_.columns * kMatrixTile;
+    const Span owned{std::max(columns.query, part_[2].owned_queries.start),
+                     std::min(columns.query + columns.count, part_[2].owned_queries.end)};
+    if (size_of(owned) <= 0) return;
+    for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
+      if (!contains(part_[0].owned_queries, q0) || !contains(part_[1].owned_queries, q1)) return;
+      float* rows = dquery_ + (lane + owned.start - columns.query) * pitch;
+      scale_row(rows, size_of(owned) * pitch, scale_);
+      store_rows(rows, pitch, size_of(owned), dim_, region_.query_rows(*gradients_.query, head, q0, q1, owned.start),
+                 is_streamed_);
+    });
+  }
+
+  void store_sums(std::int64_t k0, std::int64_t k1, std::int64_t place) override {
+    const Span& owned = part_[2].owned_keys;
+    for (std::size_t i = 0; i < sums_over_queries_.size(); ++i) {
+      const Packed& sums = sums_over_queries_[i];
+      const std::int64_t pitch = sums.pitch / 4;
+      float* rows = reinterpret_cast<float*>(sums.memory) + (place + owned.start - part_[2].keys.start) * pitch;
+      if (i == 0) scale_row(rows, size_of(owned) * pitch, scale_);
+      store_rows(rows, pitch, size_of(owned), sums.dim,
+                 region_.key_rows(*sums.tensor, region_.task.kv_heads.start, k0, k1, owned.start), is_streamed_);
+    }
+  }
+
+  const SavedForward& saved_;
+  const backward::Gradients& gradients_;
+  const MatrixUnit unit_;
+  const float scale_;
+  const bool is_streamed_;  ///< results are too large to stay in a cache
+  Operand query_, dout_;
+  std::int64_t weight_row_;                                 ///< bytes of a query's dS
+  std::vector<std::int64_t> tiles_of_kib_, steps_of_line_;  ///< offsets
+  float* scores_[2];                                        ///< tiles [key][query] of logits and dP
+  char* halfs_[2];                                          ///< of dS and P, rows of 32 queries, half of them zero
+  std::uint32_t* pair_buffer_;                              ///< dS of pairs of keys, [key][query]
+  char* weights_;                                           ///< the same, [query][key][of pair]
+  float *dquery_, *out_rows_[2], *lse_, *delta_;
+};
+
+bool run_matrix_of_target(const AttentionInputs& inputs, const SavedForward& saved,
+                          const backward::Gradients& gradients, const Task& task) {
+  return MatrixBackward(inputs, saved, gradients, task).run();
+}
+
+#else
+
+// Targets with a matrix unit are AVX3 to Highway.
+bool run_matrix_of_target(const AttentionInputs&, const SavedForward&, const backward::Gradients&, const Task&) {
+  return false;
+}
+
+#endif
+
+}  // namespace
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace natten::cpu::backward {
+
+HWY_EXPORT(run_matrix_of_target);
+
+bool run_matrix_task(const AttentionInputs& inputs, const SavedForward& saved, const Gradients& gradients,
+                     const Task& task) {
+  return NATTEN_DISPATCH(run_matrix_of_target)(inputs, saved, gradients, task);
+}
+
+}  // namespace natten::cpu::backward
+#endif  // HWY_ONCE

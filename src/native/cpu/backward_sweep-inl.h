@@ -1,0 +1,184 @@
+// The backward pass of the fused operation, by tiles of queries. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_BACKWARD_SWEEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_BACKWARD_SWEEP_INL_H_
+#undef NATTEN_NATIVE_CPU_BACKWARD_SWEEP_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_BACKWARD_SWEEP_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "native/cpu/backward.h"
+#include "native/cpu/tile_softmax-inl.h"
+#include "native/cpu/tile_sweep-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// Recomputes the probabilities P of a tile from lse, and with dP = dout . v and delta = rowsum(out * dout) - dlse:
+/// dS = P (dP - delta), dq = scale dS K, dk = scale dS^T Q, dv = P^T dout.
+class BackwardSweep : public TileSweep {
+ public:
+  BackwardSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
+                const Task& task)
+      : TileSweep(inputs.problem, task, gradients.wanted()),
+        inputs_(inputs),
+        saved_(saved),
+        gradients_(gradients),
+        scale_(static_cast<float>(inputs.problem.scale)),
+        dim_(inputs.problem.head_dim),
+        value_dim_(inputs.problem.value_dim),
+        pitch_(round_up(dim_, kLanes)),
+        value_pitch_(round_up(value_dim_, kLanes)) {
+    keys_[0] = {&inputs.key, dim_};
+    keys_[1] = {&inputs.value, value_dim_};
+    if (gradients.key != nullptr) {
+      dkeys_[0] = {gradients.key, dim_};
+      dkeys_[1] = {gradients.value, value_dim_};
+    }
+    const Problem& p = inputs.problem;
+    is_streamed_ = p.batch * p.key_tokens() * p.heads * dim_ * 4 >= tuning::kStreamBytes;
+    widest_ = std::max(dim_, value_dim_);
+    const auto place = [this](std::int64_t floats) {
+      const std::int64_t at = tile_size_;
+      tile_size_ += round_up(floats, kLanes);
+      return at;
+    };
+    query_t_ = place(round_up(dim_, 4) * kLanes);
+    dout_t_ = place(round_up(value_dim_, 4) * kLanes);
+    dquery_t_ = place(round_up(dim_, 4) * kLanes);
+    query_ = place(pitch_ * kLanes);
+    dout_ = place(value_pitch_ * kLanes);
+    lse_ = place(kLanes);
+    delta_ = place(kLanes);
+  }
+
+ protected:
+  void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t task_head, const Tile& tile, float* to) override {
+    const TileTag d;
+    float *query = to + query_, *dout = to + dout_;
+    const std::int64_t head = query_head(task_head);
+    load_tile(region_.query_rows(inputs_.query, head, q0, q1, tile.query), tile, dim_, query, pitch_);
+    load_tile(region_.out_rows(saved_.dout, head, q0, q1, tile.query), tile, value_dim_, dout, value_pitch_);
+    load_tile(region_.out_rows(saved_.out, head, q0, q1, tile.query), tile, value_dim_, buffer_, value_pitch_);
+    // The scale belongs to the logits, which are base-2 logarithms here, and to dk.
+    transpose_in(query, pitch_, round_up(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
+    const auto scale = hn::Set(d, scale_);
+    for (std::int64_t c = 0; c < kLanes * pitch_; c += kLanes) {
+      hn::Store(hn::Mul(scale, hn::Load(d, query + c)), d, query + c);
+    }
+    transpose_in(dout, value_pitch_, round_up(value_dim_, 4), 1.0f, to + dout_t_, kLanes);
+    std::fill_n(to + dquery_t_, kLanes * round_up(dim_, 4), 0.0f);
+    std::fill_n(to + lse_, kLanes, 0.0f);
+    std::fill_n(to + delta_, kLanes, 0.0f);
+
+    region_.for_each_entry(problem_, head, q0, q1, tile.query, tile.count, [&](int lane, std::int64_t entry) {
+      auto sum = hn::Zero(d);
+      for (std::int64_t c = lane * value_pitch_; c < (lane + 1) * value_pitch_; c += kLanes) {
+        sum = hn::MulAdd(hn::Load(d, buffer_ + c), hn::Load(d, dout + c), sum);
+      }
+      to[lse_ + lane] = saved_.lse[entry] * kLog2E;
+      to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[entry]);
+    });
+    if (has_empty(to)) {
+      met_empty_ = true;
+      clear_empty_rows(to + lse_, tile.count, query, pitch_);
+      clear_empty_rows(to + lse_, tile.count, dout, value_pitch_);
+    }
+  }
+
+  /// Whether the tile has a query all of whose logits are -inf: its weights and gradients are zero.
+  bool has_empty(const float* packed) const {
+    const TileTag d;
+    return !hn::AllFalse(d, are_lowest(hn::Load(d, packed + lse_)));
+  }
+
+  void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
+    if (met_empty_ && has_empty(from)) {
+      const TileTag d;
+      const auto is_empty = are_lowest(hn::Load(d, from + lse_));
+      for (std::int64_t c = dquery_t_; c < dquery_t_ + kLanes * dim_; c += kLanes) {
+        hn::Store(hn::IfThenZeroElse(is_empty, hn::Load(d, from + c)), d, from + c);
+      }
+    }
+    store_transposed(from + dquery_t_, dim_, scale_, tile, [&](std::int64_t query) {
+      return region_.query_rows(*gradients_.query, query_head(head), q0, q1, query);
+    });
+  }
+
+  void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int owned, int slot,
+                int slots, std::int64_t block_row, bool owned_key) override {
+    const auto point_to = [&](float** pointers, std::int64_t offset) {
+      for (int r = 0; r < count; ++r) pointers[r] = rows[r].tiles + tile_start + offset;
+    };
+    const float* keys = packed_keys(0, tile, block_row) + slot;
+    float *probabilities = scores_[0], *dlogits = scores_[1];
+    point_to(pointers_[0], query_t_);
+    point_to(pointers_[1], dout_t_);
+    call_tiles(kMultiply, tile, keys, dim_, pointers_[0], count, slots, probabilities);
+    call_tiles(kMultiply, tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots,
+               dlogits);
+    for (int r = 0; r < count; ++r) {
+      const bool is_masked = tile.is_masked || (met_empty_ && has_empty(rows[r].tiles + tile_start));
+      const auto finish =
+          inputs_.rpb == nullptr
+              ? (is_masked ? &BackwardSweep::finish_scores<false, true> : &BackwardSweep::finish_scores<false, false>)
+              : (is_masked ? &BackwardSweep::finish_scores<true, true> : &BackwardSweep::finish_scores<true, false>);
+      (this->*finish)(tile, rows[r], tile_start, slot, slots, probabilities + r * score_size_,
+                      dlogits + r * score_size_);
+      add_bias_gradient(tile, rows[r], slot, slots, dlogits + r * score_size_);
+    }
+    if (owned > 0) {
+      point_to(pointers_[2], dquery_t_);
+      call_tiles(kAddKeys, tile, keys, dim_, pointers_[2], owned, slots, dlogits);
+    }
+    if (owned_key) {
+      point_to(pointers_[0], dout_);
+      point_to(pointers_[1], query_);
+      call_keys(tile, probabilities, pointers_[0], count, slots, summed_keys(1, tile, block_row) + slot * value_pitch_,
+                value_pitch_);
+      call_keys(tile, dlogits, pointers_[1], count, slots, summed_keys(0, tile, block_row) + slot * pitch_, pitch_);
+    }
+  }
+
+  /// From logits and dP to P and dS.
+  template <bool kBias, bool kMasked>
+  void finish_scores(const Tile& tile, const QueryRow& row, std::int64_t tile_start, int slot, int slots, float* logits,
+                     float* dlogits) const {
+    const TileTag d;
+    const auto lse = hn::Load(d, row.tiles + tile_start + lse_);
+    const auto delta = hn::Load(d, row.tiles + tile_start + delta_);
+    const auto log2e = hn::Set(d, kLog2E);
+    const auto is_empty = are_lowest(lse);
+    const float* bias = bias_of(inputs_.rpb, row);
+    for (int s = 0; s < slots; ++s, logits += kLanes, dlogits += kLanes) {
+      auto logit = hn::Sub(hn::Load(d, logits), lse);
+      if constexpr (kBias) logit = hn::MulAdd(log2e, bias_lanes(tile, bias + slot + s), logit);
+      auto probability = exp2_float(logit);
+      auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
+      if constexpr (kMasked) {
+        const auto empty = hn::Or(is_empty, empty_lanes(tile, slot + s));
+        probability = hn::IfThenZeroElse(empty, probability);
+        dlogit = hn::IfThenZeroElse(empty, dlogit);
+      }
+      hn::Store(probability, d, logits);
+      hn::Store(dlogit, d, dlogits);
+    }
+  }
+
+  const AttentionInputs& inputs_;
+  const SavedForward& saved_;
+  const backward::Gradients& gradients_;
+  const float scale_;
+  const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
+  // Places in a packed tile: transposed [channel][lane]; [lane][pitch]; [lane].
+  std::int64_t query_t_, dout_t_, dquery_t_, query_, dout_, lse_, delta_;
+  bool met_empty_ = false;  ///< some tile has_empty()
+};
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_BACKWARD_SWEEP_INL_H_

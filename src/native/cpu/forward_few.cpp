@@ -1,0 +1,254 @@
+// The "few queries" forward kernel, for steps of decoding: a few queries that attend long windows along one axis, where
+// memory binds. Keys and values are read in place, all heads of a token before the next ones, each once for all query
+// heads that share it. Lanes are channels while queries meet keys, then keys in the softmax, then channels again for
+// the values. Threads share the keys: the sums of segments of them are joined in their order.
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "native/cpu/forward_plan.h"
+#include "native/cpu/scratch.h"
+#include "native/cpu/tensor.h"
+#include "native/cpu/thread_pool.h"
+#include "native/cpu/tuning.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/forward_few.cpp"
+#include "hwy/foreach_target.h"
+// Highway asks that these come after foreach_target.h.
+#include "hwy/highway.h"
+#include "native/cpu/dispatch.h"
+#include "native/cpu/forward_task-inl.h"
+#include "native/cpu/tile_direct-inl.h"
+#include "native/cpu/tile_few-inl.h"
+#include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace {
+
+using forward::FewTask;
+using forward::Pass;
+
+class FewQueries : ForwardTask {
+ public:
+  FewQueries(const Pass& pass, const Task& task)
+      : ForwardTask(pass, task), rows_(size_of(region_.part[2].queries) * heads_) {}
+
+  /// The sums of one segment of the keys, into `segment_sums` or, where it is the only one, into the results.
+  void run(std::int64_t segment, std::int64_t segments, float* segment_sums) {
+    if (region_.is_empty()) return;
+    const std::int64_t all_rows = rows_ * p_.kv_heads;
+    const std::int64_t own_sums = segments == 1 ? FewSums::size(all_rows, value_pitch_) : 0;
+    Scratch scratch(Scratch::bytes<float>(all_rows * pitch_) + Scratch::bytes<float>(all_rows * kBlock) +
+                    Scratch::bytes<float>(kFewRows * kLanes * kLanes) +
+                    Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(own_sums));
+    queries_ = scratch.take<float>(all_rows * pitch_);
+    scores_ = scratch.take<float>(all_rows * kBlock);
+    partial_ = scratch.take<float>(kFewRows * kLanes * kLanes);
+    buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
+    const FewSums sums(segments == 1 ? scratch.take<float>(own_sums) : segment_sums, all_rows, value_pitch_);
+    sums.clear();
+    load_queries();
+    const Span& keys = region_.part[2].keys;
+    const Span part = part_of(size_of(keys), segments, segment);
+    for (std::int64_t k = keys.start + part.start; k < keys.start + part.end; k += kBlock) {
+      add_block({k, std::min(k + kBlock, keys.start + part.end)}, sums);
+    }
+    if (segments == 1) store(sums, 1);
+  }
+
+  /// The results, from the sums of all segments.
+  void join(std::int64_t segments, float* segment_sums) const {
+    if (!region_.is_empty()) store(FewSums(segment_sums, rows_ * p_.kv_heads, value_pitch_), segments);
+  }
+
+ private:
+  static constexpr std::int64_t kBlock = tuning::kFewBlock;
+
+  // A task has one place of the outer axes.
+  std::int64_t q0() const { return region_.part[0].queries.start; }
+  std::int64_t q1() const { return region_.part[1].queries.start; }
+
+  // Rows of a key head: all query heads of its first query, then of the next.
+  const AxisGroup::Query& query_of(std::int64_t row) const {
+    return region_.group[2]->queries[region_.part[2].queries.start + row / heads_];
+  }
+  std::int64_t head_of(std::int64_t kv_head, std::int64_t row) const { return kv_head * heads_ + row % heads_; }
+
+  void load_queries() const {
+    const TileTag d;
+    const auto scale = hn::Set(d, static_cast<float>(p_.scale) * kLog2E);
+    for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
+      float* to = queries_ + index * pitch_;
+      load_rows(region_.query_rows(pass_.inputs.query, head_of(kv_head, row), q0(), q1(),
+                                   region_.part[2].queries.start + row / heads_),
+                1, p_.head_dim, to, pitch_);
+      for (std::int64_t c = 0; c < pitch_; c += kLanes) hn::Store(hn::Mul(scale, hn::Load(d, to + c)), d, to + c);
+    });
+  }
+
+  /// Calls visit(key head, row of it, number among all rows).
+  template <class Visit>
+  void for_each_row(Visit&& visit) const {
+    for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head) {
+      for (std::int64_t row = 0; row < rows_; ++row) visit(kv_head, row, kv_head * rows_ + row);
+    }
+  }
+
+  /// Calls visit(key head, first key, keys, their rows): kLanes keys of all heads, which lie side by side, then the
+  /// next ones.
+  template <class Visit>
+  HWY_INLINE void for_each_piece_of_keys(const Tensor& tensor, const Span& keys, Visit&& visit) const {
+    const std::int64_t k0 = region_.group[0]->queries[q0()].keys.start, k1 = region_.group[1]->queries[q1()].keys.start;
+    for (std::int64_t k = keys.start; k < keys.end; k += kLanes) {
+      const std::int64_t count = std::min<std::int64_t>(kLanes, keys.end - k);
+      for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head) {
+        visit(kv_head, k, count, region_.key_rows(tensor, kv_head, k0, k1, k));
+      }
+    }
+  }
+
+  /// Calls visit(first row, its distance to the next) with whole vectors of channels.
+  template <class Visit>
+  HWY_INLINE void with_vectors(const TensorRows& rows, std::int64_t count, std::int64_t dim, Visit&& visit) const {
+    const TensorRows run = rows.run(count);
+    if (dim % kLanes != 0 || !run.is_run()) {
+      const std::int64_t pitch = round_up(dim, kLanes);
+      load_rows(rows, count, dim, buffer_, pitch);
+      return visit(static_cast<const float*>(buffer_), pitch);
+    }
+    with_storage_type(run.type,
+                      [&](auto storage) { visit(reinterpret_cast<const decltype(storage)*>(run.data), run.stride); });
+  }
+
+  void add_block(const Span& keys, const FewSums& sums) const {
+    for_each_piece_of_keys(pass_.inputs.key, keys,
+                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const TensorRows& rows) {
+                             with_vectors(rows, count, p_.head_dim, [&](const auto* key, std::int64_t stride) {
+                               const float* queries = queries_ + kv_head * rows_ * pitch_;
+                               float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
+                               multiply_few(key, stride, count, queries, pitch_, rows_, partial_, scores, kBlock);
+                             });
+                           });
+    for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
+      float* scores = scores_ + index * kBlock;
+      const Span window = window_of(row, keys);
+      if (pass_.inputs.rpb != nullptr) add_bias(head_of(kv_head, row), query_of(row), keys, window, scores);
+      std::fill_n(scores, window.start - keys.start, -std::numeric_limits<float>::infinity());
+      const std::int64_t end = round_up(size_of(keys), kLanes);
+      std::fill_n(scores + (window.end - keys.start), end - (window.end - keys.start),
+                  -std::numeric_limits<float>::infinity());
+      sums.weigh(index, scores, end);
+    });
+    for_each_piece_of_keys(pass_.inputs.value, keys,
+                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const TensorRows& rows) {
+                             with_vectors(rows, count, p_.value_dim, [&](const auto* value, std::int64_t stride) {
+                               add_values(kv_head, {k, k + count}, keys.start, value, stride, sums);
+                             });
+                           });
+  }
+
+  /// Of a row, among some keys; perhaps empty, at their start or end.
+  Span window_of(std::int64_t row, const Span& keys) const {
+    const Span& window = query_of(row).keys;
+    const std::int64_t start = std::clamp(window.start, keys.start, keys.end);
+    return {start, std::clamp(window.end, start, keys.end)};
+  }
+
+  void add_bias(std::int64_t head, const AxisGroup::Query& query, const Span& keys, const Span& window,
+                float* scores) const {
+    const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
+    const auto &outer = region_.group[0]->queries[q0()], &inner = region_.group[1]->queries[q1()];
+    const std::int64_t plane =
+        head * (2 * axes_[0].kernel_size - 1) + rpb_index(axes_[0], outer.place, outer.keys.start);
+    const float* bias = pass_.inputs.rpb +
+                        (plane * bias1 + rpb_index(axes_[1], inner.place, inner.keys.start)) * bias2 +
+                        rpb_index(axes_[2], query.place, window.start);
+    float* score = scores + (window.start - keys.start);
+    for (std::int64_t k = 0; k < size_of(window); ++k) score[k] += kLog2E * bias[k];
+  }
+
+  /// Rows whose windows all hold a key share its load; the others take theirs one by one: a weight of 0 would not hide
+  /// an infinite value.
+  template <class T>
+  void add_values(std::int64_t kv_head, const Span& keys, std::int64_t block, const T* values, std::int64_t stride,
+                  const FewSums& sums) const {
+    for (std::int64_t row = 0; row < rows_; row += kFewRows) {
+      const int count = static_cast<int>(std::min<std::int64_t>(kFewRows, rows_ - row));
+      const std::int64_t index = kv_head * rows_ + row;
+      const auto add = [&](int first, int rows, const Span& some) {
+        const float* weights = scores_ + (index + first) * kBlock + (some.start - block);
+        add_few_values(values + (some.start - keys.start) * stride, stride, size_of(some), weights, kBlock, rows,
+                       sums.of(index + first), value_pitch_);
+      };
+      // Neither end of the window moves back from one row to the next.
+      const Span first = window_of(row, keys), last = window_of(row + count - 1, keys);
+      if (first.start == last.start && first.end == last.end) {
+        add(0, count, first);
+        continue;
+      }
+      for (int r = 0; r < count; ++r) add(r, 1, window_of(row + r, keys));
+    }
+  }
+
+  void store(const FewSums& sums, std::int64_t segments) const {
+    const TileTag d;
+    for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
+      const Normalizer normalizer = sums.join(index, segments);
+      float* out = sums.of(index);
+      const float lse = hn::GetLane(normalizer.lse);
+      for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
+        hn::Store(hn::Mul(normalizer.factor, hn::Load(d, out + c)), d, out + c);
+      }
+      if (normalizer.has_empty) clear_empty_rows(&lse, 1, out, value_pitch_);
+      const std::int64_t head = head_of(kv_head, row), query = region_.part[2].queries.start + row / heads_;
+      store_rows(out, value_pitch_, 1, p_.value_dim, region_.out_rows(pass_.out, head, q0(), q1(), query));
+      region_.for_each_entry(p_, head, q0(), q1(), query, 1, [&](int, std::int64_t entry) { pass_.lse[entry] = lse; });
+    });
+  }
+
+  const std::int64_t rows_;  ///< of a key head: its query heads, of every query
+
+  float *queries_, *scores_, *partial_, *buffer_;
+};
+
+void run_few_task_of_target(const Pass& pass, const FewTask& part) {
+  FewQueries few(pass, part.task);
+  part.is_join ? few.join(part.segments, part.sums) : few.run(part.segment, part.segments, part.sums);
+}
+
+std::int64_t few_sums_size_of_target(const Problem& p) {
+  return FewSums::size(p.queries(2) * p.heads, round_up(p.value_dim, kLanes));
+}
+
+}  // namespace
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace natten::cpu::forward {
+
+HWY_EXPORT(run_few_task_of_target);
+HWY_EXPORT(few_sums_size_of_target);
+
+void run_few_queries(const Pass& pass, const TaskList& tasks, double flops) {
+  const std::int64_t segments = few_segments(pass.inputs.problem);
+  const std::int64_t size = NATTEN_DISPATCH(few_sums_size_of_target)(pass.inputs.problem);
+  Scratch scratch(Scratch::bytes<float>(segments > 1 ? tasks.size() * segments * size : 0));
+  float* sums = scratch.take<float>(segments > 1 ? tasks.size() * segments * size : 0);
+  const auto run = [&](std::int64_t task, std::int64_t segment, float* to, bool is_join) {
+    NATTEN_DISPATCH(run_few_task_of_target)(pass, {tasks[task], segment, segments, to, is_join});
+  };
+  parallel_for(tasks.size() * segments, flops,
+               [&](std::int64_t i) { run(i / segments, i % segments, sums + (segments > 1 ? i * size : 0), false); });
+  if (segments == 1) return;
+  for (std::int64_t task = 0; task < tasks.size(); ++task) run(task, 0, sums + task * segments * size, true);
+}
+
+}  // namespace natten::cpu::forward
+#endif  // HWY_ONCE

@@ -1,0 +1,238 @@
+// The forward pass on a matrix unit: tiles of 16 queries in a box, and all keys of the box around their windows, some
+// of them in vain. Lanes are keys in the softmax, where masks hide what a query does not attend.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "native/cpu/forward_plan.h"
+#include "native/cpu/scratch.h"
+#include "native/cpu/target.h"
+#include "native/cpu/tensor.h"
+#include "native/cpu/tuning.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "native/cpu/forward_matrix.cpp"
+#include "hwy/foreach_target.h"
+// Highway asks that these come after foreach_target.h.
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "native/cpu/dispatch.h"
+#include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace {
+
+#if HWY_TARGET == HWY_AVX3
+
+using forward::Pass;
+
+class MatrixForward : MatrixMemory {
+ public:
+  MatrixForward(const Pass& pass, const Task& task)
+      : MatrixMemory(pass.inputs, task, {true, false}, 0, {{&pass.inputs.key, pass.inputs.problem.head_dim}},
+                     {&pass.inputs.value, pass.inputs.problem.value_dim}, {}),
+        pass_(pass),
+        unit_(matrix_unit()),
+        is_streamed_(p_.batch * p_.queries() * p_.heads * value_dim_ * 2 >= tuning::kStreamBytes) {}
+
+  /// False, with the task undone, where a value is not finite.
+  bool run() {
+    if (region_.is_empty()) return true;
+    plan_memory();
+    pitch_ = round_up(value_dim_, kMatrixTile);
+    raw_row_ = round_up(dim_, kMatrixStep);
+    const std::int64_t chunk = tuning::kMatrixChunk, query_size = kMatrixTile * raw_row_;
+    weight_row_ = (chunk + 1) * 64;
+    Scratch scratch(scratch_bytes() + 2 * Scratch::bytes<std::uint16_t>(query_size) +
+                    Scratch::bytes<float>(2 * chunk * kTileSize) + Scratch::bytes<char>(kMatrixTile * weight_row_) +
+                    Scratch::bytes<std::uint32_t>(kTileSize) + Scratch::bytes<float>(kMatrixTile * pitch_) +
+                    2 * Scratch::bytes<float>(kMatrixTile));
+    take_memory(scratch);
+    raw_queries_ = scratch.take<std::uint16_t>(query_size);
+    queries_ = scratch.take<std::uint16_t>(query_size);
+    scores_ = scratch.take<float>(2 * chunk * kTileSize);
+    weights_ = scratch.take<char>(kMatrixTile * weight_row_);
+    pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+    sums_ = scratch.take<float>(kMatrixTile * pitch_);
+    factors_ = scratch.take<float>(kMatrixTile);
+    lse_ = scratch.take<float>(kMatrixTile);
+    std::fill_n(raw_queries_, query_size, std::uint16_t{0});  // rows without a query are multiplied too
+    for (std::int64_t s = 0; s < std::max(raw_row_ / kMatrixStep, chunk); ++s) {
+      query_steps_.push_back(s * kMatrixTile * 64);
+      weight_steps_.push_back(s * 64);
+    }
+    for (std::int64_t v = 0; v < 2 * chunk; ++v) score_tiles_.push_back(v * 4 * kTileSize);
+    const MatrixRegisters registers(unit_);
+    bool is_finite = true;
+    for_each_band([&](const Span& q0s, const Span& q1s) {
+      if (!is_finite) return;
+      const MatrixBand band = band_of(q0s, q1s);
+      is_finite = pack(band);
+      if (!is_finite) return;
+      for (const MatrixColumns& columns : columns_) {
+        list_pairs(band, columns);
+        const Span& kv_heads = region_.task.kv_heads;
+        for (std::int64_t h = kv_heads.start * heads_; h < kv_heads.end * heads_; ++h) run_tile(h, band, columns);
+      }
+    });
+    if (is_streamed_) hwy::FlushStream();
+    return is_finite;
+  }
+
+ private:
+  void run_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
+      copy_rows(region_.query_rows(inputs_.query, head, q0, q1, columns.query), columns.count, dim_, raw_row_,
+                raw_queries_ + lane * raw_row_, raw_row_);
+    });
+    transpose_in<false>(reinterpret_cast<const float*>(raw_queries_), raw_row_ / 2, raw_row_ / 2, 1.0f,
+                        reinterpret_cast<float*>(queries_), kMatrixTile);
+    if (p_.scale < 0) {  // the sign of the scale
+      for (std::int64_t i = 0; i < kMatrixTile * raw_row_; ++i) queries_[i] ^= 0x8000u;
+    }
+    static constexpr std::int64_t kFirst = 0;
+    for (std::int64_t first = 0; first < pairs_; first += tuning::kMatrixChunk) {
+      const std::int64_t count = std::min<std::int64_t>(pairs_ - first, tuning::kMatrixChunk);
+      const auto steps = static_cast<std::int64_t>(rows_[0].tiles.size());
+      const auto columns_of_values = static_cast<std::int64_t>(paired_.tiles.size());
+      multiply<false>(unit_, {rows_of_head(0, head / heads_), rows_[0].offsets.data() + 2 * first,
+                              rows_[0].tiles.data(), rows_[0].pitch, reinterpret_cast<const char*>(queries_), &kFirst,
+                              query_steps_.data(), 64, 2 * count, 1, steps, scores_, score_tiles_.data(), 64});
+      softmax(first, count);
+      const MatrixProduct product{weights_,
+                                  &kFirst,
+                                  weight_steps_.data(),
+                                  weight_row_,
+                                  pairs_of_head(head / heads_),
+                                  paired_.tiles.data(),
+                                  paired_.offsets.data() + first,
+                                  paired_.pitch,
+                                  1,
+                                  columns_of_values,
+                                  count,
+                                  sums_,
+                                  &kFirst,
+                                  4 * pitch_};
+      first == 0 ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
+    }
+    finish(head, band, columns);
+  }
+
+  /// Makes weights of the scores of some pairs of 16 keys, and brings the sums so far to the same maximum.
+  void softmax(std::int64_t first, std::int64_t count) {
+    const TileTag d;
+    const auto lowest = hn::Set(d, std::numeric_limits<float>::lowest());
+    const auto scale = hn::Set(d, std::abs(static_cast<float>(p_.scale)) * kLog2E);
+    TileVec maxima[4] = {lowest, lowest, lowest, lowest};
+    for (std::int64_t v = 0; v < 2 * count; ++v) {
+      const float* scores = scores_ + v * kTileSize;
+      NATTEN_UNROLL
+      for (int key = 0; key < kMatrixTile; ++key) {
+        TileVec& max = maxima[key % 4];
+        max = hn::IfThenElse(mask_of(2 * first + v, key), hn::Max(max, hn::Load(d, scores + key * kLanes)), max);
+      }
+    }
+    const auto chunk_max = hn::Max(hn::Max(maxima[0], maxima[1]), hn::Max(maxima[2], maxima[3]));
+    const auto old_max = first == 0 ? lowest : max_;
+    max_ = hn::Max(old_max, hn::Mul(chunk_max, scale));
+    const auto max = max_;
+    auto total0 = hn::Zero(d), total1 = total0;
+    for (std::int64_t pair = 0; pair < count; ++pair) {
+      const float* scores = scores_ + 2 * pair * kTileSize;
+      NATTEN_UNROLL
+      for (int key = 0; key < kMatrixTile; ++key) {
+        const auto weight = [&](int i) __attribute__((always_inline)) {
+          const auto score = hn::Load(d, scores + i * kTileSize + key * kLanes);
+          return hn::IfThenElseZero(mask_of(2 * (first + pair) + i, key), exp2_float(hn::MulSub(score, scale, max)));
+        };
+        const auto weight0 = weight(0), weight1 = weight(1);
+        total0 = hn::Add(total0, weight0);
+        total1 = hn::Add(total1, weight1);
+        store_pairs(weight0, weight1, pair_buffer_ + key * kMatrixTile);
+      }
+      transpose_in<false>(reinterpret_cast<const float*>(pair_buffer_), kMatrixTile, kMatrixTile, 1.0f,
+                          reinterpret_cast<float*>(weights_ + pair * 64), weight_row_ / 4);
+    }
+    auto total = hn::Add(total0, total1);
+    if (first > 0) {
+      const auto factor = exp2_float(hn::Sub(old_max, max));
+      total = hn::MulAdd(factor, total_, total);
+      hn::Store(factor, d, factors_);
+      scale_sums();
+    }
+    total_ = total;
+  }
+
+  /// sums *= factors
+  void scale_sums() {
+    const TileTag d;
+    for (std::int64_t lane = 0; lane < kMatrixTile; ++lane) {
+      const auto factor = hn::Set(d, factors_[lane]);
+      for (std::int64_t c = lane * pitch_; c < (lane + 1) * pitch_; c += kLanes) {
+        hn::Store(hn::Mul(factor, hn::Load(d, sums_ + c)), d, sums_ + c);
+      }
+    }
+  }
+
+  void finish(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    const TileTag d;
+    const Normalizer normalizer(max_, total_);
+    hn::Store(normalizer.factor, d, factors_);
+    hn::Store(normalizer.lse, d, lse_);
+    scale_sums();
+    if (normalizer.has_empty) clear_empty_rows(lse_, kMatrixTile, sums_, pitch_);
+    for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
+      region_.for_each_entry(p_, head, q0, q1, columns.query, columns.count,
+                             [&](int i, std::int64_t entry) { pass_.lse[entry] = lse_[lane + i]; });
+      store_rows(sums_ + lane * pitch_, pitch_, columns.count, value_dim_,
+                 region_.out_rows(pass_.out, head, q0, q1, columns.query), is_streamed_);
+    });
+  }
+
+  const Pass& pass_;
+  const MatrixUnit unit_;
+  const bool is_streamed_;   ///< results are too large to stay in a cache
+  std::int64_t pitch_;       ///< floats of a row of sums
+  std::int64_t raw_row_;     ///< halfs of a query
+  std::int64_t weight_row_;  ///< bytes of a query's weights
+  std::vector<std::int64_t> query_steps_, weight_steps_, score_tiles_;
+  std::uint16_t *raw_queries_, *queries_;  ///< as they are; [channel / 2][query][channel % 2]
+  float* scores_;                          ///< tiles [key][query]
+  std::uint32_t* pair_buffer_;             ///< weights of pairs of keys, [key][query]
+  char* weights_;                          ///< the same, [query][key][of pair]
+  float *sums_, *factors_, *lse_;
+  TileVec max_, total_;  ///< of every query
+};
+
+bool run_matrix_of_target(const Pass& pass, const Task& task) {
+  return MatrixForward(pass, task).run();
+}
+
+#else
+
+// Targets with a matrix unit are AVX3 to Highway.
+bool run_matrix_of_target(const forward::Pass&, const Task&) {
+  return false;
+}
+
+#endif
+
+}  // namespace
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace natten::cpu::forward {
+
+HWY_EXPORT(run_matrix_of_target);
+
+bool run_matrix_task(const Pass& pass, const Task& task) {
+  return NATTEN_DISPATCH(run_matrix_of_target)(pass, task);
+}
+
+}  // namespace natten::cpu::forward
+#endif  // HWY_ONCE

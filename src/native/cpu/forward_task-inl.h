@@ -1,0 +1,45 @@
+// What the forward kernels know of the task that they run. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_TASK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_TASK_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_TASK_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_TASK_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "native/cpu/forward_plan.h"
+#include "native/cpu/region-inl.h"
+#include "native/cpu/tile_rows-inl.h"
+#include "native/cpu/tuning.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+
+class ForwardTask {
+ protected:
+  ForwardTask(const forward::Pass& pass, const Task& task)
+      : pass_(pass),
+        p_(pass.inputs.problem),
+        region_(task),
+        axes_(task.plan->sample.axes),
+        group_(region_.group),
+        part_(region_.part),
+        heads_(p_.heads / p_.kv_heads),
+        pitch_(round_up(p_.head_dim, kLanes)),
+        value_pitch_(round_up(p_.value_dim, kLanes)),
+        is_streamed_(p_.batch * p_.queries() * p_.heads * p_.value_dim * 4 >= tuning::kStreamBytes) {}
+
+  const forward::Pass& pass_;
+  const Problem& p_;
+  const Region region_;
+  const std::array<Axis, kAxes>& axes_;
+  const AxisGroup* const* const group_;
+  const AxisPart* const part_;
+  const std::int64_t heads_;                ///< query heads of the key head
+  const std::int64_t pitch_, value_pitch_;  ///< floats of a copied row of queries or keys, and of values
+  const bool is_streamed_;                  ///< results are too large to stay in a cache
+};
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_FORWARD_TASK_INL_H_

@@ -1,0 +1,194 @@
+// The memory of a sweep over rows of keys: what is packed of a task's queries and keys, and where. Included once per
+// SIMD target.
+#if defined(NATTEN_NATIVE_CPU_SWEEP_MEMORY_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_SWEEP_MEMORY_INL_H_
+#undef NATTEN_NATIVE_CPU_SWEEP_MEMORY_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_SWEEP_MEMORY_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "hwy/highway.h"
+#include "native/cpu/region-inl.h"
+#include "native/cpu/scratch.h"
+#include "native/cpu/tile_products-inl.h"
+#include "native/cpu/tuning.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+
+/// Tiles of queries that share the keys of a dense block.
+inline constexpr int kDenseTiles = 2;
+
+/// A tensor over the keys' tokens, and its channels.
+struct KeyTensor {
+  const Tensor* tensor = nullptr;
+  std::int64_t dim = 0;
+  std::int64_t offset = 0;  ///< of its rows in the sweep's memory, in floats
+
+  std::int64_t pitch() const { return round_up(dim, kLanes); }
+  std::int64_t packed_dim() const { return round_up(dim, 4); }
+};
+
+/// One packed row of queries that attends the current row of keys.
+struct QueryRow {
+  float* tiles;
+  bool owned;
+  std::int64_t q0, q1, head;  ///< indices in their groups, and in the heads of the task
+  std::int64_t bias;          ///< entry of the position bias of this row of keys, in the table of one head
+  std::int64_t slot;          ///< first slot of this row of keys
+};
+
+class SweepMemory {
+ protected:
+  SweepMemory(const Problem& problem, const Task& task, Wanted wanted)
+      : problem_(problem),
+        region_(task, wanted, kAxes - 1),
+        axes_(task.plan->sample.axes),
+        group_(region_.group),
+        part_(region_.part),
+        heads_(problem.heads / problem.kv_heads) {
+    make_row();
+  }
+
+  /// Tiles of the last axis and the places of their keys.
+  void make_row() {
+    tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
+    first_place_ = part_[2].keys.start;
+    if (!tiles_.empty()) first_place_ = std::min(first_place_, tiles_.front().slot0);
+    places_ = part_[2].keys.end - first_place_;
+  }
+
+  /// Queries of axis `a` that attend any of the keys, as far as this task needs them.
+  Span attending(int a, const Span& keys) const {
+    Span span{part_[a].queries.end, part_[a].queries.start};
+    for (std::int64_t key = keys.start; key < keys.end; ++key) {
+      const Span& queries = group_[a]->attending[key];
+      if (size_of(queries) == 0) continue;
+      span.start = std::min(span.start, std::max(queries.start, part_[a].queries.start));
+      span.end = std::max(span.end, std::min(queries.end, part_[a].queries.end));
+    }
+    return span.start < span.end ? span : Span{0, 0};
+  }
+
+  void plan_memory() {
+    row_size_ = tile_size_ * (packs_late_ ? kDenseTiles : static_cast<std::int64_t>(tiles_.size()));
+    bias_table_ = 1;
+    for (const Axis& axis : axes_) bias_table_ *= 2 * axis.kernel_size - 1;
+
+    // Loads of a tile reach kLanes - 1 places past its last key. An odd number of cache lines spreads the channels
+    // over the sets of the cache.
+    const std::int64_t line = 16;
+    row_pitch_ = (round_up(places_ + kLanes, line) / line | 1) * line;
+    key_row_size_ = dkey_row_size_ = 0;
+    for (KeyTensor& key : keys_) {
+      key.offset = key_row_size_;
+      key_row_size_ += is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
+    }
+    for (KeyTensor& key : dkeys_) {
+      key.offset = dkey_row_size_;
+      dkey_row_size_ += packed_places() * key.pitch();
+    }
+    const std::int64_t key_bytes = 4 * (key_row_size_ + dkey_row_size_);
+    block_rows_ = std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
+    block_rows_ = std::min(block_rows_, std::max<std::int64_t>(size_of(part_[1].keys), 1));
+    if (chunk_ > 0) block_rows_ = 1;
+
+    // Rows of queries in use at a time: a ring along the outermost axis that has several.
+    ring_[0] = ring_[1] = 1;
+    for (std::int64_t k = part_[0].keys.start; k < part_[0].keys.end; ++k) {
+      ring_[0] = std::max(ring_[0], size_of(attending(0, {k, k + 1})));
+    }
+    if (size_of(part_[0].keys) > 1) {
+      ring_[1] = std::max<std::int64_t>(size_of(part_[1].queries), 1);
+    } else {
+      for (std::int64_t k = part_[1].keys.start; k < part_[1].keys.end; k += block_rows_) {
+        ring_[1] = std::max(ring_[1], size_of(attending(1, {k, std::min(k + block_rows_, part_[1].keys.end)})));
+      }
+    }
+    slot_rows_ = std::min<int>(static_cast<int>(axes_[2].kernel_size), tuning::kSlotBlock);
+    score_size_ = round_up(slot_rows_, 4) * kLanes;
+    const std::int64_t most_rows = ring_[0] * ring_[1] * heads_;
+    score_rows_ = static_cast<int>(std::clamp<std::int64_t>(tuning::kScoreBytes / (4 * score_size_), 1, most_rows));
+    if (is_dense_) {
+      score_size_ = tuning::kDenseKeys * kLanes;
+      score_rows_ = kDenseTiles;
+    }
+  }
+
+  std::int64_t buffer_size() const {
+    // Transposes work on groups of 4 channels, also where a vector is shorter.
+    return kLanes * round_up(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
+  }
+
+  std::size_t scratch_bytes() const {
+    const std::int64_t slots = ring_[0] * ring_[1];
+    return Scratch::bytes<float>(slots * heads_ * row_size_) + Scratch::bytes<std::int64_t>(2 * slots) +
+           Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
+           2 * Scratch::bytes<float>(score_rows_ * score_size_) + Scratch::bytes<float>(buffer_size()) +
+           3 * Scratch::bytes<float*>(score_rows_) + Scratch::bytes<float>(extra_);
+  }
+  std::int64_t packed_places() const { return chunk_ > 0 ? std::min(places_, chunk_) : places_; }
+
+  void take_memory(Scratch& scratch) {
+    const std::int64_t slots = ring_[0] * ring_[1];
+    ring_memory_ = scratch.take<float>(slots * heads_ * row_size_);
+    ring_tags_ = scratch.take<std::int64_t>(2 * slots);
+    std::fill_n(ring_tags_, 2 * slots, std::int64_t{-1});
+    key_memory_ = scratch.take<float>(block_rows_ * key_row_size_);
+    dkey_memory_ = scratch.take<float>(block_rows_ * dkey_row_size_);
+    for (float*& scores : scores_) scores = scratch.take<float>(score_rows_ * score_size_);
+    buffer_ = scratch.take<float>(buffer_size());
+    for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
+    extra_memory_ = scratch.take<float>(extra_);
+    // Places outside the axis read as zero.
+    std::fill_n(key_memory_, block_rows_ * key_row_size_, 0.0f);
+  }
+
+  std::int64_t ring_slot(std::int64_t q0, std::int64_t q1) const { return (q0 % ring_[0]) * ring_[1] + q1 % ring_[1]; }
+  float* ring_row(std::int64_t q0, std::int64_t q1, std::int64_t head) const {
+    return ring_memory_ + (ring_slot(q0, q1) * heads_ + head) * row_size_;
+  }
+
+  const Problem& problem_;
+  Region region_;
+  const std::array<Axis, kAxes>& axes_;
+  const AxisGroup* const* const group_;
+  const AxisPart* const part_;
+  const std::int64_t heads_;     ///< query heads of the key head
+  std::int64_t score_size_ = 0;  ///< floats of a row's scores, [slot][lane]
+  float* scores_[2] = {};        ///< of some rows each
+  float* buffer_ = nullptr;      ///< [lane][pitch of the widest rows, or slots]
+  float** pointers_[3] = {};     ///< of some rows each
+  std::vector<Tile> tiles_;
+  std::int64_t first_place_, places_;  ///< of the packed rows of keys
+  std::int64_t bias_table_ = 0;        ///< entries of one head
+  std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
+  float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *extra_memory_ = nullptr;
+
+  // To be set by the subclass before run().
+  KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
+  KeyTensor dkeys_[2];          ///< summed, [place][channel pitch]
+  std::int64_t tile_size_ = 0;  ///< floats of a packed tile of queries
+  std::int64_t widest_ = 1;     ///< channels of the widest tensor
+  bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
+  bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
+  std::int64_t chunk_ = 0;      ///< not 0: multiply_block() also packs and stores so many keys at a time
+  std::int64_t extra_ = 0;      ///< floats of memory of the subclass's own
+  bool is_streamed_ = false;    ///< results are too large to stay in a cache
+
+  std::int64_t row_size_ = 0;           ///< floats of a packed row of queries
+  std::int64_t row_pitch_ = 0;          ///< floats from channel to channel of a packed row of keys
+  std::int64_t block_rows_ = 1;         ///< rows of keys between passes over the queries
+  std::int64_t ring_[2] = {1, 1};       ///< packed rows of queries on axes 0 and 1
+  int slot_rows_ = 1, score_rows_ = 1;  ///< slots and rows of queries of one call of multiply()
+  float* ring_memory_ = nullptr;
+  std::int64_t* ring_tags_ = nullptr;
+};
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_SWEEP_MEMORY_INL_H_

@@ -1,0 +1,214 @@
+// Products of a few queries with keys, and sums of weighted values, of rows that are read where they lie. Included once
+// per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_TILE_FEW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_TILE_FEW_INL_H_
+#undef NATTEN_NATIVE_CPU_TILE_FEW_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_TILE_FEW_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "native/cpu/simd_convert-inl.h"
+#include "native/cpu/tile_direct-inl.h"
+#include "native/cpu/tile_products-inl.h"
+#include "native/cpu/tile_softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// Queries that share a load, and sums that stay in registers.
+inline constexpr int kFewRows = 4;
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+inline constexpr int kFewAccumulators = 8;
+#else
+inline constexpr int kFewAccumulators = 16;
+#endif
+inline constexpr int kFewVecs = kFewAccumulators / kFewRows;
+/// Keys at a time of some queries.
+constexpr int few_keys(int rows) {
+  return std::min({rows == 1 ? 8 : rows == 2 ? kFewAccumulators / 2 : kFewAccumulators / 4, kLanes});
+}
+
+/// partial[row][key][lane] = lane by lane products of kRows queries with kKeys keys; rows are `vecs` vectors.
+template <int kRows, int kKeys, class T>
+HWY_INLINE void multiply_few_keys(const T* keys, std::int64_t stride, const float* queries, std::int64_t pitch,
+                                  float* partial) {
+  const TileTag d;
+  TileVec sums[kRows][kKeys];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int k = 0; k < kKeys; ++k) sums[r][k] = hn::Zero(d);
+  }
+  for (std::int64_t c = 0; c < pitch; c += kLanes) {
+    TileVec query[kRows];
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) query[r] = hn::Load(d, queries + r * pitch + c);
+    NATTEN_UNROLL
+    for (int k = 0; k < kKeys; ++k) {
+      const TileVec key = load_float(d, keys + k * stride + c);
+      NATTEN_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r][k] = hn::MulAdd(query[r], key, sums[r][k]);
+    }
+  }
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int k = 0; k < kKeys; ++k) hn::Store(sums[r][k], d, partial + (r * kLanes + k) * kLanes);
+  }
+}
+
+/// scores[row][key] = query . key of kLanes keys, of which `count` are there and the others yield anything.
+template <int kRows, class T>
+void multiply_few_rows(const T* keys, std::int64_t stride, std::int64_t count, const float* queries, std::int64_t pitch,
+                       float* partial, float* scores, std::int64_t score_pitch) {
+  constexpr int kKeys = few_keys(kRows);
+  std::int64_t k = 0;
+  for (; k + kKeys <= count; k += kKeys) {
+    multiply_few_keys<kRows, kKeys>(keys + k * stride, stride, queries, pitch, partial + k * kLanes);
+  }
+  for (; k < count; ++k) multiply_few_keys<kRows, 1>(keys + k * stride, stride, queries, pitch, partial + k * kLanes);
+  for (int r = 0; r < kRows; ++r) {
+    hn::Store(sums_of_lanes(partial + r * kLanes * kLanes), TileTag(), scores + r * score_pitch);
+  }
+}
+
+/// The same of any number of rows.
+template <class T>
+HWY_INLINE void multiply_few(const T* keys, std::int64_t stride, std::int64_t count, const float* queries,
+                             std::int64_t pitch, std::int64_t rows, float* partial, float* scores,
+                             std::int64_t score_pitch) {
+  static constexpr std::array kFunctions = {multiply_few_rows<1, T>, multiply_few_rows<2, T>, multiply_few_rows<3, T>,
+                                            multiply_few_rows<4, T>};
+  for_each_piece(static_cast<int>(rows), kFewRows, [&](int row, int piece) {
+    kFunctions[piece - 1](keys, stride, count, queries + row * pitch, pitch, partial, scores + row * score_pitch,
+                          score_pitch);
+  });
+}
+
+/// sums[row] += sum of weight * value, kVecs vectors of channels.
+template <int kRows, int kVecs, class T>
+HWY_INLINE void add_few_channels(const T* values, std::int64_t stride, std::int64_t count, const float* weights,
+                                 std::int64_t weight_pitch, float* to, std::int64_t pitch) {
+  const TileTag d;
+  TileVec sums[kRows][kVecs];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = hn::Load(d, to + r * pitch + v * kLanes);
+  }
+  for (std::int64_t k = 0; k < count; ++k, values += stride) {
+    TileVec weight[kRows];
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) weight[r] = hn::Set(d, weights[r * weight_pitch + k]);
+    NATTEN_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const TileVec value = load_float(d, values + v * kLanes);
+      NATTEN_UNROLL
+      for (int r = 0; r < kRows; ++r) sums[r][v] = hn::MulAdd(weight[r], value, sums[r][v]);
+    }
+  }
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    NATTEN_UNROLL
+    for (int v = 0; v < kVecs; ++v) hn::Store(sums[r][v], d, to + r * pitch + v * kLanes);
+  }
+}
+
+template <int kRows, class T>
+void add_few_rows(const T* values, std::int64_t stride, std::int64_t count, const float* weights,
+                  std::int64_t weight_pitch, float* to, std::int64_t pitch) {
+  std::int64_t c = 0;
+  for (; c + kFewVecs * kLanes <= pitch; c += kFewVecs * kLanes) {
+    add_few_channels<kRows, kFewVecs>(values + c, stride, count, weights, weight_pitch, to + c, pitch);
+  }
+  for (; c < pitch; c += kLanes) {
+    add_few_channels<kRows, 1>(values + c, stride, count, weights, weight_pitch, to + c, pitch);
+  }
+}
+
+/// Of at most kFewRows rows.
+template <class T>
+HWY_INLINE void add_few_values(const T* values, std::int64_t stride, std::int64_t count, const float* weights,
+                               std::int64_t weight_pitch, int rows, float* to, std::int64_t pitch) {
+  static constexpr std::array kFunctions = {add_few_rows<1, T>, add_few_rows<2, T>, add_few_rows<3, T>,
+                                            add_few_rows<4, T>};
+  kFunctions[rows - 1](values, stride, count, weights, weight_pitch, to, pitch);
+}
+
+/// What is known of rows after some of their keys: sums of values [row][pitch], maxima of logits and sums of
+/// exponentials [row].
+class FewSums {
+ public:
+  FewSums(float* memory, std::int64_t rows, std::int64_t pitch) : memory_(memory), rows_(rows), pitch_(pitch) {}
+  static std::int64_t size(std::int64_t rows, std::int64_t pitch) { return round_up(rows * (pitch + 2), 16); }
+
+  float* of(std::int64_t row) const { return memory_ + row * pitch_; }
+
+  void clear() const {
+    std::fill_n(memory_, rows_ * pitch_, 0.0f);
+    std::fill_n(maxima(0), rows_, std::numeric_limits<float>::lowest());
+    std::fill_n(totals(0), rows_, 0.0f);
+  }
+
+  /// Makes weights of some more logits of a row, `count` of them, whole vectors.
+  void weigh(std::int64_t row, float* scores, std::int64_t count) const {
+    const TileTag d;
+    float &max = maxima(0)[row], &total = totals(0)[row];
+    TileVec highest = hn::Set(d, max);
+    for (std::int64_t k = 0; k < count; k += kLanes) highest = hn::Max(highest, hn::Load(d, scores + k));
+    highest = hn::MaxOfLanes(d, highest);
+    const float factor = hn::GetLane(exp2_float(hn::Sub(hn::Set(d, max), highest)));
+    TileVec sum = hn::Zero(d);
+    for (std::int64_t k = 0; k < count; k += kLanes) {
+      const TileVec weight = exp2_float(hn::Sub(hn::Load(d, scores + k), highest));
+      hn::Store(weight, d, scores + k);
+      sum = hn::Add(sum, weight);
+    }
+    max = hn::GetLane(highest);
+    total = factor * total + hn::GetLane(hn::SumOfLanes(d, sum));
+    if (factor != 1.0f) scale(row, factor);
+  }
+
+  /// Adds the sums of the segments behind the first one, whose memory follows, to those of this one.
+  Normalizer join(std::int64_t row, std::int64_t segments) const {
+    const TileTag d;
+    const std::int64_t step = size(rows_, pitch_);
+    float max = maxima(0)[row];
+    for (std::int64_t s = 1; s < segments; ++s) max = std::max(max, maxima(s * step)[row]);
+    float total = 0.0f;
+    for (std::int64_t s = 0; s < segments; ++s) {
+      const TileVec factor = exp2_float(hn::Set(d, maxima(s * step)[row] - max));
+      total += hn::GetLane(factor) * totals(s * step)[row];
+      const float* from = of(row) + s * step;
+      for (std::int64_t c = 0; c < pitch_; c += kLanes) {
+        const TileVec old = s == 0 ? hn::Zero(d) : hn::Load(d, of(row) + c);
+        hn::Store(hn::MulAdd(factor, hn::Load(d, from + c), old), d, of(row) + c);
+      }
+    }
+    return Normalizer(hn::Set(d, max), hn::Set(d, total));
+  }
+
+ private:
+  float* maxima(std::int64_t offset) const { return memory_ + offset + rows_ * pitch_; }
+  float* totals(std::int64_t offset) const { return maxima(offset) + rows_; }
+  void scale(std::int64_t row, float factor) const {
+    const TileTag d;
+    for (std::int64_t c = 0; c < pitch_; c += kLanes) {
+      hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, of(row) + c)), d, of(row) + c);
+    }
+  }
+
+  float* memory_;
+  std::int64_t rows_, pitch_;
+};
+
+}  // namespace natten::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // NATTEN_NATIVE_CPU_TILE_FEW_INL_H_

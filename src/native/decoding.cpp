@@ -1,0 +1,297 @@
+// A step of decoding as one primitive: new rows go into the ring, in place where nobody else has it, and are attended.
+// What of the ring is written is known when the step runs, so that nothing has to be masked.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "graph/dtype.h"
+#include "graph/trace.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "native/cpu/dense_copy.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/thread_pool.h"
+#include "native/primitives.h"
+
+namespace natten::cpu {
+namespace {
+
+enum Input { kQuery, kKey, kValue, kKeys, kValues, kPosition };
+
+// What follows the axes `from` on, as it lies in an array.
+DenseCopy copy_of(const mx::array& a, int from) {
+  return {a.data<char>(),
+          nullptr,
+          static_cast<std::int64_t>(a.itemsize()),
+          {a.shape().begin() + from, a.shape().end()},
+          {a.strides().begin() + from, a.strides().end()}};
+}
+
+// The new rows of key or value, their ring, and room for the rows that several new ones attend, in their order.
+struct Side {
+  Side(const mx::array& rows, mx::array& ring_of_step, int rank)
+      : batch_stride(rows.strides(0) * rows.itemsize()),
+        row_stride(rows.strides(1) * rows.itemsize()),
+        row(copy_of(rows, 2)),
+        is_row_dense(row.is_dense()),
+        bytes(ring_of_step.strides(2) * ring_of_step.itemsize()),
+        ring(ring_of_step.data<char>()) {
+    tensor.type = float_type(rows.dtype());
+    for (int i = 0; i < rank; ++i) tensor.strides[kAxes - rank + 1 + i] = ring_of_step.strides(2 + i);
+    tensor.strides[4] = ring_of_step.shape(-1);
+  }
+
+  void copy_new(std::int64_t sample, std::int64_t at, char* to) const {
+    const char* from = row.from + sample * batch_stride + at * row_stride;
+    if (is_row_dense) {
+      std::memcpy(to, from, bytes);
+      return;
+    }
+    DenseCopy copy = row;
+    copy.from = from;
+    copy.to = to;
+    copy.run();
+  }
+
+  /// From `data` on, samples `rows` rows apart.
+  Tensor at(char* data, std::int64_t rows) const {
+    Tensor result = tensor;
+    result.data = data;
+    result.strides[0] = rows * bytes / static_cast<std::int64_t>(element_bytes());
+    return result;
+  }
+
+  std::int64_t element_bytes() const { return row.element_size; }
+
+  std::int64_t batch_stride, row_stride;  ///< of the new rows, in bytes
+  DenseCopy row;
+  bool is_row_dense;
+  std::int64_t bytes;  ///< of a row
+  char* ring;
+  char* ordered = nullptr;
+  Tensor tensor;
+};
+
+// Raw memory: what runs later must not hold arrays.
+struct Step {
+  Problem problem;
+  int first;  ///< the axis of the rows
+  const std::int64_t* position;
+  std::int64_t* next;
+  Tensor query, out;
+  Side keys, values;
+  std::vector<DenseCopy> copies;
+  float* lse;
+
+  void run() const {
+    for (const DenseCopy& copy : copies) copy.run();
+    const std::int64_t rows = problem.span(first).query_rows, before = *position;
+    *next = before + rows;
+    rows == 1 ? one(before) : several(before, rows);
+  }
+
+ private:
+  std::int64_t kernel() const { return problem.axes[first].kernel_size; }
+  std::int64_t dilation() const { return problem.axes[first].dilation; }
+
+  /// Where the ring has a row.
+  std::int64_t place(std::int64_t sample, std::int64_t row) const {
+    return (sample * dilation() + row % dilation()) * kernel() + row / dilation() % kernel();
+  }
+
+  void attend(const Axis& axis, const AxisSpan& span, const Tensor& key, const Tensor& value) const {
+    AttentionInputs inputs{problem, query, key, value, nullptr, nullptr};
+    inputs.problem.axes[first] = axis;
+    (*inputs.problem.spans)[first] = span;
+    attention_forward(inputs, out, lse);
+  }
+
+  // All that is written of the row's group in the dilation, which softmax does not see the order of.
+  void one(std::int64_t before) const {
+    const std::int64_t written = std::min(before / dilation() + 1, kernel()), group = before % dilation();
+    for (const Side* side : {&keys, &values}) {
+      for (std::int64_t b = 0; b < problem.batch; ++b) {
+        side->copy_new(b, 0, side->ring + place(b, before) * side->bytes);
+      }
+    }
+    const auto rows = [&](const Side& side) {
+      return side.at(side.ring + group * kernel() * side.bytes, dilation() * kernel());
+    };
+    attend({written, written, 1, 1, 1, false}, {0, 1, 0, written}, rows(keys), rows(values));
+  }
+
+  // The rows before that a window reaches, put in order, then the new ones.
+  void several(std::int64_t before, std::int64_t rows) const {
+    const std::int64_t seen = std::min(before, (kernel() - 1) * dilation()), total = seen + rows;
+    const double bytes = static_cast<double>(problem.batch * total * (keys.bytes + values.bytes));
+    parallel_for(problem.batch * total, bytes, [&](std::int64_t i) {
+      const std::int64_t sample = i / total, at = i % total;
+      for (const Side* side : {&keys, &values}) {
+        char* to = side->ordered + i * side->bytes;
+        if (at >= seen) {
+          side->copy_new(sample, at - seen, to);
+        } else {
+          std::memcpy(to, side->ring + place(sample, before - seen + at) * side->bytes, side->bytes);
+        }
+      }
+    });
+    Axis axis = problem.axes[first];
+    axis.length = total;
+    attend(axis, {seen, rows, 0, total}, keys.at(keys.ordered, total), values.at(values.ordered, total));
+    for (std::int64_t at = std::max(total - kernel() * dilation(), seen); at < total; ++at) {
+      for (const Side* side : {&keys, &values}) {
+        for (std::int64_t b = 0; b < problem.batch; ++b) {
+          std::memcpy(side->ring + place(b, before + at - seen) * side->bytes,
+                      side->ordered + (b * total + at) * side->bytes, side->bytes);
+        }
+      }
+    }
+  }
+};
+
+class DecodingStep : public mx::Primitive {
+ public:
+  DecodingStep(const StepCall& call, std::vector<mx::Shape> outputs)
+      : Primitive(call.stream), problem_(call.problem), composed_(call.composed), output_shapes_(std::move(outputs)) {
+    for (const mx::array& input : call.inputs) input_shapes_.push_back(input.shape());
+  }
+
+  const char* name() const override { return "NattenDecodingStep:natten_mlx.exportable"; }
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    // Every output holds the inputs until it is detached, which comes next: a ring that others do not have is changed
+    // in place.
+    for (mx::array& output : outputs) {
+      if (&output.inputs() != &inputs && !output.is_tracer()) output.inputs().clear();
+    }
+    const int rank = problem_.rank;
+    std::vector<DenseCopy> copies;
+    const auto copied = [&](const mx::array& a, mx::array& to) {
+      allocate(to);
+      copies.push_back(copy_of(a, 0));
+      copies.back().to = to.data<char>();
+    };
+    allocate(outputs[0]);
+    for (const int ring : {kKeys, kValues}) {
+      mx::array& to = outputs[ring - kKeys + 1];
+      const mx::array& a = inputs[ring];
+      a.is_donatable() && a.flags().row_contiguous ? to.copy_shared_buffer(a) : copied(a, to);
+    }
+    allocate(outputs[3]);
+    const auto temporary = [&](mx::Shape shape, mx::Dtype type) {
+      mx::array a(std::move(shape), type, nullptr, {});
+      encoder.add_temporary(a);
+      return a;
+    };
+    mx::array query = inputs[kQuery];
+    if (query.strides(-1) != 1 && query.shape(-1) != 1) {
+      query = temporary(query.shape(), query.dtype());
+      copied(inputs[kQuery], query);
+    }
+    Step step{problem_,
+              kAxes - rank,
+              inputs[kPosition].data<std::int64_t>(),
+              outputs[3].data<std::int64_t>(),
+              tensor_of(query),
+              tensor_of(outputs[0]),
+              Side(inputs[kKey], outputs[1], rank),
+              Side(inputs[kValue], outputs[2], rank),
+              {},
+              nullptr};
+    const AxisSpan rows = problem_.span(kAxes - rank);
+    if (rows.query_rows > 1) {
+      for (Side* side : {&step.keys, &step.values}) {
+        mx::array ordered =
+            temporary({static_cast<int>(problem_.batch * rows.key_rows), static_cast<int>(side->bytes)}, mx::uint8);
+        allocate(ordered);
+        side->ordered = ordered.data<char>();
+      }
+    }
+    mx::array lse = temporary({static_cast<int>(problem_.batch * problem_.queries() * problem_.heads)}, mx::float32);
+    allocate(lse);
+    step.lse = lse.data<float>();
+    step.copies = std::move(copies);
+    encoder.dispatch([step = std::move(step)] { step.run(); });
+  }
+
+  void eval_gpu(const Arrays&, Arrays&) override {
+    throw std::runtime_error("[natten] a CPU kernel was asked to run on a GPU stream");
+  }
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) override {
+    const Arrays gradients =
+        mx::vjp(of_floats(primals), floats(primals), {cotangents.begin(), cotangents.begin() + 3}).second;
+    Arrays result;
+    for (const int arg : argnums) {
+      result.push_back(arg == kPosition ? mx::zeros_like(primals[arg], stream()) : gradients[arg]);
+    }
+    return result;
+  }
+
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
+    Arrays every;
+    for (const mx::array& primal : floats(primals)) every.push_back(mx::zeros_like(primal, stream()));
+    for (std::size_t i = 0; i < argnums.size(); ++i) {
+      if (argnums[i] != kPosition) every[argnums[i]] = tangents[i];
+    }
+    Arrays result = mx::jvp(of_floats(primals), floats(primals), every).second;
+    result.push_back(mx::zeros_like(primals[kPosition], stream()));
+    return result;
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
+    const mx::array rows(problem_.span(kAxes - problem_.rank).query_rows, mx::int64);
+    Arrays result = mx::vmap(composed_, axes, {0, 0, 0})(inputs);
+    result.push_back(mx::add(inputs[kPosition], rows, stream()));
+    return {result, {0, 0, 0, axes[kPosition]}};
+  }
+
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    check_replay(input_shapes_, inputs);
+    return output_shapes_;
+  }
+
+ private:
+  static Arrays floats(const Arrays& inputs) { return {inputs.begin(), inputs.begin() + kPosition}; }
+
+  std::function<Arrays(const Arrays&)> of_floats(const Arrays& inputs) const {
+    return [composed = composed_, position = inputs[kPosition]](Arrays x) {
+      x.push_back(position);
+      return composed(x);
+    };
+  }
+
+  // [B, rows, grid..., H, C]
+  Tensor tensor_of(mx::array& a) const {
+    Tensor tensor;
+    tensor.data = a.data<char>();
+    tensor.type = float_type(a.dtype());
+    tensor.strides[0] = a.strides(0);
+    for (int i = 0; i <= problem_.rank; ++i) tensor.strides[kAxes - problem_.rank + 1 + i] = a.strides(1 + i);
+    return tensor;
+  }
+
+  Problem problem_;
+  std::function<Arrays(const Arrays&)> composed_;
+  std::vector<mx::Shape> input_shapes_, output_shapes_;
+};
+
+}  // namespace
+
+Arrays run_step(const StepCall& call) {
+  const Problem& p = call.problem;
+  const Arrays& inputs = call.inputs;
+  mx::Shape out{static_cast<int>(p.batch)};
+  for (int axis = kAxes - p.rank; axis < kAxes; ++axis) out.push_back(static_cast<int>(p.queries(axis)));
+  out.push_back(static_cast<int>(p.heads));
+  out.push_back(static_cast<int>(p.value_dim));
+  const std::vector<mx::Shape> shapes{out, inputs[kKeys].shape(), inputs[kValues].shape(), {}};
+  return mx::array::make_arrays(
+      shapes, {inputs[kQuery].dtype(), inputs[kKeys].dtype(), inputs[kValues].dtype(), inputs[kPosition].dtype()},
+      std::make_shared<DecodingStep>(call, shapes), inputs);
+}
+
+}  // namespace natten::cpu

@@ -1,0 +1,272 @@
+"""Decoding: rows given piece by piece are what one call gives; caches, compilation, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from harness import assert_near, to_numpy
+from natten_mlx.nn import DecodingCache, RoPE
+from test_modules import make
+
+CHANNELS, HEADS, BATCH = 16, 4, 2
+
+# rank, other axes, rows per step, options
+CASES: dict[str, tuple[int, tuple[int, ...], list[int], dict[str, Any]]] = {
+    "token by token": (1, (), [1] * 9, {"kernel_size": 4}),
+    "dilated": (1, (), [1] * 14, {"kernel_size": 3, "dilation": 3}),
+    "prompts": (1, (), [5, 1, 1, 3, 1, 20, 2], {"kernel_size": 3, "dilation": 3, "num_kv_heads": 2}),
+    "bias": (1, (), [1, 1, 4, 1, 1, 1, 9], {"kernel_size": 4, "dilation": 2, "rel_pos_bias": True}),
+    "a few rows in a full ring": (1, (), [16, 3, 8, 1, 7, 2, 8, 5, 3, 3], {"kernel_size": 16, "num_kv_heads": 2}),
+    "a few rows beside registers": (
+        1,
+        (),
+        [9, 4, 2, 4, 3, 4, 4],
+        {"kernel_size": 8, "num_registers": 2, "rope": RoPE(4), "qk_scale": mx.array([0.2, 0.4, 0.6, 0.8])},
+    ),
+    "longer than what comes": (
+        1,
+        (),
+        [3, 2, 1],
+        {"kernel_size": 7, "rel_pos_bias": True, "num_registers": 2, "pad_input": True},
+    ),
+    "window of one": (1, (), [3, 1, 1, 8], {"kernel_size": 1, "dilation": 2}),
+    "rope and norm": (
+        1,
+        (),
+        [2, 1, 1, 6, 1],
+        {"kernel_size": 5, "rope": RoPE(4), "qk_norm": nn.RMSNorm(4), "qk_scale": mx.array([0.2, 0.4, 0.6, 0.8])},
+    ),
+    "rows of an image": (
+        2,
+        (5,),
+        [1, 1, 2, 1, 4, 1],
+        {"kernel_size": (3, 3), "dilation": (2, 1), "rel_pos_bias": True, "rope": RoPE((2, 2))},
+    ),
+    "strided columns": (2, (6,), [1, 2, 1, 1], {"kernel_size": (2, 4), "stride": (1, 2)}),
+    "a few rows of an image in a full ring": (
+        2,
+        (6,),
+        [9, 2, 3, 4, 2],
+        {"kernel_size": (8, 3), "stride": (1, 2), "dilation": (1, 2), "num_registers": 1},
+    ),
+    "frames": (3, (3, 4), [1, 1, 1, 2, 3], {"kernel_size": (2, 3, 2), "num_registers": 1, "rope": RoPE((0, 2, 2))}),
+    "frames, causal columns": (
+        3,
+        (4, 3),
+        [2, 1, 1, 1],
+        {"kernel_size": (3, 2, 3), "is_causal": (True, False, True), "gna_stride": (1, 2, 1)},
+    ),
+}
+
+
+def module_of(rank: int, options: dict[str, Any]) -> nn.Module:
+    mx.random.seed(0)
+    causal = (True, *[False] * (rank - 1))
+    return make(rank, CHANNELS, HEADS, **{"is_causal": causal, **options})
+
+
+def in_pieces(step: Any, x: mx.array, pieces: Sequence[int]) -> mx.array:
+    outputs, first = [], 0
+    for rows in pieces:
+        outputs.append(step(x[:, first : first + rows]))
+        mx.eval(outputs[-1])
+        first += rows
+    return mx.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_pieces_are_the_whole(tier: str, name: str, compiled: bool) -> None:
+    rank, grid, pieces, options = CASES[name]
+    module = module_of(rank, options)
+    x = mx.random.normal((BATCH, sum(pieces), *grid, CHANNELS))
+    cache = module.make_cache(BATCH, grid=grid)
+
+    def step(x: mx.array) -> mx.array:
+        return module.step(x, cache)
+
+    traced = mx.compile(step, inputs=[cache, module.state], outputs=[cache]) if compiled else step
+    assert_near(in_pieces(traced, x, pieces), to_numpy(module(x)), 1e-5)
+    assert cache["position"].item() == sum(pieces)
+
+
+@pytest.mark.parametrize("dtype, compiled", [(mx.float16, False), (mx.bfloat16, False), (mx.bfloat16, True)])
+def test_half_types(tier: str, dtype: mx.Dtype, compiled: bool) -> None:
+    module = module_of(1, {"kernel_size": 5, "dilation": 2, "rel_pos_bias": True})
+    module.set_dtype(dtype)
+    x = mx.random.normal((BATCH, 12, CHANNELS)).astype(dtype)
+    cache = module.make_cache(BATCH)
+    assert cache["keys"].dtype == cache["values"].dtype == dtype
+
+    def step(x: mx.array) -> mx.array:
+        return module.step(x, cache)
+
+    traced = mx.compile(step, inputs=[cache, module.state], outputs=[cache]) if compiled else step
+    result = in_pieces(traced, x, [3, 1, 5, 1, 1, 1])
+    assert result.dtype == dtype
+    assert_near(result, to_numpy(module(x)), {mx.float16: 4e-3, mx.bfloat16: 3e-2}[dtype])
+
+
+def test_a_few_rows_leave_a_full_ring_in_its_order() -> None:
+    """Keys are read where they lie: a step writes its rows over the oldest ones, across the end of the ring too."""
+    module = module_of(1, {"kernel_size": 8})
+    x = mx.random.normal((1, 25, CHANNELS))
+    cache = module.make_cache(1)
+    in_pieces(lambda x: module.step(x, cache), x, [10, 4, 4, 4, 3])
+    keys = module.project(x)[1]
+    for position in range(17, 25):
+        assert mx.allclose(cache["keys"][:, 0, position % 8], keys[:, position], atol=1e-6)
+
+
+def test_a_step_compiles_once() -> None:
+    module = module_of(1, {"kernel_size": 3, "dilation": 2})
+    cache, traces = module.make_cache(1), []
+
+    def step(x: mx.array) -> mx.array:
+        traces.append(x.shape)
+        return module.step(x, cache)
+
+    compiled = mx.compile(step, inputs=[cache, module.state], outputs=[cache])
+    x = mx.random.normal((1, 20, CHANNELS))
+    in_pieces(compiled, x, [1] * 20)
+    assert len(traces) == 1
+
+
+def test_the_cache_holds_what_windows_reach() -> None:
+    module = module_of(3, {"kernel_size": (3, 2, 2), "dilation": (2, 1, 1), "num_kv_heads": 2})
+    cache = module.make_cache(5, mx.float16, grid=(6, 7))
+    assert cache["keys"].shape == cache["values"].shape == (5, 2, 3, 6, 7, 2, 4)
+    assert cache["keys"].dtype == mx.float16 and cache["position"].item() == 0
+    assert module_of(2, {"kernel_size": 2}).make_cache(1, grid=7)["keys"].shape == (1, 1, 2, 7, 4, 4)
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    module = module_of(1, {"kernel_size": 4})
+    x = mx.random.normal((1, 8, CHANNELS))
+    cache = module.make_cache(1)
+    module.step(x[:, :6], cache)
+    other = cache.copy()
+    first = module.step(x[:, 6:], cache)
+    module.step(-x[:, 6:7], other)
+    assert isinstance(other, DecodingCache) and other["position"].item() == 7 and cache["position"].item() == 8
+    assert mx.allclose(first, module(x)[:, 6:], atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_positions_beyond_32_bits(rows: int) -> None:
+    """As long as nothing else knows a row's position, only its place in the ring matters."""
+    module = module_of(1, {"kernel_size": 3, "dilation": 2})
+    x = mx.random.normal((1, 12, CHANNELS))
+    cache = module.make_cache(1)
+    module.step(x[:, :9], cache)
+    cache["position"] = cache["position"] + 6 * 2**40
+    assert mx.allclose(module.step(x[:, 9 : 9 + rows], cache), module(x)[:, 9 : 9 + rows], atol=1e-5)
+
+
+def test_a_rope_gets_positions_that_go_on() -> None:
+    seen: list[Any] = []
+
+    def rope(query: mx.array, key: mx.array, offset: Any = 0) -> tuple[mx.array, mx.array]:
+        seen.append(offset)
+        return query, key
+
+    module = module_of(1, {"kernel_size": 3, "rope": rope})
+    cache = module.make_cache(1)
+    for rows in (4, 1, 2):
+        module.step(mx.zeros((1, rows, CHANNELS)), cache)
+    assert [offset.item() for offset in seen] == [0, 4, 5]
+    module = module_of(2, {"kernel_size": 2, "rope": rope})
+    cache = module.make_cache(1, grid=4)
+    for _ in range(2):
+        module.step(mx.zeros((1, 1, 4, CHANNELS)), cache)
+    assert (seen[-1][0].item(), seen[-1][1]) == (1, 0)
+
+
+def test_steps_differentiate(tier: str) -> None:
+    module = module_of(1, {"kernel_size": 3})
+    x = mx.random.normal((1, 5, CHANNELS))
+
+    def last(x: mx.array) -> mx.array:
+        cache = module.make_cache(1)
+        module.step(x[:, :4], cache)
+        return (module.step(x[:, 4:], cache) ** 2).sum()
+
+    expected = to_numpy(mx.grad(lambda x: (module(x)[:, 4:] ** 2).sum())(x))
+    for gradient in (mx.grad(last), mx.compile(mx.grad(last))):
+        assert_near(gradient(x), expected, 1e-4)
+    mapped = mx.vmap(last)(mx.stack([x, 2 * x]))
+    assert_near(mapped, to_numpy(mx.stack([last(x), last(2 * x)])), 1e-4)
+    tangent = mx.random.normal(x.shape)
+    assert_near(mx.jvp(last, [x], [tangent])[1][0], (expected * to_numpy(tangent)).sum(), 1e-4)
+
+
+def test_a_step_changes_a_ring_of_its_own_in_place_and_no_other(tier: str) -> None:
+    module = module_of(1, {"kernel_size": 20})
+    x = mx.random.normal((1, 30, CHANNELS))
+    cache = module.make_cache(1)
+    module.step(x[:, :25], cache)
+    kept = cache.copy()
+    before = to_numpy(kept["keys"])
+    first = module.step(x[:, 25:26], cache)
+    assert (to_numpy(kept["keys"]) == before).all()
+    assert_near(module.step(x[:, 25:26], kept), to_numpy(first), 0)
+
+
+def cached(module: nn.Module, batch: int = 1, **options: Any) -> Any:
+    return lambda x: module.step(x, module.make_cache(batch, **options))
+
+
+X = mx.zeros((1, 1, CHANNELS))
+PLAIN = module_of(1, {"kernel_size": 3})
+WRONG: dict[str, Any] = {
+    r"\[NeighborhoodAttention1D\] decoding needs a first axis that is causal": lambda: make(1, 16, 4, 3).make_cache(1),
+    r"first axis that is causal, got is_causal=\(False, True\)": lambda: make(
+        2, 16, 4, 3, is_causal=(False, True)
+    ).make_cache(1, grid=4),
+    r"decoding needs stride 1 on the first axis": lambda: module_of(1, {"kernel_size": 3, "stride": 2}).make_cache(1),
+    r"decoding needs gna_stride 1 on the first axis: windows that rows share": lambda: module_of(
+        1, {"kernel_size": 3, "gna_stride": 3}
+    ).make_cache(1),
+    r"decoding drops no attention weights": lambda: module_of(1, {"kernel_size": 3, "attn_drop": 0.1}).make_cache(1),
+    r"needs a rope that takes the keyword offset": lambda: module_of(
+        1, {"kernel_size": 3, "rope": lambda query, key: (query, key)}
+    ).make_cache(1),
+    r"batch must be an int from 1 on, got 0": lambda: PLAIN.make_cache(0),
+    r"dtype must be a floating type, got mlx.core.int32": lambda: PLAIN.make_cache(1, mx.int32),
+    r"grid must hold the lengths of the other 0 axes, got \(4,\)": lambda: PLAIN.make_cache(1, grid=4),
+    r"grid must hold the lengths of the other 2 axes, got \(\)": lambda: module_of(3, {"kernel_size": 2}).make_cache(1),
+    r"kernel_size \* dilation must be below 2\^31 rows": lambda: module_of(
+        1, {"kernel_size": 2**20, "dilation": 2**20}
+    ).make_cache(1),
+    r"Expected input shape \[B, L, C\], got \(1, 16\)": lambda: cached(PLAIN)(X[0]),
+    r"channel dim must be embed_dim = 16, got 4": lambda: cached(PLAIN)(X[..., :4]),
+    r"expected at least one new row": lambda: cached(PLAIN)(X[:, :0]),
+    r"the cache's keys must have shape \[1, 1, 3, 4, 4\] \(batch of x, .* got \[2, 1, 3, 4, 4\]": lambda: cached(
+        PLAIN, 2
+    )(X),
+    r"the cache must have the type of the module's keys, mlx.core.float32, got mlx.core.float16": lambda: cached(
+        PLAIN, dtype=mx.float16
+    )(X),
+    r"the cache's keys must have shape": lambda: PLAIN.step(X, module_of(1, {"kernel_size": 4}).make_cache(1)),
+    r"cache must be what make_cache returns, got dict": lambda: PLAIN.step(X, {}),
+    r"cache must be what make_cache returns, got NoneType": lambda: PLAIN.step(X, None),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_errors(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WRONG[message]()
+
+
+def test_an_error_leaves_the_cache_as_it_was() -> None:
+    cache = PLAIN.make_cache(1)
+    before = dict(cache)
+    with pytest.raises(ValueError):
+        PLAIN.step(mx.zeros((2, 1, CHANNELS)), cache)
+    assert all(cache[name] is before[name] for name in before)

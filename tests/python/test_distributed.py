@@ -1,0 +1,173 @@
+"""Calls that are spread over ranks: groups of processes run distributed_ranks.py, here is what they say."""
+
+import ctypes.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import natten_mlx
+
+HERE = Path(__file__).parent
+SECONDS = 200  # for a whole group, on a busy machine
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_group(folder: Path, ranks: int, *argv: str, **environment: str) -> list[subprocess.Popen[str]]:
+    """One process for each rank of a ring; one alone has none."""
+    hosts = folder / f"hosts-{time.monotonic_ns()}.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
+    base = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "NATTEN_NUM_THREADS": "1",
+    }
+    if ranks > 1:
+        base["MLX_HOSTFILE"] = str(hosts)
+    return [
+        subprocess.Popen(
+            [sys.executable, *argv],
+            env={**base, "MLX_RANK": str(rank), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def finish(group: list[subprocess.Popen[str]], seconds: float) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each rank. Whoever is not ready in time is killed."""
+    end, results = time.monotonic() + seconds, []
+    try:
+        for process in group:
+            try:
+                out, err = process.communicate(timeout=max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+                err += "\nkilled: not ready in time"
+            results.append((process.returncode, out, err))
+    finally:
+        for process in group:
+            process.kill()
+    return results
+
+
+def results_of(out: str) -> list[dict]:
+    """The objects of JSON in ``out``. mpirun may put the end of a rank's line after the beginning of another's."""
+    decoder, results = json.JSONDecoder(), []
+    start = out.find("{")
+    while start >= 0:
+        result, end = decoder.raw_decode(out, start)
+        results.append(result)
+        start = out.find("{", end)
+    return results
+
+
+def test_results_share_a_line():
+    assert results_of('a warning\n{"rank": 0}{"rank": 1, "problem": null}\n\n{"rank": 0}\n') == [
+        {"rank": 0},
+        {"rank": 1, "problem": None},
+        {"rank": 0},
+    ]
+
+
+def problems_of(outs: list[str], ranks: int, least: int) -> list[str]:
+    """What distributed_ranks.py printed, of all ranks: every one must have run as many cases."""
+    results = [result for out in outs for result in results_of(out)]
+    counts = [sum(r["rank"] == rank for r in results) for rank in range(ranks)]
+    problems = [f"rank {r['rank']}, {r['case']}: {r['problem']}" for r in results if r["problem"]]
+    return problems if min(counts) == max(counts) >= least else [*problems, f"cases of each rank: {counts}"]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("ranks", "backend", "carrier"),
+    [
+        *((ranks, backend, "neighbors") for ranks in (1, 2, 3, 4) for backend in ("pure", "nanobind")),
+        (3, "pure", "gathers"),
+    ],
+)
+def test_every_case_on_a_group(tmp_path, ranks, backend, carrier):
+    if backend == "nanobind" and not natten_mlx.has_nanobind():
+        pytest.skip(natten_mlx.get_support_matrix()["nanobind"]["reason"])
+    # Some random calls are outside of the compiled kernels, and fall back on all ranks alike.
+    environment = {"NATTEN_DISTRIBUTED_CARRIER": carrier, "NATTEN_STRICT": "0"}
+    group = start_group(tmp_path, ranks, str(HERE / "distributed_ranks.py"), backend, **environment)
+    results = finish(group, SECONDS)
+    problems = problems_of([out for _, out, _ in results], ranks, 20)
+    problems += [f"rank {rank} ended with {code}: {err[-2000:]}" for rank, (code, _, err) in enumerate(results) if code]
+    assert not problems, "\n".join(problems[:8])
+
+
+def test_a_group_of_mpi(tmp_path):
+    """A sample of the cases. Open MPI without its development files has no libmpi.so, which MLX looks for."""
+    runner, library = shutil.which("mpirun"), ctypes.util.find_library("mpi")
+    if runner is None or library is None:
+        pytest.skip("mpirun or libmpi is not there (Debian: openmpi-bin)")
+    cases = ["random_0", "several_calls_in_one_graph", "compiled", "shard_and_gather", "modules"]
+    cases += ["disagreement_raises_on_every_rank"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "NATTEN_NUM_THREADS": "1",
+        "NATTEN_TEST_GROUP": "mpi",
+        "MLX_MPI_LIBNAME": library,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # a container may forbid it
+    }
+    script = [sys.executable, str(HERE / "distributed_ranks.py"), "pure", *cases]
+    run = subprocess.run(
+        [runner, "-n", "2", *script], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert not problems_of([run.stdout], 2, len(cases))
+
+
+FAILING = """
+import mlx.core as mx
+from natten_mlx import distributed
+group = mx.distributed.init(strict=True, backend="ring")
+x = mx.ones((1, 8, 2, 4))
+mx.eval(distributed.na1d(x, x, x, 3, group=group))
+if group.rank() == 1:
+    raise RuntimeError("a wheel came off")
+mx.eval(distributed.na1d(x, x, x, 3, group=group))
+"""
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path):
+    start = time.monotonic()
+    results = finish(start_group(tmp_path, 3, "-c", FAILING), 60)
+    assert [code != 0 for code, _, _ in results] == [True] * 3
+    assert "a wheel came off" in results[1][2]
+    assert all("lost" in results[rank][2] or "closed" in results[rank][2] for rank in (0, 2)), results
+    assert time.monotonic() - start < 45  # most of it is starting Python on a busy machine
+
+
+def test_the_launcher_shows_the_error_of_the_rank_that_failed(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "3", "--backend", "ring"]
+    command += ["--starting-port", str(free_ports(1)[0]), "--", sys.executable, str(script)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert "a wheel came off" in found.stdout + found.stderr

@@ -1,0 +1,88 @@
+"""The documentation site builds without a warning, fits a phone, and its page of results works in a browser."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from browser import errors, resize, start, wait
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Of the site on a server of this machine: browsers don't search pages that are files."""
+    handler = functools.partial(SilentHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from start()
+
+
+def test_pages(site: Path) -> None:
+    python, cpp = ((site / "reference" / f"{name}.html").read_text() for name in ("python", "cpp"))
+    assert 'id="na2d"' in python and "Query stride: only queries" in python
+    assert 'id="neighborhood"' in cpp and "Which keys a query attends." in cpp
+    assert "fonts.googleapis" not in (site / "index.html").read_text()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pages_fit(address: str, browser: Any, width: int) -> None:
+    resize(browser, width)
+    for page in ("index", "explorer", "results", "concepts", "performance", "reference/python", "laboratory/fast-tier"):
+        browser.get(f"{address}/{page}.html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width, page
+        assert not errors(browser), page
+
+
+def test_results(address: str, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    resize(browser, 1400)
+    browser.get(f"{address}/results.html")
+    form = browser.find_element(By.ID, "results-filters")
+    Select(form.find_element(By.NAME, "machine")).select_by_visible_text("NVIDIA H200")
+    Select(form.find_element(By.NAME, "direction")).select_by_visible_text("forward")
+    form.find_element(By.NAME, "words").send_keys("na2d K 13x13")
+    wait(browser, "document.querySelectorAll('#results-table tbody tr').length < 20")
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#results-table tbody tr")]
+    assert rows and all("256x256x8x64 K 13x13 forward" in row for row in rows)
+    assert any("natten-mlx" in row for row in rows) and any("flex_attention" in row for row in rows)
+    browser.find_element(By.XPATH, "//th/button[starts-with(., 'milliseconds')]").click()
+    times = browser.execute_script(
+        "return [...document.querySelectorAll('#results-table td.time')].map(t => +t.textContent)"
+    )
+    assert times == sorted(times) and len(times) == len(rows)
+    assert not errors(browser)
