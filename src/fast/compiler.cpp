@@ -164,10 +164,10 @@ Job::Made Job::make() const {
   return made;
 }
 
-/// Whether the environment leaves kernels to this, where it can.
+/// Whether kernels are left to this, where it can: unless the environment says otherwise.
 bool is_wanted() {
   const char* choice = std::getenv("NATTEN_NVRTC");
-  return choice && std::string_view(choice) == "1";
+  return !choice || std::string_view(choice) != "0";
 }
 
 std::function<void(const std::string&)>& logger() {
@@ -180,7 +180,7 @@ std::function<void(const std::string&)>& logger() {
 
 std::optional<std::string> objection_to_compiler(Target target) {
   if (target.platform != Platform::cuda) return "it is for CUDA";
-  if (!is_wanted()) return "NATTEN_NVRTC is not 1";
+  if (!is_wanted()) return "NATTEN_NVRTC is 0";
   const Nvrtc* nvrtc = Nvrtc::find();
   if (!nvrtc) return Nvrtc::failure();
   if (nvrtc->knows(target.capability)) return std::nullopt;

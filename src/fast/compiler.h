@@ -13,9 +13,9 @@
 namespace natten::fast {
 
 /// Why MLX compiles a target's kernels, anew in each process, and not this; nothing where this does. Environment:
-/// NATTEN_NVRTC=1 or 0 chooses.
+/// NATTEN_NVRTC=0 leaves them to MLX.
 std::optional<std::string> objection_to_compiler(Target target);
-/// The same, and tells the logger, once, where this was chosen and cannot.
+/// The same, and tells the logger, once, where this cannot.
 bool is_compiled_here(Target target);
 /// The default writes to standard error.
 void set_compiler_logger(std::function<void(const std::string&)> logger);

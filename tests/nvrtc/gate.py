@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,32 @@ BROKEN = {
     "a wrong instruction": '__global__ void k(float* y) { asm("ex3.approx.f32 %0, %0;" : "+f"(y[0])); }',
 }
 
+# ptxas (CUDA 12.9, 13.0) makes one instruction of a maximum of three on sm_90, and forgets the sign of operands.
+LOST_SIGN = """
+  neg.s32 %r1, %r8;
+  max.s32 %r2, %r1, %r9;
+  max.s32 %r3, %r2, %r7;
+"""
+
+
+def lost_signs(ptx: str) -> list[str]:
+    """Registers of PTX that are a maximum (or minimum) of three, of which one is a negated integer."""
+    made = {
+        match[2]: (match[1], match[3].split(", "))
+        for match in re.finditer(r"^\s*([a-z0-9.]+)\s+(%r\d+), ([^;\n]+);", ptx, re.MULTILINE)
+    }
+
+    def kind(register: str) -> str:
+        return made[register][0] if register in made else ""
+
+    found = []
+    for register, (outer, operands) in made.items():
+        for inner in operands:
+            if outer in ("max.s32", "min.s32") and kind(inner) == outer:
+                leaves = {*operands, *made[inner][1]} - {inner}
+                found += [register for leaf in leaves if kind(leaf) == "neg.s32"]
+    return found
+
 
 def cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -40,12 +67,14 @@ def cache_folder() -> Path:
 def check(job: tuple[str, str, str]) -> str:
     """Compiles one (name, text, architecture). Returns the compiler's messages, empty when it succeeded."""
     name, text, architecture = job
-    seen = cache_folder() / hashlib.sha256(f"{nvrtc.version()}\n{architecture}\n{text}".encode()).hexdigest()
+    seen = cache_folder() / hashlib.sha256(f"{nvrtc.version()}\nsigns\n{architecture}\n{text}".encode()).hexdigest()
     if seen.exists():
         return ""
     result = nvrtc.compile_cuda(text, architecture, f"{name}.cu")
     if not result.ok:
         return f"{name} for {architecture}:\n{result.log or 'no code, and no message'}"
+    if architecture != "sm_80" and (registers := lost_signs(result.ptx)):
+        return f"{name} for {architecture}: the assembler loses signs in {', '.join(registers)}; see opaque()"
     seen.touch()
     return ""
 
@@ -62,6 +91,10 @@ def main() -> int:
             if nvrtc.compile_cuda(text, architecture).ok:
                 print(f"The gate is open: it let {what} pass for {architecture}.", file=sys.stderr)
                 return 1
+
+    if not lost_signs(LOST_SIGN):
+        print("The gate is open: it does not see a lost sign.", file=sys.stderr)
+        return 1
 
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([arguments.program, folder], check=True)

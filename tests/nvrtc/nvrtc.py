@@ -31,6 +31,7 @@ class Compiled:
     """What NVRTC made of a source: machine code, or nothing and the compiler's messages."""
 
     cubin: bytes
+    ptx: str
     log: str
 
     @property
@@ -87,7 +88,10 @@ def compile_cuda(source: str, architecture: str, file_name: str = "kernel.cu") -
         pointers = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         succeeded = library.nvrtcCompileProgram(program, len(options), pointers) == 0
         log = _text(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog").rstrip(b"\0\n").decode()
-        return Compiled(_text(program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN") if succeeded else b"", log)
+        if not succeeded:
+            return Compiled(b"", "", log)
+        ptx = _text(program, "nvrtcGetPTXSize", "nvrtcGetPTX").rstrip(b"\0").decode()
+        return Compiled(_text(program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN"), ptx, log)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -37,6 +37,12 @@ NATTEN_FN int greatest_of_lanes(int value) {
 NATTEN_FN bool any_of_threadgroup(bool value, const unsigned*, int) {
   return __syncthreads_or(value) != 0;
 }
+/// x, of which the compiler may assume nothing. It turns a minimum from which a loop counts into max(-a, -b, c), whose
+/// first signs the assembler loses (CUDA 12.9 and 13.0, from sm_90 on; tests/nvrtc/gate.py looks for it).
+NATTEN_FN int opaque(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
 NATTEN_FN float exp2_of(float x) {
   return exp2_approximate(x);
 }

@@ -45,6 +45,10 @@ inline bool any_of_threadgroup(bool value, threadgroup unsigned* scratch, int in
   for (int i = 0; i < NA_THREADS / 32; ++i) found = found || scratch[i] != 0;
   return found;
 }
+/// Where NVIDIA's compilers must assume nothing (prelude_cuda.h).
+inline int opaque(int x) {
+  return x;
+}
 inline float exp2_of(float x) {
   return metal::exp2(x);
 }

@@ -93,7 +93,7 @@ NATTEN_FN void sweep_row(NA_THREAD Body& body, const NA_THREAD Tile& tile, const
   const int common_start = greater(items.met[NA_RUN - 1][2].start, chunk.x);
   const int common_end = on_row == (1u << NA_RUN) - 1 ? lesser(items.met[0][2].end, x_end) : start;
   const int first_slot = row * chunk.columns;
-  Batch batch = {at.p0, at.p1, start, first_slot, first_slot + chunk.columns - 1, chunk.x};
+  Batch batch = {at.p0, at.p1, opaque(start), first_slot, first_slot + chunk.columns - 1, chunk.x};
   body.begin_row(tile, chunk);
   constexpr int kTail = NA_RUN_AXIS == 1 ? NA_KERNEL_SIZE_2 % NA_BATCH : 0;  // of a whole window
   // Threads of a simdgroup take every step together, because they exchange sums.
