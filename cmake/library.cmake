@@ -28,6 +28,7 @@ target_sources(
           src/graph/exportable.cpp
           src/graph/numerics.cpp
           src/graph/pin.cpp
+          src/graph/slices.cpp
           src/graph/trace.cpp
           src/native/decoding.cpp
           src/native/primitives.cpp

@@ -15,6 +15,7 @@
 #include "api/entry.h"
 #include "arguments.h"
 #include "graph/numerics.h"
+#include "graph/slices.h"
 #include "graph/trace.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
@@ -177,6 +178,18 @@ void bind_nn(nb::module_& m) {
       "query, key, value, the rings of keys and values, and the position -> out, the rings and the position then; None "
       "where no kernel has it. `composed` gives the first three of other inputs, as operations with derivatives.");
   m.def("is_concrete", is_concrete, "x"_a, "Whether x depends on no placeholder of a trace.");
+  m.def(
+      "slice_from",
+      [](const mx::array& x, const mx::array& start, const std::vector<int>& axes, const std::vector<int>& lengths) {
+        return slice_from(x, start, axes, {lengths.begin(), lengths.end()}, mx::to_stream({}));
+      },
+      "x"_a, "start"_a, "axes"_a, "lengths"_a, "mx.slice for mx.vmap in every combination.");
+  m.def(
+      "slice_updated",
+      [](const mx::array& x, const mx::array& update, const mx::array& start, const std::vector<int>& axes) {
+        return slice_updated(x, update, start, axes, mx::to_stream({}));
+      },
+      "x"_a, "update"_a, "start"_a, "axes"_a, "mx.slice_update for mx.vmap in every combination.");
   m.def(
       "zero_outside",
       [](const mx::array& mask, const mx::array& x) {

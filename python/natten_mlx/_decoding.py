@@ -71,7 +71,7 @@ def _attend_next(module: Any, query: mx.array, key: mx.array, value: mx.array, c
     kernel, dilation = _reach(module)
     rows, position = query.shape[1], cache["position"]
     is_plain = dilation == 1 and 1 < rows <= kernel // 2 and "rpb" not in module
-    if is_plain and _ext.is_concrete(position) and _ext.is_concrete(key):
+    if is_plain and all(map(_ext.is_concrete, (position, key, value, cache["keys"], cache["values"]))):
         seen: Any = position.item()
         if seen >= kernel:
             out, after = _attend_in_place(module, query, key, value, cache, seen % kernel)
@@ -117,10 +117,9 @@ def _attend_one(module: Any, query: mx.array, key: mx.array, value: mx.array, ca
     start = mx.stack([group, place]).astype(mx.int32)
     window, rings = [], {}
     for name, row in (("keys", key), ("values", value)):
-        ring = mx.slice_update(cache[name], mx.expand_dims(row, 1), start, axes=(1, 2))
+        ring = _ext.slice_updated(cache[name], mx.expand_dims(row, 1), start, [1, 2])
         rings[name] = ring
-        size = (ring.shape[0], 1, *ring.shape[2:])
-        window.append(ring[:, 0] if dilation == 1 else mx.slice(ring, start[:1], (1,), size).squeeze(1))
+        window.append(ring[:, 0] if dilation == 1 else _ext.slice_from(ring, start[:1], [1], [1]).squeeze(1))
 
     # Of the plain window on an axis of kernel_size rows, whatever the place of the query.
     out = module.attend(
@@ -226,7 +225,7 @@ def _written(ring: mx.array, new: mx.array, place: int) -> mx.array:
     before_end = min(new.shape[1], ring.shape[2] - place)
     for rows, start in ((new[:, :before_end], place), (new[:, before_end:], 0)):
         if rows.shape[1]:
-            ring = mx.slice_update(ring, mx.expand_dims(rows, 1), mx.array([start]), axes=(2,))
+            ring = _ext.slice_updated(ring, mx.expand_dims(rows, 1), mx.array([start]), [2])
     return ring
 
 

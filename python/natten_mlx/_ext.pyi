@@ -195,6 +195,14 @@ def decoding_step(
 def is_concrete(x: mlx.core.array) -> bool:
     """Whether x depends on no placeholder of a trace."""
 
+def slice_from(x: mlx.core.array, start: mlx.core.array, axes: Sequence[int], lengths: Sequence[int]) -> mlx.core.array:
+    """mx.slice for mx.vmap in every combination."""
+
+def slice_updated(
+    x: mlx.core.array, update: mlx.core.array, start: mlx.core.array, axes: Sequence[int]
+) -> mlx.core.array:
+    """mx.slice_update for mx.vmap in every combination."""
+
 def zero_outside(mask: mlx.core.array, x: mlx.core.array) -> mlx.core.array:
     """
     x [..., C] where mask [...], else 0: no NaN gets through it, forward or backward.

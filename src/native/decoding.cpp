@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "graph/dtype.h"
+#include "graph/pin.h"
 #include "graph/trace.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
@@ -245,8 +246,8 @@ class DecodingStep : public mx::Primitive {
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
     const mx::array rows(problem_.span(kAxes - problem_.rank).query_rows, mx::int64);
     Arrays result = mx::vmap(composed_, axes, {0, 0, 0})(inputs);
-    result.push_back(mx::add(inputs[kPosition], rows, stream()));
-    return {result, {0, 0, 0, axes[kPosition]}};
+    result.push_back(mx::add(mapped_first(inputs, axes, stream())[kPosition], rows, stream()));
+    return {result, {0, 0, 0, 0}};
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {

@@ -205,6 +205,70 @@ def test_steps_differentiate(tier: str) -> None:
     assert_near(mx.jvp(last, [x], [tangent])[1][0], (expected * to_numpy(tangent)).sum(), 1e-4)
 
 
+MAPPED_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dilated": {"dilation": 2},
+    "bias and rope": {"rel_pos_bias": True, "rope": RoPE(4)},
+    "registers": {"num_registers": 2},
+}
+
+
+@pytest.mark.parametrize("seen, pieces", [(0, (1, 2)), (9, (1, 1)), (9, (2,))], ids=str)
+@pytest.mark.parametrize("name", MAPPED_OPTIONS)
+def test_steps_map(tier: str, name: str, seen: int, pieces: tuple[int, ...]) -> None:
+    """Whatever is mapped of rows, rings, position and a weight, and whichever way the gradient and the map nest: each
+    example is its own."""
+    module = module_of(1, {"kernel_size": 4, "num_kv_heads": 2, **MAPPED_OPTIONS[name]})
+    start = module.make_cache(1)
+    if seen:
+        module.step(mx.random.normal((1, seen, CHANNELS)), start)
+    x = mx.random.normal((1, sum(pieces), CHANNELS))
+    own = module.q_proj.weight
+    inputs = [x, start["keys"], start["values"], own, start["position"]]
+
+    def call(*arrays: mx.array) -> list[mx.array]:
+        x, keys, values, module.q_proj.weight, position = arrays
+        cache, outputs, first = DecodingCache(keys=keys, values=values, position=position), [], 0
+        for rows in pieces:
+            outputs.append(module.step(x[:, first : first + rows], cache))
+            first += rows
+        module.q_proj.weight = own
+        return [*outputs, *cache.values()]
+
+    def squares(arrays: Sequence[mx.array]) -> mx.array:
+        return sum((a.astype(mx.float32) ** 2).sum() for a in arrays)
+
+    def tangent(*arrays: mx.array) -> list[mx.array]:
+        function = lambda *some: call(*some, arrays[4])[:-1]  # noqa: E731
+        return mx.jvp(function, list(arrays[:4]), [0.5 * a for a in arrays[:4]])[1]
+
+    gradient = mx.grad(lambda *arrays: squares(call(*arrays)), argnums=[0, 1, 2, 3])
+    for mapped in [(0,), (1,), (2,), (3,), (4,), (0, 4), (1, 2), (0, 1, 2, 3, 4)]:
+        axes = [-1 if i in mapped and inputs[i].ndim else 0 if i in mapped else None for i in range(5)]
+        stacked = [
+            x if axis is None else mx.stack([x, x + 1, x + 2] if x.ndim == 0 else [x, 0.5 * x, -x], axis=axis)
+            for x, axis in zip(inputs, axes, strict=True)
+        ]
+        rows = [
+            [x if axis is None else mx.take(x, i, axis=axis) for x, axis in zip(stacked, axes, strict=True)]
+            for i in range(3)
+        ]
+        over = lambda function, axes=axes: mx.vmap(function, in_axes=tuple(axes))  # noqa: E731
+        for kind, function in {"step": call, "gradient": gradient, "tangent": tangent}.items():
+            expected = [mx.stack(each) for each in zip(*(function(*row) for row in rows), strict=True)]
+            for found, wanted in zip(over(function)(*stacked), expected, strict=True):
+                assert_near(found, to_numpy(wanted), 1e-4, f"{kind}, {mapped}")
+        whole = mx.grad(lambda *arrays, over=over: squares(over(call)(*arrays)), argnums=[0, 1, 2, 3])
+        each = [gradient(*row) for row in rows]
+        for i, found in enumerate(whole(*stacked)):
+            wanted = [gradients[i] for gradients in each]
+            total = sum(wanted) if axes[i] is None else mx.stack(wanted, axis=axes[i])
+            assert_near(found, to_numpy(total), 1e-4, f"gradient of the map, {mapped}")
+    compiled = mx.compile(over(gradient))
+    for found, wanted in zip(compiled(*stacked), over(gradient)(*stacked), strict=True):
+        assert_near(found, to_numpy(wanted), 1e-4)
+
+
 def test_a_step_changes_a_ring_of_its_own_in_place_and_no_other(tier: str) -> None:
     module = module_of(1, {"kernel_size": 20})
     x = mx.random.normal((1, 30, CHANNELS))
