@@ -56,6 +56,7 @@ def attend_next(module: Any, x: mx.array, cache: DecodingCache) -> mx.array:
     _check_cache(module, x, cache)
     position = cache["position"]
     query, key, value = module.project(x, position if module.rank == 1 else _on_first_axis(module, position, 0))
+    _check_rows(module, x, {"query": query, "key": key, "value": value})
     for kept, rows in (("keys", key), ("values", value)):
         if rows.dtype != cache[kept].dtype:
             raise ValueError(
@@ -156,7 +157,7 @@ def _bias(module: Any, position: mx.array) -> mx.array | None:
 
 def _attend_several(module: Any, query: mx.array, key: mx.array, value: mx.array, cache: DecodingCache) -> Attended:
     kernel, dilation = _reach(module)
-    kept, rows, position = kernel * dilation, query.shape[1], cache["position"]
+    kept, rows, position = kernel * dilation, query.shape[1], mx.clip(cache["position"], 0, 2**62)
     old = position - kept + mx.arange(kept, dtype=mx.int64)
     by_age = old % dilation * kernel + old // dilation % kernel
     # The row that a place of the ring holds then is the last of its group, or as much older as the place is before it.
@@ -297,6 +298,15 @@ def _check_cache(module: Any, x: mx.array, cache: Any) -> None:
     name = type(module).__name__
     if not isinstance(cache, DecodingCache) or set(cache) != {"keys", "values", "position"}:
         raise ValueError(f"[{name}] cache must be what make_cache returns, got {type(cache).__name__}")
+    for kept, array in cache.items():
+        if not isinstance(array, mx.array):
+            raise ValueError(f"[{name}] the cache's {kept} must be an mx.array, got {type(array).__name__}")
+    position = cache["position"]
+    if position.dtype != mx.int64 or position.ndim:
+        raise ValueError(
+            f"[{name}] the cache's position must be an int64 array without axes, got {position.dtype} "
+            f"{list(position.shape)}"
+        )
     if x.shape[1] == 0:
         raise ValueError(f"[{name}] expected at least one new row, got shape {list(x.shape)}")
     kernel, dilation = _reach(module)
@@ -306,4 +316,17 @@ def _check_cache(module: Any, x: mx.array, cache: Any) -> None:
             raise ValueError(
                 f"[{name}] the cache's {kept} must have shape {list(expected)} (batch of x, dilation, kernel_size, "
                 f"other axes of x, kv_heads, head_dim), got {list(cache[kept].shape)}"
+            )
+
+
+def _check_rows(module: Any, x: mx.array, projected: dict[str, Any]) -> None:
+    """Of x: a subclass, a norm or a rope may have made them otherwise, and the ring has room for these only."""
+    for label, rows in projected.items():
+        heads = module.num_heads if label == "query" else module.num_kv_heads
+        expected = (*x.shape[:-1], heads, module.head_dim)
+        if not isinstance(rows, mx.array) or rows.shape != expected:
+            got = list(rows.shape) if isinstance(rows, mx.array) else type(rows).__name__
+            raise ValueError(
+                f"[{type(module).__name__}] project must give a {label} of shape {list(expected)} (that of x, heads, "
+                f"head_dim), got {got}"
             )

@@ -42,6 +42,8 @@ class RoPE(nn.Module):
         self.base, self.scale = _number("base", base), _number("scale", scale)
         if self.base <= 0:
             raise ValueError(f"[RoPE] base must be positive, got {base!r}")
+        if not isinstance(traditional, bool):
+            raise ValueError(f"[RoPE] traditional must be bool, got {traditional!r}")
         self.traditional = traditional
 
     def __call__(self, query: mx.array, key: mx.array, offset: Offset = 0) -> tuple[mx.array, mx.array]:
@@ -142,10 +144,10 @@ def _even(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
+    if not math.isfinite(number):
         raise ValueError(f"[RoPE] {name} must be a finite number, got {value!r}")
     return number
 

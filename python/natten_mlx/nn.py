@@ -199,7 +199,11 @@ class _NeighborhoodAttention(nn.Module):
 
         Returns:
             query [B, spatial..., heads, head_dim], key and value [B, spatial..., kv_heads, head_dim].
+
+        Raises:
+            ValueError: x that does not fit.
         """
+        _ext.check_module_input(type(self).__name__, self.rank, x, self.embed_dim)
         if offset is None and self.rope is not None and self.shard_axis is not None:
             offset = slab_of(self, x, None, None).offset(self.rank)
         query, key, value = self._split_heads(x)

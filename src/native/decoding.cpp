@@ -88,7 +88,8 @@ struct Step {
 
   void run() const {
     for (const DenseCopy& copy : copies) copy.run();
-    const std::int64_t rows = problem.span(first).query_rows, before = *position;
+    constexpr std::int64_t kMost = std::int64_t{1} << 62;  // a position that no step made must not lead out of the ring
+    const std::int64_t rows = problem.span(first).query_rows, before = std::clamp<std::int64_t>(*position, 0, kMost);
     *next = before + rows;
     rows == 1 ? one(before) : several(before, rows);
   }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 
 from harness import assert_near, to_numpy
-from natten_mlx.nn import DecodingCache, RoPE
+from natten_mlx.nn import DecodingCache, NeighborhoodAttention1D, RoPE
 from test_modules import make
 
 CHANNELS, HEADS, BATCH = 16, 4, 2
@@ -168,6 +169,23 @@ def test_positions_beyond_32_bits(rows: int) -> None:
     assert mx.allclose(module.step(x[:, 9 : 9 + rows], cache), module(x)[:, 9 : 9 + rows], atol=1e-5)
 
 
+@pytest.mark.parametrize("position", [-1, -7, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_position_that_no_step_made_stays_in_the_ring(tier: str, position: int, rows: int, compiled: bool) -> None:
+    module = module_of(1, {"kernel_size": 3, "dilation": 2})
+    cache = module.make_cache(1)
+    cache["position"] = mx.array(position, mx.int64)
+
+    def step(x: mx.array) -> mx.array:
+        return module.step(x, cache)
+
+    traced = mx.compile(step, inputs=[cache, module.state], outputs=[cache]) if compiled else step
+    mx.eval(traced(mx.zeros((1, rows, CHANNELS))), cache)
+    rings = (cache["keys"], cache["values"])
+    assert all(ring.shape == (1, 2, 3, HEADS, CHANNELS // HEADS) and mx.isfinite(ring).all() for ring in rings)
+
+
 def test_a_rope_gets_positions_that_go_on() -> None:
     seen: list[Any] = []
 
@@ -285,6 +303,22 @@ def cached(module: nn.Module, batch: int = 1, **options: Any) -> Any:
     return lambda x: module.step(x, module.make_cache(batch, **options))
 
 
+def changed(**arrays: Any) -> DecodingCache:
+    cache = PLAIN.make_cache(1)
+    cache.update(arrays)
+    return cache
+
+
+def projecting(change: Callable[..., Any]) -> nn.Module:
+    """A subclass whose rows do not fit, which a kernel would read past the end of."""
+
+    class Changed(NeighborhoodAttention1D):
+        def project(self, x: mx.array, offset: Any = None) -> Any:
+            return change(*super().project(x, offset))
+
+    return Changed(CHANNELS, HEADS, 3, is_causal=True)
+
+
 X = mx.zeros((1, 1, CHANNELS))
 PLAIN = module_of(1, {"kernel_size": 3})
 WRONG: dict[str, Any] = {
@@ -317,6 +351,26 @@ WRONG: dict[str, Any] = {
         PLAIN, dtype=mx.float16
     )(X),
     r"the cache's keys must have shape": lambda: PLAIN.step(X, module_of(1, {"kernel_size": 4}).make_cache(1)),
+    r"the cache's keys must be an mx.array, got NoneType": lambda: PLAIN.step(X, changed(keys=None)),
+    r"the cache's values must be an mx.array, got ndarray": lambda: PLAIN.step(X, changed(values=np.zeros(3))),
+    r"position must be an int64 array without axes, got mlx.core.int32 \[\]": lambda: PLAIN.step(
+        X, changed(position=mx.array(3, mx.int32))
+    ),
+    r"position must be an int64 array without axes, got mlx.core.int64 \[1\]": lambda: PLAIN.step(
+        X, changed(position=mx.array([3], mx.int64))
+    ),
+    r"project must give a query of shape \[1, 1, 4, 4\] .*, got \[1, 1, 2, 8\]": lambda: cached(
+        projecting(lambda q, k, v: (q.reshape(1, 1, 2, 8), k, v))
+    )(X),
+    r"project must give a key of shape \[1, 1, 4, 4\] .*, got NoneType": lambda: cached(
+        projecting(lambda q, k, v: (q, None, v))
+    )(X),
+    r"project must give a key of shape \[1, 1, 4, 4\] .*, got \[1, 1, 1, 4\]": lambda: cached(
+        projecting(lambda q, k, v: (q, k[:, :, :1], v[:, :, :1]))
+    )(X),
+    r"project must give a value of shape \[1, 3, 4, 4\] .*, got \[1, 1, 4, 4\]": lambda: cached(
+        projecting(lambda q, k, v: (q, k, v[:, :1]))
+    )(mx.zeros((1, 3, CHANNELS))),
     r"cache must be what make_cache returns, got dict": lambda: PLAIN.step(X, {}),
     r"cache must be what make_cache returns, got NoneType": lambda: PLAIN.step(X, None),
 }
