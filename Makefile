@@ -56,7 +56,7 @@ test: $(VENV)/.build  ## build and run the C++ and Python tests; of what takes m
 	$(MAKE) -j2 run-cpp run-python
 	$(if $(FAST_TESTS),$(MAKE) $(FAST_TESTS))
 
-test-cpp: build-tests $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=asan, ubsan, tsan for sanitizers)
+test-cpp: build-tests $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=asan-ubsan or tsan for sanitizers)
 	$(MAKE) run-cpp
 
 test-python: extension $(VENV)/.dev  ## the Python tests
@@ -116,13 +116,13 @@ test-kernels: build-tests $(VENV)/.dev  ## all GPU kernels of all cases emulated
 	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-nvrtc
 
 test-kernels-python:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=12 python -m pytest -q tests/python
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24+12 python -m pytest -q tests/python
 
 test-kernels-transforms:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=1 python -m pytest -q tests/python/test_transforms.py
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=3 python -m pytest -q tests/python/test_transforms.py
 
 test-kernels-nvrtc:
-	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j 1
+	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j 2
 
 test-metal: extension $(VENV)/.dev  ## on a Mac: the tests of what a tier computes, on its GPU
 	$(TREE) NATTEN_TEST_DEVICE=gpu NATTEN_TEST_TIERS=fast_metal NATTEN_STRICT=1 NATTEN_TEST_EXAMPLES=6 \

@@ -7,7 +7,7 @@ target_sources(
   PRIVATE src/api/attention.cpp
           src/api/caches.cpp
           src/api/capabilities.cpp
-  src/api/dense.cpp
+          src/api/dense.cpp
           src/api/mask.cpp
           src/api/span.cpp
           src/api/registry.cpp
@@ -51,6 +51,8 @@ target_include_directories(
   PRIVATE src)
 target_compile_features(natten PUBLIC cxx_std_20)
 target_compile_options(natten PRIVATE -Wall -Wextra)
+# MLX's headers take most of the time of a file: files are compiled eight at a time.
+set_target_properties(natten PROPERTIES UNITY_BUILD ${NATTEN_UNITY} UNITY_BUILD_BATCH_SIZE 8)
 target_link_libraries(natten PUBLIC mlx PRIVATE natten_cpu natten_fast_text)
 if(NATTEN_BUILD_EMULATOR)
   add_subdirectory(tests/metal_host)

@@ -95,13 +95,14 @@ auto waiting(const Function& call) {
   return call();
 }
 
-std::pair<mx::array, mx::array> bind_attention(int rank, nb::handle query, nb::handle key, nb::handle value,
-                                               nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-                                               nb::handle is_causal, nb::handle scale, nb::handle additional_keys,
-                                               nb::handle additional_values, nb::handle gna_stride, nb::handle rpb,
-                                               nb::handle lengths, nb::handle stream, nb::handle is_circular,
-                                               nb::handle group, nb::handle axis, nb::handle rows, nb::handle overlap,
-                                               nb::handle communication_stream) {
+std::pair<mx::array, mx::array> bind_distributed_attention(int rank, nb::handle query, nb::handle key, nb::handle value,
+                                                           nb::handle kernel_size, nb::handle stride,
+                                                           nb::handle dilation, nb::handle is_causal, nb::handle scale,
+                                                           nb::handle additional_keys, nb::handle additional_values,
+                                                           nb::handle gna_stride, nb::handle rpb, nb::handle lengths,
+                                                           nb::handle stream, nb::handle is_circular, nb::handle group,
+                                                           nb::handle axis, nb::handle rows, nb::handle overlap,
+                                                           nb::handle communication_stream) {
   const Caller c{"distributed.na" + std::to_string(rank) + "d", rank};
   const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
   const Neighborhood neighborhood =
@@ -164,11 +165,12 @@ std::vector<mx::array> bind_sum(nb::handle arrays, nb::handle group, nb::handle 
 void bind_distributed(nb::module_& m) {
   m.def("slab_plan", bind_slab_plan, "rows"_a, "kernel_size"_a, "stride"_a, "dilation"_a, "is_causal"_a, "gna_stride"_a,
         "is_circular"_a, "Slabs, halos and messages of an axis that is spread over ranks.");
-  m.def("distributed_attention", bind_attention, "rank"_a, "query"_a.none(), "key"_a.none(), "value"_a.none(),
-        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(), "rpb"_a.none(),
-        "lengths"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "group"_a.none(), "axis"_a.none(),
-        "rows"_a.none(), "overlap"_a.none(), "communication_stream"_a.none(), "This rank's rows -> (out, lse).");
+  m.def("distributed_attention", bind_distributed_attention, "rank"_a, "query"_a.none(), "key"_a.none(),
+        "value"_a.none(), "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(),
+        "scale"_a.none(), "additional_keys"_a.none(), "additional_values"_a.none(), "gna_stride"_a.none(),
+        "rpb"_a.none(), "lengths"_a.none(), "stream"_a.none(), "is_circular"_a.none(), "group"_a.none(),
+        "axis"_a.none(), "rows"_a.none(), "overlap"_a.none(), "communication_stream"_a.none(),
+        "This rank's rows -> (out, lse).");
   m.def("distributed_rows", bind_rows, "name"_a, "rank"_a, "x"_a.none(), "lengths"_a.none(), "group"_a.none(),
         "axis"_a.none(), "options"_a, "Rows of every rank, which must share the arguments of a module.");
   m.def("distributed_shard", bind_shard, "x"_a.none(), "group"_a.none(), "axis"_a.none(), "rows"_a.none(),

@@ -19,7 +19,7 @@ constexpr const char* kFunctions[3][3] = {{"forward", "backward_query", "backwar
                                           {"qk", "qk_backward_query", "qk_backward_key"},
                                           {"av", "av_backward_attn", "av_backward_value"}};
 
-std::vector<mx::array> to_arrays(const char* function, const nb::object& result) {
+std::vector<mx::array> arrays_of(const char* function, const nb::object& result) {
   std::vector<mx::array> arrays;
   if (nb::isinstance<mx::array>(result)) {
     arrays.push_back(nb::cast<mx::array>(result));
@@ -49,7 +49,7 @@ class Function {
     nb::list arguments;
     arguments.append(to_dict(call.problem));
     for (const Argument argument : inputs_of(with_all, call.role)) arguments.append(nb::cast(call.find(argument)));
-    Arrays results = to_arrays(name_, callable_(*arguments));
+    Arrays results = arrays_of(name_, callable_(*arguments));
     const Arguments expected = outputs_of(call.problem, call.role);
     if (results.size() == expected.size()) return results;
     std::string names;

@@ -169,7 +169,7 @@ int free_port() {
   socklen_t size = sizeof(address);
   EXPECT_EQ(bind(s, reinterpret_cast<sockaddr*>(&address), size), 0);
   EXPECT_EQ(getsockname(s, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  close(s);
+  ::close(s);
   return ntohs(address.sin_port);
 }
 

@@ -45,12 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sampled(n): takes minutes with all of its parameters")
 
 
-def sampled_every(item: pytest.Item) -> int:
-    """Of how many parameters of the item's test one runs; 0 if none does."""
+def sample(item: pytest.Item) -> tuple[int, int]:
+    """Of how many parameters of the item's test one runs (0: none does), and which one."""
     if EMULATED:
-        return int(os.environ.get("NATTEN_TEST_THIN", "6")) if "tier" in getattr(item, "fixturenames", ()) else 0
+        every, _, first = os.environ.get("NATTEN_TEST_THIN", "6").partition("+")
+        return (int(every), int(first or 0)) if "tier" in getattr(item, "fixturenames", ()) else (0, 0)
     marker = item.get_closest_marker("sampled")
-    return marker.args[0] if marker and "NATTEN_TEST_ALL" not in os.environ else 1
+    return (marker.args[0] if marker and "NATTEN_TEST_ALL" not in os.environ else 1), 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,8 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         test = (item.nodeid.split("[")[0], parameters.get("tier", ""))
         position = seen[test] = seen.get(test, -1) + 1
-        every = sampled_every(item)
-        (kept if every and position % every == 0 else left_out).append(item)
+        every, first = sample(item)
+        (kept if every and position % every == first else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 
