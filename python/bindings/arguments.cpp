@@ -64,7 +64,12 @@ bool is_integer_scalar(nb::handle object) {
 
 std::string text_of(nb::handle object) {
   constexpr std::size_t kLongest = 100;
-  const std::string text = nb::cast<std::string>(nb::repr(object));
+  std::string text;
+  try {
+    text = nb::cast<std::string>(nb::repr(object));
+  } catch (const nb::python_error&) {
+    return "a value that is not known in a trace";  // what else has no repr
+  }
   std::size_t end = std::min(text.size(), kLongest);
   while (end < text.size() && (text[end] & 0xC0) == 0x80) --end;  // not inside a character of UTF-8
   return end < text.size() ? text.substr(0, end) + "..." : text;

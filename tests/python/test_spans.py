@@ -140,6 +140,16 @@ def test_errors(fragment: str, changes: dict[str, Any]) -> None:
             assert fragment in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["kernel_size", "query_start", "key_start", "shape"])
+def test_a_traced_integer_is_refused(name: str) -> None:
+    q = mx.zeros((1, 4, 1, 2))
+    call = mx.compile(lambda x: natten_mlx.na1d(q, q, q, **{"kernel_size": 3, name: x}))
+    with pytest.raises(
+        ValueError, match=rf"^\[na1d\] {name} values must be int, got a value that is not known in a trace"
+    ):
+        call(mx.array(0))
+
+
 @pytest.mark.parametrize("shape", [2**31 + 7, 2**45, 2**60])
 @pytest.mark.parametrize(
     "options",
