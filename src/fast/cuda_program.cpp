@@ -14,12 +14,13 @@ const char* cuda_type(ElementType type) {
 /// Parameters that are integers, and the arrays that the text reads them from.
 class Integers {
  public:
-  explicit Integers(std::string& parameters) : parameters_(parameters) {}
+  Integers(std::string& parameters, bool wide) : parameters_(parameters), is_wide_(wide) {}
 
   void add_shape(const std::string& name, std::size_t rank) {
     add_array("int", name + "_shape", rank, [&] { return next(); });
   }
   void add_strides(const std::string& name, std::size_t rank) {
+    if (!is_wide_) return add_array("int", name + "_strides", rank, [&] { return next(); });
     add_array("long long", name + "_strides", rank, [&] {
       const std::string low = next();
       return "(long long)(((unsigned long long)(unsigned)" + next() + " << 32) | (unsigned)" + low + ")";
@@ -41,15 +42,21 @@ class Integers {
   }
 
   std::string& parameters_;
+  bool is_wide_;
   std::string arrays_;
   int count_ = 0;
 };
 
+bool fits(std::int64_t stride) {
+  return stride == static_cast<std::int32_t>(stride);
+}
+
 }  // namespace
 
-CudaProgram cuda_program(const KernelSource& kernel) {
+CudaProgram cuda_program(const KernelSource& kernel, bool wide) {
   CudaProgram program;
-  program.name = kernel.name;
+  program.name = kernel.name + (wide ? "_wide" : "");
+  program.is_wide = wide;
   std::string parameters;
   for (const ArraySpec& input : kernel.inputs) {
     parameters += (parameters.empty() ? "const " : ", const ") + std::string(cuda_type(input.type)) + "* " + input.name;
@@ -58,7 +65,7 @@ CudaProgram cuda_program(const KernelSource& kernel) {
     parameters += std::string(", ") + cuda_type(output.type) + "* " + output.name;
   }
   const auto asks_for = [&](const std::string& name) { return kernel.source.find(name) != std::string::npos; };
-  Integers integers(parameters);
+  Integers integers(parameters, wide);
   for (const ArraySpec& input : kernel.inputs) {
     program.takes_shape.push_back(asks_for(input.name + "_shape"));
     program.takes_strides.push_back(asks_for(input.name + "_strides"));
@@ -71,11 +78,22 @@ CudaProgram cuda_program(const KernelSource& kernel) {
   return program;
 }
 
+bool needs_wide(std::span<const std::int32_t> shape, std::span<const std::int64_t> strides) {
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] > 1 && !fits(strides[i])) return true;
+  }
+  return false;
+}
+
 void append_scalars(std::vector<int>& scalars, const CudaProgram& program, std::size_t input,
                     std::span<const std::int32_t> shape, std::span<const std::int64_t> strides) {
   if (program.takes_shape[input]) scalars.insert(scalars.end(), shape.begin(), shape.end());
   if (!program.takes_strides[input]) return;
   for (const std::int64_t stride : strides) {
+    if (!program.is_wide) {
+      scalars.push_back(fits(stride) ? static_cast<int>(stride) : 0);
+      continue;
+    }
     const auto bits = static_cast<std::uint64_t>(stride);
     scalars.push_back(static_cast<int>(static_cast<std::uint32_t>(bits)));
     scalars.push_back(static_cast<int>(static_cast<std::uint32_t>(bits >> 32)));

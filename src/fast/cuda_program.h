@@ -16,12 +16,18 @@ struct CudaProgram {
   std::string name;  ///< of its one function
   std::string text;
   std::vector<bool> takes_shape, takes_strides;  ///< of each input
+  bool is_wide = false;                          ///< strides are 64-bit numbers
 };
 
-/// Parameters of the function: inputs, outputs, then the integers of `cuda_scalars`.
-CudaProgram cuda_program(const KernelSource& kernel);
+/// Parameters of the function: inputs, outputs, then the integers of `append_scalars`. Strides of 64 bits cost
+/// registers and instructions, so there is a program of its own for arrays that have them.
+CudaProgram cuda_program(const KernelSource& kernel, bool wide = false);
 
-/// Appends what a program takes of its next input: lengths of axes, and strides in two halves, the lower one first.
+/// Whether strides of axes with more than one position need 64 bits.
+bool needs_wide(std::span<const std::int32_t> shape, std::span<const std::int64_t> strides);
+
+/// Appends what a program takes of its next input: lengths of axes, and strides, of a wide one in two halves, the lower
+/// one first. Others take 0 for strides that do not fit.
 void append_scalars(std::vector<int>& scalars, const CudaProgram& program, std::size_t input,
                     std::span<const std::int32_t> shape, std::span<const std::int64_t> strides);
 

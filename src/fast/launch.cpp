@@ -81,11 +81,41 @@ class Precompiled {
   std::array<int, 3> grid_{};
 };
 
+/// Both programs of a kernel: the wide one is made when strides need it.
+class PrecompiledKernel {
+ public:
+  PrecompiledKernel(const Problem& problem, KernelId id, Target target)
+      : problem_(problem), id_(id), target_(target), narrow_(make(false)) {}
+
+  Node node(const KernelLaunch& launch, const Arrays& inputs, const Arrays& outputs, mx::Stream stream) {
+    for (const mx::array& input : inputs) {
+      if (needs_wide({input.shape().begin(), input.shape().end()}, {input.strides().begin(), input.strides().end()})) {
+        std::call_once(wide_is_made_, [this] { wide_ = make(true); });
+        return wide_->node(launch, inputs, outputs, stream);
+      }
+    }
+    return narrow_->node(launch, inputs, outputs, stream);
+  }
+
+  const CubinPtr& code() const { return narrow_->code(); }
+
+ private:
+  std::unique_ptr<Precompiled> make(bool wide) const {
+    return std::make_unique<Precompiled>(cuda_program(kernel_source(problem_, id_, target_), wide), target_.capability);
+  }
+
+  Problem problem_;
+  KernelId id_;
+  Target target_;
+  std::unique_ptr<Precompiled> narrow_, wide_;
+  std::once_flag wide_is_made_;
+};
+
 /// What all launches of a kernel share. MLX keeps what it compiled by name, too.
 struct Kernel {
-  KernelText text;                           ///< under emulation only; else its name alone
-  mx::fast::CustomKernelFunction function;   ///< where MLX compiles
-  std::unique_ptr<Precompiled> precompiled;  ///< where we do
+  KernelText text;                                 ///< under emulation only; else its name alone
+  mx::fast::CustomKernelFunction function;         ///< where MLX compiles
+  std::unique_ptr<PrecompiledKernel> precompiled;  ///< where we do
 };
 using KernelPtr = std::shared_ptr<const Kernel>;
 
@@ -117,7 +147,7 @@ KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const Ke
     kernel->text = std::move(text);
   } else if (is_ours) {
     kernel->text.name = text.name;
-    kernel->precompiled = std::make_unique<Precompiled>(cuda_program({std::move(text), launch}), target.capability);
+    kernel->precompiled = std::make_unique<PrecompiledKernel>(problem, id, target);
   } else {
     std::vector<std::string> inputs, outputs;
     for (const ArraySpec& input : launch.inputs) inputs.push_back(input.name);

@@ -216,7 +216,8 @@ TEST_F(Compiler, CompilesKernelsOfEveryEngine) {
         if (kernel.id != sample.kernel) continue;
         const Target target{Platform::cuda, sample.capability};
         EXPECT_EQ(plan(kernel.problem, kernel.id, target).engine, sample.engine) << sample.test;
-        const CudaProgram program = cuda_program(kernel_source(kernel.problem, kernel.id, target));
+        const bool wide = kernel.problem.rank == 2;
+        const CudaProgram program = cuda_program(kernel_source(kernel.problem, kernel.id, target), wide);
         EXPECT_TRUE(is_cubin(request_cubin(program, sample.capability)->code()));
       }
     }
@@ -311,16 +312,26 @@ TEST(Program, PassesShapesAndStridesAsIntegers) {
   kernel.source = "na_b[0] = float(na_a_shape[1] + na_a_strides[0]);\n";
   kernel.inputs = {{"na_a", ElementType::float16, {2, 3}}, {"na_c", ElementType::int32, {4}}};
   kernel.outputs = {{"na_b", ElementType::float32, {1}}};
-  const CudaProgram program = cuda_program(kernel);
-  EXPECT_NE(program.text.find("natten_k(const __half* na_a, const int* na_c, float* na_b, int na_integer_0, int "
-                              "na_integer_1, int na_integer_2, int na_integer_3, int na_integer_4, int na_integer_5)"),
-            std::string::npos);
-  std::vector<int> scalars;
   const std::int32_t shape[] = {2, 3};
   const std::int64_t strides[] = {(5ll << 32) + 0xfffffffdll, -2};
-  append_scalars(scalars, program, 0, shape, strides);
-  append_scalars(scalars, program, 1, shape, strides);
+  const CudaProgram wide = cuda_program(kernel, true);
+  EXPECT_NE(wide.text.find("natten_k_wide(const __half* na_a, const int* na_c, float* na_b, int na_integer_0, int "
+                           "na_integer_1, int na_integer_2, int na_integer_3, int na_integer_4, int na_integer_5)"),
+            std::string::npos);
+  std::vector<int> scalars;
+  append_scalars(scalars, wide, 0, shape, strides);
+  append_scalars(scalars, wide, 1, shape, strides);
   EXPECT_EQ(scalars, (std::vector<int>{2, 3, -3, 5, -2, -1}));
+  const CudaProgram narrow = cuda_program(kernel);
+  EXPECT_NE(narrow.text.find("natten_k(const __half* na_a, const int* na_c, float* na_b, int na_integer_0, int "
+                             "na_integer_1, int na_integer_2, int na_integer_3)"),
+            std::string::npos);
+  scalars.clear();
+  append_scalars(scalars, narrow, 0, shape, strides);
+  EXPECT_EQ(scalars, (std::vector<int>{2, 3, 0, -2}));
+  EXPECT_TRUE(needs_wide(shape, strides));
+  const std::int32_t one[] = {1, 3};
+  EXPECT_FALSE(needs_wide(one, strides));  // of one position a stride means nothing
 }
 
 }  // namespace

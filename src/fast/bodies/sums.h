@@ -18,9 +18,24 @@ NATTEN_FN void attention_delta(Out out, Dout dout, Dlse dlse, NA_DEVICE float* d
     from_dout += at * dout.stride[i];
     from_dlse += at * dlse.stride[i];
   }
+  // Vectors where both rows allow it; the order of the sum is that of single elements all the same.
+  const bool vectors = NA_A_CHANNELS % NA_VECTOR == 0 && out.stride[5] == 1 && dout.stride[5] == 1 &&
+                       is_aligned(out.data + from_out, vector_bytes(sizeof(*out.data))) &&
+                       is_aligned(dout.data + from_dout, vector_bytes(sizeof(*dout.data)));
   float sum = 0.0f;
-  for (int c = lane; c < NA_A_CHANNELS; c += NA_LANES) {
-    sum += float(out.data[from_out + c * out.stride[5]]) * float(dout.data[from_dout + c * dout.stride[5]]);
+  for (int c = NA_VECTOR * lane; c < NA_A_CHANNELS; c += NA_VECTOR * NA_LANES) {
+    float a[NA_VECTOR], b[NA_VECTOR];
+    if (vectors) {
+      load_device<NA_VECTOR>(a, out.data + from_out + c);
+      load_device<NA_VECTOR>(b, dout.data + from_dout + c);
+    } else {
+      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+        const bool exists = c + e < NA_A_CHANNELS;
+        a[e] = exists ? float(out.data[from_out + (c + e) * out.stride[5]]) : 0.0f;
+        b[e] = exists ? float(dout.data[from_dout + (c + e) * dout.stride[5]]) : 0.0f;
+      }
+    }
+    NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) sum += a[e] * b[e];
   }
   NA_UNROLL for (int distance = 1; distance < NA_LANES; distance *= 2) sum += exchange(sum, distance);
   if (row < rows && lane == 0) delta[row] = sum - float(dlse.data[from_dlse]);

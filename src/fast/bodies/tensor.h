@@ -32,6 +32,11 @@ struct View {
   bool vectors;  ///< NA_VECTOR channels can be read at once
 };
 
+/// What NA_VECTOR elements that are read at once have to be aligned to.
+NATTEN_FN int vector_bytes(int size) {
+  return NA_VECTOR * size < 16 ? NA_VECTOR * size : 16;
+}
+
 template <class P>
 NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile, int head) {
   View<P> v;
@@ -52,8 +57,7 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
   }
   v.data = t.data + first;
   v.channel = t.stride[5];
-  const int size = sizeof(*t.data);
-  const int bytes = NA_VECTOR * size < 16 ? NA_VECTOR * size : 16;
+  const int size = sizeof(*t.data), bytes = vector_bytes(size);
   v.vectors = v.channel == 1 && multiples * size % bytes == 0 && is_aligned(v.data, bytes);
   return v;
 }
