@@ -44,8 +44,9 @@ def make_cache(module: Any, batch: int, dtype: mx.Dtype | None, grid: tuple[int,
     elif not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
         raise ValueError(f"[{name}] dtype must be a floating type, got {dtype!r}")
     kernel, dilation = _reach(module)
-    if kernel * dilation >= 2**31:
-        raise ValueError(f"[{name}] kernel_size * dilation must be below 2^31 rows, got {kernel * dilation}")
+    tokens = batch * kernel * dilation * math.prod(grid)
+    if tokens >= 2**31:
+        raise ValueError(f"[{name}] batch * kernel_size * dilation * grid must be below 2^31 tokens, got {tokens}")
     shape = (batch, dilation, kernel, *grid, module.num_kv_heads, module.head_dim)
     return DecodingCache(keys=mx.zeros(shape, dtype), values=mx.zeros(shape, dtype), position=mx.array(0, mx.int64))
 

@@ -316,6 +316,9 @@ class _NeighborhoodAttention(nn.Module):
         grid = (x.shape if slab is None else slab.whole(x.shape))[1:-1]
         kernel, dilation, stride = (per_axis(v, self.rank) for v in (self.kernel_size, self.dilation, self.stride))
         windows = [k * d for k, d in zip(kernel, dilation, strict=True)]
+        padded = x.shape[0] * math.prod(map(max, grid, windows))
+        if padded >= 2**31:
+            raise ValueError(f"[{type(self).__name__}] the padded input must have less than 2^31 tokens, got {padded}")
         real = [slice(-(-length // s)) for length, s in zip(grid, stride, strict=True)]
         missing = [max(0, window - length) for length, window in zip(grid, windows, strict=True)]
         if slab is not None:

@@ -338,7 +338,10 @@ WRONG: dict[str, Any] = {
     r"dtype must be a floating type, got mlx.core.int32": lambda: PLAIN.make_cache(1, mx.int32),
     r"grid must hold the lengths of the other 0 axes, got \(4,\)": lambda: PLAIN.make_cache(1, grid=4),
     r"grid must hold the lengths of the other 2 axes, got \(\)": lambda: module_of(3, {"kernel_size": 2}).make_cache(1),
-    r"kernel_size \* dilation must be below 2\^31 rows": lambda: module_of(
+    r"batch \* kernel_size \* dilation \* grid must be below 2\^31 tokens, got 10737418235": lambda: module_of(
+        2, {"kernel_size": (5, 1)}
+    ).make_cache(1, grid=2**31 - 1),
+    r"batch \* kernel_size \* dilation \* grid must be below 2\^31 tokens, got 1099511627776": lambda: module_of(
         1, {"kernel_size": 2**20, "dilation": 2**20}
     ).make_cache(1),
     r"Expected input shape \[B, L, C\], got \(1, 16\)": lambda: cached(PLAIN)(X[0]),

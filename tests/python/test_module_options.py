@@ -280,6 +280,9 @@ WRONG: dict[str, Any] = {
     r"qk_scale must have one element or shape \[2\], got shape \(3,\)": lambda: make(1, 16, 2, 3, qk_scale=mx.ones(3)),
     r"qk_scale must be float": lambda: make(1, 16, 2, 3, qk_scale=mx.array(1)),
     r"qk_scale must be a number, an array or None": lambda: make(1, 16, 2, 3, qk_scale="1"),
+    r"the padded input must have less than 2\^31 tokens, got 2199023255552": lambda: make(
+        2, 16, 2, 2**20, pad_input=True
+    )(mx.zeros((2, 2, 3, 16))),
     r"\[RoPE\] dims must be even ints from 0 on, got 3": lambda: RoPE(3),
     r"\[RoPE\] dims must be even ints from 0 on, got True": lambda: RoPE((True, 2)),
     r"\[RoPE\] dims must be even ints from 0 on, got None": lambda: RoPE(None),
