@@ -12,6 +12,11 @@ def per_axis(values: Any, rank: int) -> list[Any]:
         return [values] * rank
 
 
+def ints(values: Any, rank: int) -> list[int]:
+    """The same of integers, whatever has them: numpy's and MLX's have other arithmetic."""
+    return [operator.index(value) for value in per_axis(values, rank)]
+
+
 def index(value: Any) -> int | None:
     """The integer that operator.index makes of it; None of a bool and of anything else."""
     try:

@@ -6,14 +6,13 @@ kernel_size]: the keys of one window lie side by side. The position is an array,
 """
 
 import math
-import operator
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from natten_mlx import _ext, functional
-from natten_mlx._arguments import per_axis
+from natten_mlx._arguments import ints, per_axis
 from natten_mlx._slabs import takes_offset
 from natten_mlx.merge import merge_attentions
 
@@ -145,7 +144,7 @@ def _bias(module: Any, position: mx.array) -> mx.array | None:
     last = position // dilation
     age = (last - mx.arange(kernel, dtype=mx.int64)) % kernel
     written = age <= last
-    first, *others = per_axis(module.kernel_size, module.rank)
+    first, *others = ints(module.kernel_size, module.rank)
     shape = (module.num_heads, 2 * first - 1, *(2 * k - 1 for k in others))
     written = written.reshape(-1, *[1] * (module.rank - 1))
     if "rpb" in module:
@@ -273,8 +272,8 @@ def _on_first_axis(module: Any, first: Any, others: Any) -> list[Any]:
 
 def _reach(module: Any) -> tuple[int, int]:
     """kernel_size and dilation of the first axis."""
-    kernel, dilation = (per_axis(values, 1)[0] for values in (module.kernel_size, module.dilation))
-    return operator.index(kernel), operator.index(dilation)
+    kernel, dilation = (ints(values, 1)[0] for values in (module.kernel_size, module.dilation))
+    return kernel, dilation
 
 
 def _check_module(module: Any) -> None:

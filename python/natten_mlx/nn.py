@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from natten_mlx import _ext, distributed, functional
-from natten_mlx._arguments import count, per_axis
+from natten_mlx._arguments import count, ints
 from natten_mlx._decoding import DecodingCache, attend_next, make_cache
 from natten_mlx._rope import Offset, RoPE
 from natten_mlx._slabs import Slab, check_group, slab_of
@@ -274,7 +274,7 @@ class _NeighborhoodAttention(nn.Module):
 
     def _slot_mask(self, written: mx.array) -> mx.array:
         """bool [rows, kernel_size[0]] -> [rows, 1..., slots], true for registers."""
-        volume = math.prod(per_axis(self.kernel_size, self.rank)[1:])
+        volume = math.prod(ints(self.kernel_size, self.rank)[1:])
         mask = mx.pad(mx.repeat(written, volume, axis=1), [(0, 0), (0, self.num_registers)], constant_values=True)
         return mask.reshape(mask.shape[0], *[1] * self.rank, -1)
 
@@ -293,7 +293,7 @@ class _NeighborhoodAttention(nn.Module):
         tokens, queries = self._padding_masks(shape, lengths, lengths_name)
         if slab is not None:
             tokens = slab.part(tokens)
-            queries = slab.part(queries, per_axis(self.stride, self.rank)[slab.axis])
+            queries = slab.part(queries, ints(self.stride, self.rank)[slab.axis])
         # The padding is replaced before the projections too: its NaN would reach their gradients through 0 * NaN.
         x = _ext.zero_outside(tokens, x)
         return self.proj_drop(_ext.zero_outside(queries, self.proj(self._attend_padded(x, lengths, slab))))
@@ -306,7 +306,7 @@ class _NeighborhoodAttention(nn.Module):
             return _ext.padding_masks(name, self.rank, shape, lengths, label, self.kernel_size, *window)
         # A sample shorter than the window is legal then.
         tokens, _ = _ext.padding_masks(name, self.rank, shape, lengths, label, 1, 1, 1, False, 1, False)
-        computed = (slice(None), *(slice(None, None, s) for s in per_axis(self.stride, self.rank)))
+        computed = (slice(None), *(slice(None, None, s) for s in ints(self.stride, self.rank)))
         return tokens, tokens[computed]
 
     def _attend_padded(self, x: mx.array, lengths: mx.array | None, slab: Slab | None) -> mx.array:
@@ -314,9 +314,9 @@ class _NeighborhoodAttention(nn.Module):
         if not self.pad_input:
             return self._attend_slab(x, lengths, slab)
         grid = (x.shape if slab is None else slab.whole(x.shape))[1:-1]
-        kernel, dilation, stride = (per_axis(v, self.rank) for v in (self.kernel_size, self.dilation, self.stride))
+        kernel, dilation, stride = (ints(v, self.rank) for v in (self.kernel_size, self.dilation, self.stride))
         windows = [k * d for k, d in zip(kernel, dilation, strict=True)]
-        padded = x.shape[0] * math.prod(map(max, grid, windows))
+        padded = max(x.shape[0], 1) * math.prod(map(max, grid, windows))
         if padded >= 2**31:
             raise ValueError(f"[{type(self).__name__}] the padded input must have less than 2^31 tokens, got {padded}")
         real = [slice(-(-length // s)) for length, s in zip(grid, stride, strict=True)]
