@@ -167,8 +167,9 @@ std::optional<Arrays> decoding_step(const Caller& caller, Arrays inputs, const N
   AttentionOptions options;
   options.query_start = start;
   options.shape = shape;
-  const Problem p = validate_attention(caller, inputs[0], {keys, inputs[1].dtype()}, {keys, inputs[2].dtype()},
-                                       neighborhood, placement_of(options), scale, {}, {}, s.device);
+  Problem p = validate_attention(caller, inputs[0], {keys, inputs[1].dtype()}, {keys, inputs[2].dtype()}, neighborhood,
+                                 placement_of(options), scale, {}, {}, s.device);
+  p.axes[kAxes - caller.rank].dilation = ring[1];  // the ring has it where windows of one key need none
   const TierPtr tier = choose_tier(caller, p);
   if (!tier->step || p.is_circular() || is_empty(p) || inputs.back().dtype() != mx::int64) return {};
   return tier->step({p, inputs, std::move(composed), s});

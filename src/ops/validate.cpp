@@ -187,6 +187,7 @@ Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighbo
   set_scale(caller, scale, device, problem);
   set_rpb(caller, rpb, device, problem);
   set_lengths(caller, lengths, problem);
+  shorten_dilations(problem);
   return problem;
 }
 
@@ -271,6 +272,7 @@ Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborh
                       "= ", problem.kernel_volume() + additional, ", got ", attn.shape.back()));
   }
   set_lengths(caller, lengths, problem);
+  shorten_dilations(problem);
   return problem;
 }
 

@@ -157,6 +157,25 @@ void shorten_causal_windows(Problem& problem) {
   }
 }
 
+void shorten_dilations(Problem& problem) {
+  for (int axis = 0; axis < kAxes; ++axis) {
+    Axis& a = problem.axes[axis];
+    if (a.kernel_size == 1 && (a.is_causal || !problem.has_lengths)) a.dilation = 1;
+    if (!a.is_causal) continue;
+    const AxisSpan span = problem.span(axis);
+    std::int64_t end = std::max(span.query_start + span.query_rows, span.key_start + span.key_rows);
+    if (a.dilation < end) continue;
+    if (problem.spans && !problem.has_lengths) {  // the same anywhere, as each window holds its query only
+      std::int64_t shift = std::min(span.query_start, span.key_start);
+      shift -= shift % a.stride;
+      (*problem.spans)[axis].query_start -= shift;
+      (*problem.spans)[axis].key_start -= shift;
+      end -= shift;
+    }
+    a.dilation = std::min(a.dilation, static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(end))));
+  }
+}
+
 void set_lengths(const Caller& caller, const std::optional<Spec>& lengths, Problem& problem) {
   if (!lengths) return;
   const std::string& name = caller.lengths_name;

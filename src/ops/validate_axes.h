@@ -41,6 +41,10 @@ void set_spans(const Caller& caller, const Placement& placement, const Rows& que
 /// kernel that is longer. Logits have a slot, and a bias an entry, for each of its keys.
 void shorten_causal_windows(Problem& problem);
 
+/// A causal axis that is shorter than its dilation has groups of one token, whatever the dilation, and a window of one
+/// key has none: kernels make something of each group. Rounded up as well.
+void shorten_dilations(Problem& problem);
+
 void set_lengths(const Caller& caller, const std::optional<Spec>& lengths, Problem& problem);
 
 }  // namespace natten

@@ -362,6 +362,16 @@ def test_pad_input_appends_zeros_before_the_projections_and_crops(
     assert_near(module(x), expected, 1e-5)
 
 
+@pytest.mark.parametrize("integer", [np.int32, lambda x: mx.array(x)], ids=["numpy", "mlx"])
+def test_pad_input_takes_any_integers(integer: Any) -> None:
+    x, options = mx.random.normal((1, 3, 4, 12)), {"pad_input": True, "dilation": 2, "stride": 2}
+    module = make(2, 12, 4, 3, **options)
+    other = make(2, 12, 4, integer(3), pad_input=True, dilation=integer(2), stride=integer(2))
+    other.update(module.parameters())
+    lengths = mx.array([[2, 3]])
+    assert mx.array_equal(module(x), other(x)) and mx.array_equal(module(x, lengths), other(x, lengths))
+
+
 @RANKS
 def test_pad_input_changes_nothing_where_the_window_fits(tier: str, rank: int) -> None:
     module = make(rank, 12, 4, KERNEL[rank], pad_input=True, rel_pos_bias=True)

@@ -140,6 +140,45 @@ def test_errors(fragment: str, changes: dict[str, Any]) -> None:
             assert fragment in str(caught.value)
 
 
+@pytest.mark.parametrize("dilation", [9, 2**31, 2**45, 2**60])
+def test_a_causal_dilation_beyond_the_axis(tier: str, dilation: int) -> None:
+    """Every token is a group of its own: a table of all groups would not fit into memory."""
+    options = {"is_causal": True, "rpb": mx.random.normal((2, 5)), "return_lse": True}
+    q, k = mx.random.normal((1, 8, 2, 4)), mx.random.normal((1, 8, 2, 4))
+
+    def call(q: mx.array, k: mx.array, **span: Any) -> list[mx.array]:
+        inputs = [q, k, options["rpb"]]
+        function = lambda q, k, rpb: natten_mlx.na1d(q, k, k, 3, dilation=dilation, **{**options, "rpb": rpb}, **span)  # noqa: E731
+        outputs, gradients = mx.vjp(function, inputs, [mx.ones((1, 8, 2, 4)), mx.ones((1, 8, 2))])
+        logits = natten_mlx.na1d_qk(q, k, 3, dilation=dilation, is_causal=True, **span)
+        weights = mx.where(mx.isinf(logits), 0.0, 1.0)
+        return [
+            *outputs,
+            *gradients,
+            weights,
+            natten_mlx.na1d_av(weights, k, 3, dilation=dilation, is_causal=True, **span),
+        ]
+
+    found = call(q, k)
+    assert_near(found[0], to_numpy(k), 1e-6)
+    assert_near(found[5], to_numpy(mx.broadcast_to(mx.array([0.0, 0.0, 1.0]), (1, 8, 2, 3))), 0)
+    assert_near(found[6], to_numpy(k), 1e-6)
+    if dilation > 2**31:
+        far = call(q, k, query_start=dilation - 9, key_start=dilation - 9, shape=dilation)
+        for a, b in zip(found, far, strict=True):
+            assert_near(a, to_numpy(b), 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_window_of_one_key_has_no_dilation(tier: str, length: int) -> None:
+    q, far = mx.random.normal((1, length, 2, 4)), {"shape": 2**60, "dilation": 2**58}
+    for start in (0, 2**58 - 1, 2**59 + 5):
+        span = {"query_start": start, "key_start": start, **far}
+        for causal in (False, True):
+            assert_near(natten_mlx.na1d(q, q, q, 1, is_causal=causal, **span), to_numpy(q), 1e-6)
+        assert_near(natten_mlx.na1d(q, q, q, 1, is_circular=True, **span), to_numpy(q), 1e-6)
+
+
 @pytest.mark.parametrize("name", ["kernel_size", "query_start", "key_start", "shape"])
 def test_a_traced_integer_is_refused(name: str) -> None:
     q = mx.zeros((1, 4, 1, 2))
