@@ -104,10 +104,10 @@ test-fast: build-tests $(VENV)/.dev  ## the GPU kernels without a GPU: Python te
 	$(MAKE) -j2 test-fast-metal test-fast-cuda
 
 test-fast-metal:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24 python -m pytest -q tests/python
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=5 python -m pytest -q tests/python
 
 test-fast-cuda:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=24 python -m pytest -q tests/python/test_attention.py
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=3 python -m pytest -q tests/python/test_attention.py
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
 # Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it, on Linux.
@@ -116,10 +116,10 @@ test-kernels: build-tests $(VENV)/.dev  ## all GPU kernels of all cases emulated
 	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-nvrtc
 
 test-kernels-python:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24+12 python -m pytest -q tests/python
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=2 python -m pytest -q tests/python
 
 test-kernels-transforms:
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=3 python -m pytest -q tests/python/test_transforms.py
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=6 python -m pytest -q tests/python/test_transforms.py
 
 test-kernels-nvrtc:
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j 2

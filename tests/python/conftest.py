@@ -2,8 +2,9 @@
 
 Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
 detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every
-kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test), NATTEN_TEST_ALL
-(every parameter of the tests marked `sampled(n)`, which otherwise run with every n-th on each tier).
+kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test),
+NATTEN_TEST_EVERY (every n-th of what is left), NATTEN_TEST_ALL (all parameters of tests marked `sampled(n)`, which
+otherwise run with every n-th on each tier).
 """
 
 from __future__ import annotations
@@ -45,13 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sampled(n): takes minutes with all of its parameters")
 
 
-def sample(item: pytest.Item) -> tuple[int, int]:
-    """Of how many parameters of the item's test one runs (0: none does), and which one."""
+def sampled_every(item: pytest.Item) -> int:
+    """Of how many parameters of the item's test one runs; 0 if none does."""
     if EMULATED:
-        every, _, first = os.environ.get("NATTEN_TEST_THIN", "6").partition("+")
-        return (int(every), int(first or 0)) if "tier" in getattr(item, "fixturenames", ()) else (0, 0)
+        return int(os.environ.get("NATTEN_TEST_THIN", "6")) if "tier" in getattr(item, "fixturenames", ()) else 0
     marker = item.get_closest_marker("sampled")
-    return (marker.args[0] if marker and "NATTEN_TEST_ALL" not in os.environ else 1), 0
+    return marker.args[0] if marker and "NATTEN_TEST_ALL" not in os.environ else 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,9 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         test = (item.nodeid.split("[")[0], parameters.get("tier", ""))
         position = seen[test] = seen.get(test, -1) + 1
-        every, first = sample(item)
-        (kept if every and position % every == first else left_out).append(item)
-    items[:] = kept
+        every = sampled_every(item)
+        (kept if every and position % every == 0 else left_out).append(item)
+    every = int(os.environ.get("NATTEN_TEST_EVERY", "1"))
+    items[:] = kept[::every]
+    left_out += [item for place, item in enumerate(kept) if place % every]
     config.hook.pytest_deselected(items=left_out)
 
 
