@@ -26,10 +26,10 @@ HWY_INLINE TileVec exp2_float(TileVec x) {
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more makes it a biased exponent.
   const auto magic = hn::Set(d, 12582912.0f + 127.0f);
   const auto least = hn::Set(d, -127.0f);
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128  // whose maximum forgets a NaN
-  const auto bounded = hn::IfThenElse(hn::Lt(x, least), least, x);
-#else
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
   const auto bounded = hn::Max(least, x);  // in this order x86 keeps a NaN
+#else  // Arm's maximum of a number and a NaN is the number
+  const auto bounded = hn::IfThenElse(hn::Lt(x, least), least, x);
 #endif
   const auto shifted = hn::Add(bounded, magic);
   const auto r = hn::Sub(bounded, hn::Sub(shifted, magic));
