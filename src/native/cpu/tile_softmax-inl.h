@@ -28,7 +28,8 @@ HWY_INLINE TileVec exp2_float(TileVec x) {
   const auto least = hn::Set(d, -127.0f);
 #if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
   const auto bounded = hn::Max(least, x);  // in this order x86 keeps a NaN
-#else  // Arm's maximum of a number and a NaN is the number
+#else
+  // Arm's maximum of a number and a NaN is the number.
   const auto bounded = hn::IfThenElse(hn::Lt(x, least), least, x);
 #endif
   const auto shifted = hn::Add(bounded, magic);
