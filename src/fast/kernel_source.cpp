@@ -45,7 +45,10 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
     all.push_back(matrix);
   }
-  if (engine == Engine::warpgroup) all.push_back(warpgroup);
+  if (engine == Engine::warpgroup) {
+    all.insert(all.end(), {warpgroup_instructions, warpgroup_accumulators, warpgroup_region, warpgroup_mask,
+                           warpgroup_stages, warpgroup_producers});
+  }
   return all;
 }
 

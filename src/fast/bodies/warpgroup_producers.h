@@ -1,0 +1,151 @@
+// NA_PRODUCERS threads that bring the region in, NA_BLOCK positions at a time, into the ring of stages.
+namespace natten {
+
+/// Rows of a block that a warp of producers brings in at once; swizzles repeat every 8.
+constexpr int kProducerWarps = NA_PRODUCERS / 32;
+constexpr int kEvenRows = (NA_BLOCK + 8 * kProducerWarps - 1) / (8 * kProducerWarps) * 8;
+constexpr int kWarpRows = kEvenRows < 32 ? kEvenRows : 32;
+
+template <class P>
+NATTEN_FN void copy_piece(unsigned to, P from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+/// An array that producers bring in. Rows are told by their distance from the first in units of 8 elements where all of
+/// them can be, for what makes producers slow is latency: few registers, long chains.
+template <int kChannels, class P>
+struct Source {
+  typedef Panels<kChannels> Layout;
+  static constexpr int kPieces = kChannels / 8;
+  static constexpr bool kWholeRows = 32 % kPieces == 0;
+  View<P> from;
+  int step[3];
+  bool fast;
+
+  NATTEN_FN Source(View<P> view, const Tile& tile) : from(view) {
+    Offset most = 0;
+    NA_UNROLL for (int a = 0; a < 3; ++a) {
+      step[a] = int(view.step[a] / 8);
+      most += (view.step[a] < 0 ? -view.step[a] : view.step[a]) / 8 * tile.groups[a].places;
+    }
+    fast = view.vectors && most < 1 << 30;
+    from.data += fast && kWholeRows ? hardware_lane() % kPieces * 8 : 0;
+  }
+  NATTEN_FN int distance_of(const int (&p)[3]) const { return p[0] * step[0] + p[1] * step[1] + p[2] * step[2]; }
+
+  /// `rows` of a block, kRows or less, by one warp, whose lane l knows where row l of them is.
+  template <int kRows = kWarpRows>
+  NATTEN_FN void copy(unsigned address, unsigned char* base, int place, int distance, const int (&p)[3], int first_row,
+                      int rows) const {
+    const int lane = hardware_lane();
+    const unsigned stage = address + place;
+    if (fast && kWholeRows) {
+      constexpr int kAtOnce = kWholeRows ? 32 / kPieces : 1;
+      const unsigned to = stage + Layout::place(first_row + lane / kPieces, lane % kPieces);
+      NA_UNROLL for (int i = 0; i < kRows; i += kAtOnce) {
+        const int at = __shfl_sync(0xffffffffu, distance, i + lane / kPieces);
+        if (NA_BLOCK % kRows == 0 || i + lane / kPieces < rows) {
+          copy_piece((to ^ Layout::turn(i) * 16) + i * Layout::kRowBytes, from.data + 8 * Offset(at));
+        }
+      }
+      return;
+    }
+    const long long offset = offset_of(from, p);
+    _Pragma("unroll 1") for (int i = 0; i < kPieces; ++i) {
+      const int row = (i * 32 + lane) / kPieces, piece = (i * 32 + lane) % kPieces;
+      const long long at = __shfl_sync(0xffffffffu, offset, row);
+      if (row >= rows) continue;
+      const unsigned to = Layout::place(first_row + row, piece);
+      const P data = from.data + at + piece * 8 * from.channel;
+      if (from.vectors) {
+        copy_piece(stage + to, data);
+      } else {
+        NA_A_TYPE* const target = reinterpret_cast<NA_A_TYPE*>(base + place + to);
+        NA_UNROLL for (int e = 0; e < 8; ++e) target[e] = data[e * from.channel];
+      }
+    }
+  }
+};
+
+/// Numbers of streamed positions: none, or lse and delta of queries, which are dense arrays of the same shape.
+struct NoNumbers {
+  NATTEN_FN void copy(unsigned, const int (&)[3]) const {}
+};
+struct QueryNumbers {
+  const float* lse;
+  const float* delta;
+  int step[3];
+  template <class LseP, class DeltaP>
+  NATTEN_FN QueryNumbers(View<LseP> lses, View<DeltaP> deltas) : lse(lses.data), delta(deltas.data) {
+    NA_UNROLL for (int a = 0; a < 3; ++a) step[a] = int(deltas.step[a]);
+  }
+  NATTEN_FN void copy(unsigned to, const int (&p)[3]) const {
+    const int at = p[0] * step[0] + p[1] * step[1] + p[2] * step[2];
+    copy_number(to, lse + at);
+    copy_number(to + NA_BLOCK * 4, delta + at);
+  }
+  NATTEN_FN static void copy_number(unsigned to, const float* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+  }
+};
+
+template <bool kQueries>
+NATTEN_FN void make_penalty_table(const Stages& stages, const Tile& tile, const FlatRegion& f, int thread) {
+  if (NA_MASK != kMaskUnits) return;
+  const auto meet = [] {
+    if (NA_PRODUCERS > 32)
+      named_barrier(8, NA_PRODUCERS);
+    else
+      __syncwarp();
+  };
+  meet();
+  fill_penalty_table<kQueries>(stages.table(), tile, f, thread);
+  meet();
+}
+
+/// A producer's work on one tile, once the table of penalties is made.
+template <class A, class B, class Numbers>
+NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const FlatRegion& f, View<A> a, View<B> b,
+                       const Numbers& numbers, int thread) {
+  const Source<NA_A_CHANNELS, A> from_a(a, tile);
+  const Source<NA_B_CHANNELS, B> from_b(b, tile);
+  constexpr int kPassRows = kProducerWarps * kWarpRows, kPasses = (NA_BLOCK + kPassRows - 1) / kPassRows;
+  for (int first = 0; first < f.size; first += NA_BLOCK) {
+    const int stage = ring.stage;
+    NA_UNROLL for (int pass = 0; pass < 2 * kPasses; ++pass) {
+      const bool is_a = pass < kPasses;
+      const int warp_row = (is_a ? pass : pass - kPasses) * kPassRows + thread / 32 * kWarpRows;
+      const int row = warp_row + thread % 32, n = first + row;
+      int c[3], p[3];
+      flat_coordinates(c, f, lesser(n, f.size - 1));
+      NA_UNROLL for (int axis = 0; axis < 3; ++axis) p[axis] = c[axis] + tile.region[axis].start;
+      const int rows = lesser(kWarpRows, NA_BLOCK - warp_row);
+      const bool some = NA_BLOCK % kPassRows == 0 || rows > 0;
+      const bool has_row = (kWarpRows == 32 || thread % 32 < rows) && row < NA_BLOCK;
+      if (is_a) {
+        const int distance = from_a.distance_of(p);
+        if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
+        if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
+        if (NA_MASK == kMaskUnits && has_row) {
+          NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
+            store_penalties(stages.base + Stages::penalties(stage, w), stages.table(), c, n < f.size, w, row);
+          }
+        }
+        if (pass == kPasses - 1) {
+          arrive_after_copies(stages.full_a(stage));
+          arrive(stages.full_a(stage));
+        }
+      } else {
+        const int distance = from_b.distance_of(p);
+        if (pass == kPasses) wait_for(stages.empty_b(stage), ring.phase ^ 1);
+        if (some) from_b.copy(stages.address, stages.base, Stages::b(stage), distance, p, warp_row, rows);
+        if (has_row) numbers.copy(stages.address + Stages::numbers(stage) + row * 4, p);
+      }
+    }
+    arrive_after_copies(stages.full_b(stage));
+    arrive(stages.full_b(stage));
+    ring.advance();
+  }
+}
+
+}  // namespace natten
