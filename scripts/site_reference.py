@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import natten_mlx
-from natten_mlx import functional, merge, nn, support_matrix
+from natten_mlx import functional, merge, neighborhood, nn, support_matrix
 from natten_mlx.utils import window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,13 @@ def python_page() -> str:
     parts = ["# Python reference\n\nWritten from the docstrings; [the guide](../api.md) explains them with examples.\n"]
     root = {name for name in dir(natten_mlx) if not name.startswith("_")}
     seen: set[str] = set()
-    for module, title in ((functional, "Operations"), (merge, "Merging"), (nn, "Modules"), (support_matrix, "Tiers")):
+    for module, title in (
+        (functional, "Operations"),
+        (neighborhood, "Neighborhoods"),
+        (merge, "Merging"),
+        (nn, "Modules"),
+        (support_matrix, "Tiers"),
+    ):
         names = [name for name in _public(module) if name in root]
         parts += [f"## {title}\n", *(entry(name, getattr(natten_mlx, name)) for name in names)]
         seen |= set(names)

@@ -3,8 +3,7 @@
 python scripts/write_stubs.py            (or `make docs`)
 python scripts/write_stubs.py --check    exit 1 if a file is out of date
 
-Signatures and docstrings are those of the functions; a function with `return_lse` gets an overload for each result, one
-that gives numbers for numbers and tuples for tuples an overload for numbers.
+Signatures and docstrings are those of the functions; a function with `return_lse` gets an overload for each result.
 """
 
 import argparse
@@ -14,8 +13,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-
-import mlx.core as mx
 
 from natten_mlx import distributed, functional
 
@@ -33,7 +30,6 @@ import mlx.core as mx
 '''
 ALIASES = ("Ints", "Bools", "StreamOrDevice")
 ALIAS = rf"^(?:{'|'.join(ALIASES)}) = .*$"
-NUMBERS = "tuple[int, int]"
 KEYWORD, NONE = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
 
 
@@ -54,21 +50,9 @@ def spelled(annotation: object) -> Text:
     return Text(inspect.formatannotation(annotation).replace("mlx.core.", "mx.").replace("collections.abc.", ""))
 
 
-def spelled_default(default: object) -> object:
-    """As functional.py writes it, where repr does not: bool_ is a dtype that prints itself as bool."""
-    return Text("mx.bool_") if isinstance(default, mx.Dtype) and default == mx.bool_ else default
-
-
 def overloads(signature: inspect.Signature) -> Iterator[inspect.Signature]:
-    """Of a function with `return_lse`: False, True by position, True by keyword, any bool; else the signature.
-
-    Of one that gives numbers for numbers: these, anything.
-    """
+    """Of a function with `return_lse`: False, True by position, True by keyword, any bool; else the signature."""
     parameters = list(signature.parameters.values())
-    if str(signature.return_annotation).startswith(f"{NUMBERS} | "):
-        scalars = {"Ints": Text("int"), "Bools": Text("bool")}
-        numbers = [p.replace(annotation=scalars[p.annotation]) for p in parameters]
-        yield inspect.Signature(numbers, return_annotation=Text(NUMBERS))
     at = next((i for i, p in enumerate(parameters) if p.name == "return_lse"), None)
     if at is None:
         yield signature
@@ -113,10 +97,7 @@ def stub(module: ModuleType, source: str, typing: str) -> str:
             continue
         signature = inspect.signature(function)
         signature = signature.replace(
-            parameters=[
-                p.replace(annotation=spelled(p.annotation), default=spelled_default(p.default))
-                for p in signature.parameters.values()
-            ],
+            parameters=[p.replace(annotation=spelled(p.annotation)) for p in signature.parameters.values()],
             return_annotation=spelled(signature.return_annotation),
         )
         variants = list(overloads(signature))

@@ -44,7 +44,6 @@ try:
     from natten_mlx._ext import __version__
     from natten_mlx.functional import (
         attention,
-        key_span,
         na1d,
         na1d_av,
         na1d_qk,
@@ -57,9 +56,9 @@ try:
         na3d_av,
         na3d_qk,
         na3d_varlen,
-        neighborhood_mask,
     )
     from natten_mlx.merge import merge_attentions
+    from natten_mlx.neighborhood import key_span, neighborhood_mask
     from natten_mlx.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
     from natten_mlx.support_matrix import Explanation, explain, get_support_matrix
     from natten_mlx.utils.window import (

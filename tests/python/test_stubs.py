@@ -13,7 +13,7 @@ import pytest
 from mypy import api
 
 import natten_mlx
-from natten_mlx import _ext, functional
+from natten_mlx import _ext, functional, neighborhood
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,11 +178,17 @@ def test_wrong_arguments_are_type_errors(strict: Callable[..., str]) -> None:
     assert 'program_4.py:2: error: Argument 1 to "neighborhood_mask"' in output
 
 
-@pytest.mark.parametrize("name", [n for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))])
+FUNCTIONS = {n: functional for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))}
+FUNCTIONS |= {"attention": functional, "key_span": neighborhood, "neighborhood_mask": neighborhood}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_help_of_functions(name: str) -> None:
-    """One template makes all docstrings, of functions that can be told apart in tracebacks and can be pickled."""
-    function = getattr(functional, name)
-    assert (function.__name__, function.__qualname__, function.__module__) == (name, name, "natten_mlx.functional")
+    """Whether templates make docstrings or not: functions that can be told apart in tracebacks and can be pickled."""
+    module = FUNCTIONS[name]
+    function = getattr(module, name)
+    assert function is getattr(natten_mlx, name)
+    assert (function.__name__, function.__qualname__, function.__module__) == (name, name, module.__name__)
     text = pydoc.render_doc(function, renderer=pydoc.plaintext)
     assert "{" not in text
     for argument in inspect.signature(function).parameters:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from natten_mlx.functional import key_span
+from natten_mlx.neighborhood import key_span
 
 VERSION = 1
 """Raised when a case changes its meaning, so that reports of different versions are not compared."""

@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 from natten_mlx import _ext
-from natten_mlx.functional import Bools, Ints, key_span
+from natten_mlx.functional import Bools, Ints
+from natten_mlx.neighborhood import key_span
 
 # Multiply-adds of the backward over those of the forward: five products of tensors instead of two.
 _BACKWARD_WORK = 2.5
