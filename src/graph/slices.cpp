@@ -15,9 +15,9 @@ namespace {
 
 using Arrays = std::vector<mx::array>;
 
-mx::Shape lengths_of(const mx::array& x, const std::vector<int>& axes) {
+mx::Shape lengths_of(const mx::Shape& shape, const std::vector<int>& axes) {
   mx::Shape lengths;
-  for (const int axis : axes) lengths.push_back(x.shape(axis));
+  for (const int axis : axes) lengths.push_back(shape[axis]);
   return lengths;
 }
 
@@ -101,9 +101,7 @@ class SliceFrom : public RuntimeSlice {
 
  private:
   mx::array again(const Arrays& inputs, const std::vector<int>& axes) override {
-    mx::Shape lengths;
-    for (const int axis : axes_) lengths.push_back(shape_[axis]);
-    return slice_from(inputs[0], inputs[1], axes, lengths, stream());
+    return slice_from(inputs[0], inputs[1], axes, lengths_of(shape_, axes_), stream());
   }
 };
 
@@ -118,7 +116,7 @@ class SliceUpdated : public RuntimeSlice {
     Arrays result;
     for (const int arg : argnums) {
       if (arg == 1) {
-        result.push_back(slice_from(cotangent, start, axes_, lengths_of(update, axes_), stream()));
+        result.push_back(slice_from(cotangent, start, axes_, lengths_of(update.shape(), axes_), stream()));
       } else {
         result.push_back(arg == 0 ? again({cotangent, mx::zeros_like(update, stream()), start}, axes_)
                                   : mx::zeros_like(start, stream()));
