@@ -37,6 +37,9 @@ $(VENV)/.build: pyproject.toml scripts/setup scripts/system_packages
 $(VENV)/.dev: $(VENV)/.build
 	scripts/setup --packages-only cpu,plots,demo,models,dev,nvrtc,site
 	@touch $@
+$(VENV)/.site: pyproject.toml scripts/setup
+	scripts/setup --run-only cpu,site
+	@touch $@
 $(VENV)/.demo: $(SOURCES) scripts/setup
 	scripts/setup cpu,plots,demo
 	@touch $@
@@ -175,8 +178,8 @@ docs: extension $(VENV)/.dev  ## redraw the pictures in docs/images, rewrite per
 	$(TREE) python scripts/draw_docs.py
 	$(TREE) python scripts/draw_performance.py
 
-# It runs no JavaScript and fetches nothing. Its own warning is of a release of MkDocs to come.
-site: extension $(VENV)/.dev  ## build the documentation site into build/site; a link that leads nowhere is an error
+# It compiles nothing, runs no JavaScript and fetches nothing. Its own warning is of a release of MkDocs to come.
+site: $(VENV)/.site  ## build the documentation site into build/site; a link that leads nowhere is an error
 	$(TREE) NO_MKDOCS_2_WARNING=1 mkdocs build
 
 clean:  ## remove everything that make created

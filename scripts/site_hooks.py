@@ -18,7 +18,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
-import natten_mlx
+import site_package
 import site_reference
 import site_results
 from natten_mlx import explorer
@@ -101,7 +101,7 @@ def on_files(files: Files, config: Any) -> Files:
             add(page, "---\nsearch:\n  exclude: true\n---\n" + _source_page(path))
     add("reference/python.md", site_reference.python_page())
     add("reference/cpp.md", site_reference.cpp_page())
-    add("windows.html", explorer.page(natten_mlx.__version__))
+    add("windows.html", explorer.page(site_package.VERSION))
     add("results.md", site_results.page())
     return files
 
