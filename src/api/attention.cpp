@@ -16,10 +16,6 @@ namespace natten {
 
 namespace {
 
-std::optional<Spec> spec(const std::optional<mx::array>& a) {
-  return a ? std::optional<Spec>(*a) : std::nullopt;
-}
-
 // The rank is read off the query; 1, 2 or 3 where that has no such meaning, for validation to say so.
 Caller caller_of(const mx::array& query, const char* suffix) {
   const int rank = std::clamp(static_cast<int>(query.ndim()) - 3, 1, kAxes);
@@ -30,13 +26,10 @@ mx::Dtype sum_type(const Problem& p) {
   return is_float64(p) ? mx::float64 : mx::float32;
 }
 
-mx::Shape result_shape(const Problem& p, std::optional<std::int64_t> last) {
-  mx::Shape shape{static_cast<int>(p.batch)};
-  for (int axis = kAxes - p.rank; axis < kAxes; ++axis) {
-    shape.push_back(static_cast<int>(p.queries(axis)));
-  }
-  shape.push_back(static_cast<int>(p.heads));
-  if (last) shape.push_back(static_cast<int>(*last));
+// In the caller's rank.
+mx::Shape result_shape(const Problem& p, std::initializer_list<std::int64_t> trailing) {
+  mx::Shape shape = query_grid(p, trailing);
+  shape.erase(shape.begin() + 1, shape.begin() + 1 + kAxes - p.rank);
   return shape;
 }
 
@@ -107,12 +100,12 @@ AttentionResult attention_of(const Caller& caller, const mx::array& query, const
                              const AttentionOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
   const Problem p = validate_attention(caller, query, key, value, neighborhood, placement_of(options), options.scale,
-                                       spec(options.rpb), spec(options.lengths), s.device);
-  validate_additional(caller, p, spec(options.additional_keys), spec(options.additional_values));
+                                       options.rpb, options.lengths, s.device);
+  validate_additional(caller, p, options.additional_keys, options.additional_values);
   const bool has_additional = options.additional_keys && options.additional_keys->shape(1) > 0;
   if (is_empty(p)) {
-    return {mx::zeros(result_shape(p, p.value_dim), query.dtype(), s),
-            mx::zeros(result_shape(p, std::nullopt), sum_type(p), s)};
+    return {mx::zeros(result_shape(p, {p.heads, p.value_dim}), query.dtype(), s),
+            mx::zeros(result_shape(p, {p.heads}), sum_type(p), s)};
   }
   const auto canonical = [&](const mx::array& x) { return with_three_axes(x, p.rank, s); };
   const Arrays inputs = with_tables({canonical(scaled(query, options.scale, s)), canonical(key), canonical(value)},
@@ -178,10 +171,10 @@ std::optional<Arrays> decoding_step(const Caller& caller, Arrays inputs, const N
 mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
              const QkOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p = validate_qk(caller, query, key, neighborhood, placement_of(options), options.scale,
-                                spec(options.rpb), spec(options.lengths), s.device);
-  const std::int64_t additional = validate_additional_keys(caller, p, spec(options.additional_keys));
-  if (is_empty(p)) return mx::zeros(result_shape(p, p.kernel_volume() + additional), query.dtype(), s);
+  const Problem p = validate_qk(caller, query, key, neighborhood, placement_of(options), options.scale, options.rpb,
+                                options.lengths, s.device);
+  const std::int64_t additional = validate_additional_keys(caller, p, options.additional_keys);
+  if (is_empty(p)) return mx::zeros(result_shape(p, {p.heads, p.kernel_volume() + additional}), query.dtype(), s);
   const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
   const Arrays inputs =
       with_tables({with_three_axes(scaled(query, options.scale, s), p.rank, s), with_three_axes(key, p.rank, s)},
@@ -199,10 +192,10 @@ mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value
   const mx::Stream s = mx::to_stream(options.stream);
   const auto& others = options.additional_values;
   const std::int64_t additional = others && others->ndim() == 4 ? others->shape(1) : 0;
-  Problem p = validate_av(caller, attn, value, neighborhood, placement_of(options), spec(options.lengths), s.device,
-                          additional);
-  validate_additional_values(caller, p, spec(others));
-  if (is_empty(p)) return mx::zeros(result_shape(p, p.value_dim), attn.dtype(), s);
+  Problem p =
+      validate_av(caller, attn, value, neighborhood, placement_of(options), options.lengths, s.device, additional);
+  validate_additional_values(caller, p, others);
+  if (is_empty(p)) return mx::zeros(result_shape(p, {p.heads, p.value_dim}), attn.dtype(), s);
   const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
   Arrays inputs =
       with_tables({with_three_axes(attn, p.rank, s), with_three_axes(value, p.rank, s)}, std::nullopt, lengths);
@@ -224,11 +217,7 @@ std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Sh
   row.insert(row.end(), {1, 1});
   const Spec spec(row, mx::float32);
   const Problem p = validate_qk(caller, spec, spec, neighborhood, placement_of(QkOptions{}), {}, {}, lengths, s.device);
-  if (p.batch == 0) {
-    mx::Shape queries = result_shape(p, std::nullopt);
-    queries.pop_back();  // the head
-    return {mx::zeros(shape, mx::bool_, s), mx::zeros(queries, mx::bool_, s)};
-  }
+  if (p.batch == 0) return {mx::zeros(shape, mx::bool_, s), mx::zeros(result_shape(p, {}), mx::bool_, s)};
   const Padding padding(p, checked_lengths(caller, p, lengths, s), s);
   return {with_rank_axes(*padding.token_mask(), p.rank, s), with_rank_axes(*padding.query_mask(), p.rank, s)};
 }

@@ -116,35 +116,30 @@ TierSupport support(const Tier& tier) {
   return row;
 }
 
-std::optional<Spec> spec(const std::optional<ArrayDescription>& a) {
-  return a ? std::optional<Spec>(Spec(a->shape, a->dtype)) : std::nullopt;
-}
-
 }  // namespace
 
 ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood) {
   const mx::Device device = mx::to_stream(call.stream).device;
   const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
   const Caller caller{"na" + std::to_string(rank) + "d" + (call.op == "attention" ? "" : "_" + call.op), rank};
-  const auto of = [](const ArrayDescription& a) { return Spec(a.shape, a.dtype); };
   if (call.op == "attention") {
-    Problem p = validate_attention(caller, of(call.query), of(call.key), of(call.value), neighborhood,
-                                   placement_of(call), call.scale, spec(call.rpb), spec(call.lengths), device);
-    validate_additional(caller, p, spec(call.additional_keys), spec(call.additional_values));
+    Problem p = validate_attention(caller, call.query, call.key, call.value, neighborhood, placement_of(call),
+                                   call.scale, call.rpb, call.lengths, device);
+    validate_additional(caller, p, call.additional_keys, call.additional_values);
     const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
     return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   if (call.op == "qk") {
-    const Problem p = validate_qk(caller, of(call.query), of(call.key), neighborhood, placement_of(call), call.scale,
-                                  spec(call.rpb), spec(call.lengths), device);
-    return {caller, p, validate_additional_keys(caller, p, spec(call.additional_keys))};
+    const Problem p = validate_qk(caller, call.query, call.key, neighborhood, placement_of(call), call.scale, call.rpb,
+                                  call.lengths, device);
+    return {caller, p, validate_additional_keys(caller, p, call.additional_keys)};
   }
   if (call.op == "av") {
     const auto& others = call.additional_values;
     const std::int64_t additional = others && others->shape.size() == 4 ? others->shape[1] : 0;
-    const Problem p = validate_av(caller, of(call.query), of(call.value), neighborhood, placement_of(call),
-                                  spec(call.lengths), device, additional);
-    validate_additional_values(caller, p, spec(others));
+    const Problem p =
+        validate_av(caller, call.query, call.value, neighborhood, placement_of(call), call.lengths, device, additional);
+    validate_additional_values(caller, p, others);
     return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");

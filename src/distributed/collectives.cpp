@@ -43,16 +43,15 @@ mx::array gathered(const mx::array& x, const Group& group, mx::Stream s) {
   return in_order(x, group, s, [&](const mx::array& input) {
     const int rank = group.rank();
     const mx::array node = mx::distributed::all_gather(mx::contiguous(input, false, s), group, s);
-    Rules rules{
-        "NattenGatherSlabs", 0,
-        [=](const Arrays& inputs, const mx::array& cotangent, mx::Stream stream) {
-          const std::int64_t rows = inputs[0].shape(0);
-          return rows_of(summed(cotangent, group, stream), 0, rank * rows, rows, stream);
-        },
-        [=](const Arrays&, const mx::array& tangent, mx::Stream stream) { return gathered(tangent, group, stream); },
-        [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream stream) {
-          return std::pair{gathered(mx::moveaxis(inputs[0], axes[0], 1, stream), group, stream), 1};
-        }};
+    Rules rules{"NattenGatherSlabs",
+                [=](const Arrays& inputs, const mx::array& cotangent, int, mx::Stream stream) {
+                  const std::int64_t rows = inputs[0].shape(0);
+                  return rows_of(summed(cotangent, group, stream), 0, rank * rows, rows, stream);
+                },
+                [=](const Arrays& tangents, mx::Stream stream) { return gathered(tangents[0], group, stream); },
+                [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream stream) {
+                  return std::pair{gathered(mx::moveaxis(inputs[0], axes[0], 1, stream), group, stream), 1};
+                }};
     return decorated(node, std::move(rules), node.primitive().stream());
   });
 }

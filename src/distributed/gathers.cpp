@@ -78,36 +78,36 @@ mx::array padded(const Arrays& parts, std::int64_t length, mx::Stream s) {
 mx::array gathered(const mx::array& block, const Layout& layout, const Group& group, mx::Stream s) {
   const int rank = group.rank();
   const Layout back = layout.reversed();
-  Rules rules{
-      "NattenGather", 0,
-      // What others did with this rank's part is what their neighbors return.
-      [=](const Arrays&, const mx::array& cotangent, mx::Stream s) {
-        const Flat returned =
-            exchange_flat(part(cotangent, right_start(layout, rank), back.right[rank], s),
-                          part(cotangent, left_start(layout, rank), back.left[rank], s), back, {}, group, s);
-        const mx::array all = padded({returned.right, returned.left}, layout.block(), s);
-        return pin({all}, {returned.done}, s)[0];
-      },
-      [=](const Arrays&, const mx::array& tangent, mx::Stream s) { return gathered(tangent, layout, group, s); },
-      [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream s) -> std::pair<mx::array, int> {
-        const mx::array blocks = mx::moveaxis(inputs[0], axes[0], 0, s);
-        const int count = blocks.shape(0);
-        const auto flat = [&](std::int64_t start, std::int64_t length) {
-          return mx::reshape(part(blocks, start, length, s), {static_cast<int>(count * length)}, s);
-        };
-        const Flat found = exchange_flat(flat(0, layout.right[rank]), flat(layout.right[rank], layout.left[rank]),
-                                         layout.times(count), {}, group, s);
-        // Only the two parts that somebody reads.
-        mx::array all = mx::zeros({count, static_cast<int>(layout.size() * layout.block())}, blocks.dtype(), s);
-        const auto put = [&](const mx::array& what, std::int64_t start, std::int64_t length) {
-          const mx::array rows = mx::reshape(what, {count, static_cast<int>(length)}, s);
-          all = mx::slice_update(all, rows, mx::Shape{0, static_cast<int>(start)},
-                                 mx::Shape{count, static_cast<int>(start + length)}, s);
-        };
-        put(found.left, left_start(layout, rank), back.left[rank]);
-        put(found.right, right_start(layout, rank), back.right[rank]);
-        return {pin({all}, {found.done}, s)[0], 0};
-      }};
+  Rules rules{"NattenGather",
+              // What others did with this rank's part is what their neighbors return.
+              [=](const Arrays&, const mx::array& cotangent, int, mx::Stream s) {
+                const Flat returned =
+                    exchange_flat(part(cotangent, right_start(layout, rank), back.right[rank], s),
+                                  part(cotangent, left_start(layout, rank), back.left[rank], s), back, {}, group, s);
+                const mx::array all = padded({returned.right, returned.left}, layout.block(), s);
+                return pin({all}, {returned.done}, s)[0];
+              },
+              [=](const Arrays& tangents, mx::Stream s) { return gathered(tangents[0], layout, group, s); },
+              [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream s) -> std::pair<mx::array, int> {
+                const mx::array blocks = mx::moveaxis(inputs[0], axes[0], 0, s);
+                const int count = blocks.shape(0);
+                const auto flat = [&](std::int64_t start, std::int64_t length) {
+                  return mx::reshape(part(blocks, start, length, s), {static_cast<int>(count * length)}, s);
+                };
+                const Flat found =
+                    exchange_flat(flat(0, layout.right[rank]), flat(layout.right[rank], layout.left[rank]),
+                                  layout.times(count), {}, group, s);
+                // Only the two parts that somebody reads.
+                mx::array all = mx::zeros({count, static_cast<int>(layout.size() * layout.block())}, blocks.dtype(), s);
+                const auto put = [&](const mx::array& what, std::int64_t start, std::int64_t length) {
+                  const mx::array rows = mx::reshape(what, {count, static_cast<int>(length)}, s);
+                  all = mx::slice_update(all, rows, mx::Shape{0, static_cast<int>(start)},
+                                         mx::Shape{count, static_cast<int>(start + length)}, s);
+                };
+                put(found.left, left_start(layout, rank), back.left[rank]);
+                put(found.right, right_start(layout, rank), back.right[rank]);
+                return {pin({all}, {found.done}, s)[0], 0};
+              }};
   const mx::array node = mx::distributed::all_gather(block, group, s);
   return decorated(node, std::move(rules), node.primitive().stream());
 }

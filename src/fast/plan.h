@@ -40,7 +40,7 @@ struct Plan {
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
-  // Hopper's warpgroup instructions (bodies/warpgroup.h); `extent` is that of all warpgroups together.
+  // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
   int warpgroups = 0;                     ///< that hold positions, 64 each
   std::array<int, 3> warpgroup_extent{};  ///< of the positions of one
   int split_axis = 2;                     ///< on which they lie side by side

@@ -1,4 +1,4 @@
-// Plans of kernels on Hopper's warpgroup instructions (bodies/warpgroup.h).
+// Plans of kernels on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
 #include <algorithm>
 #include <limits>
 
@@ -8,7 +8,7 @@ namespace natten::fast {
 
 namespace {
 
-/// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup.h).
+/// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
 bool suits(const Problem& p, Target target) {
   const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&

@@ -28,16 +28,22 @@ class Decorated : public mx::Primitive {
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) override {
     Arrays result;
     for (const int arg : argnums) {
-      result.push_back(is_argument(arg) ? rules_.vjp(primals, cotangents[0], stream())
-                                        : mx::zeros_like(primals[arg], stream()));
+      result.push_back(is_linear(arg) ? rules_.vjp(primals, cotangents[0], arg, stream())
+                                      : mx::zeros_like(primals[arg], stream()));
     }
     return result;
   }
 
   Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
-    const auto found = std::find_if(argnums.begin(), argnums.end(), [&](int arg) { return is_argument(arg); });
-    if (found == argnums.end()) return {mx::zeros(shape_, primals[rules_.argument].dtype(), stream())};
-    return {rules_.jvp(primals, tangents[found - argnums.begin()], stream())};
+    Arrays inputs = primals;
+    for (const int arg : rules_.linear) inputs[arg] = mx::zeros_like(primals[arg], stream());
+    bool is_zero = true;
+    for (std::size_t i = 0; i < argnums.size(); ++i) {
+      if (!is_linear(argnums[i])) continue;
+      inputs[argnums[i]] = tangents[i];
+      is_zero = false;
+    }
+    return {is_zero ? mx::zeros(shape_, inputs[rules_.linear[0]].dtype(), stream()) : rules_.jvp(inputs, stream())};
   }
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
@@ -46,10 +52,10 @@ class Decorated : public mx::Primitive {
     return {{output}, {axis}};
   }
 
-  // All that a node depends on are its inputs.
   bool is_equivalent(const Primitive& other) const override {
     const auto& o = static_cast<const Decorated&>(other);
-    return std::strcmp(rules_.name, o.rules_.name) == 0 && shape_ == o.shape_ && input_shapes_ == o.input_shapes_;
+    return std::strcmp(rules_.name, o.rules_.name) == 0 && rules_.axes == o.rules_.axes && shape_ == o.shape_ &&
+           input_shapes_ == o.input_shapes_;
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
@@ -58,7 +64,7 @@ class Decorated : public mx::Primitive {
   }
 
  private:
-  bool is_argument(int arg) const { return arg == static_cast<int>(rules_.argument); }
+  bool is_linear(int arg) const { return std::ranges::find(rules_.linear, arg) != rules_.linear.end(); }
 
   std::shared_ptr<mx::Primitive> inner_;
   Rules rules_;

@@ -17,12 +17,14 @@ struct Rules {
   using Arrays = std::vector<mx::array>;
 
   const char* name;
-  std::size_t argument;  ///< the one input with derivatives, in which the node is linear
-  /// Its cotangent, and the node's tangent.
-  std::function<mx::array(const Arrays& inputs, const mx::array& cotangent, mx::Stream)> vjp;
-  std::function<mx::array(const Arrays& inputs, const mx::array& tangent, mx::Stream)> jvp;
+  /// The cotangent of a linear input.
+  std::function<mx::array(const Arrays& inputs, const mx::array& cotangent, int argument, mx::Stream)> vjp;
+  /// The node's tangent, of inputs with the tangents of the linear ones in their places.
+  std::function<mx::array(const Arrays& tangents, mx::Stream)> jvp;
   /// The node over mapped inputs, and its axis; the inner primitive's where it is not set.
   std::function<std::pair<mx::array, int>(const Arrays& inputs, const std::vector<int>& axes, mx::Stream)> vmap = {};
+  std::vector<int> linear = {0};  ///< the inputs with derivatives: the node is linear in all of them together
+  std::vector<int> axes = {};     ///< of the node, if its inputs' shapes and its own do not tell what it does
 };
 
 /// `node` is the one output of its primitive.

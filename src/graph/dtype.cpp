@@ -1,5 +1,9 @@
 #include "graph/dtype.h"
 
+#include <sstream>
+
+#include "mlx/utils.h"
+
 namespace natten {
 
 std::string to_string(const mx::Shape& shape) {
@@ -11,37 +15,9 @@ std::string to_string(const mx::Shape& shape) {
 }
 
 std::string to_string(mx::Dtype dtype) {
-  switch (dtype.val()) {
-    case mx::Dtype::Val::bool_:
-      return "bool";
-    case mx::Dtype::Val::uint8:
-      return "uint8";
-    case mx::Dtype::Val::uint16:
-      return "uint16";
-    case mx::Dtype::Val::uint32:
-      return "uint32";
-    case mx::Dtype::Val::uint64:
-      return "uint64";
-    case mx::Dtype::Val::int8:
-      return "int8";
-    case mx::Dtype::Val::int16:
-      return "int16";
-    case mx::Dtype::Val::int32:
-      return "int32";
-    case mx::Dtype::Val::int64:
-      return "int64";
-    case mx::Dtype::Val::float16:
-      return "float16";
-    case mx::Dtype::Val::float32:
-      return "float32";
-    case mx::Dtype::Val::float64:
-      return "float64";
-    case mx::Dtype::Val::bfloat16:
-      return "bfloat16";
-    case mx::Dtype::Val::complex64:
-      return "complex64";
-  }
-  return "unknown";
+  std::ostringstream text;
+  text << dtype;
+  return text.str();
 }
 
 FloatType float_type(mx::Dtype dtype) {
@@ -51,16 +27,8 @@ FloatType float_type(mx::Dtype dtype) {
 }
 
 mx::Dtype to_dtype(FloatType type) {
-  switch (type) {
-    case FloatType::float16:
-      return mx::float16;
-    case FloatType::bfloat16:
-      return mx::bfloat16;
-    case FloatType::float64:
-      return mx::float64;
-    default:
-      return mx::float32;
-  }
+  const mx::Dtype types[] = {mx::float16, mx::bfloat16, mx::float32, mx::float64};  // in the order of FloatType
+  return types[static_cast<int>(type)];
 }
 
 }  // namespace natten

@@ -29,14 +29,15 @@ mx::array gathered_select(const mx::array& mask, const mx::array& x, double fill
 
 // where(mask, x, fill) of equal shapes.
 mx::array select_arrays(const mx::array& mask, const mx::array& x, const mx::array& fill, mx::Stream s) {
-  const auto linear = [](const Arrays& inputs, const mx::array& x, mx::Stream s) {
-    return select(inputs[0], x, 0.0, s);
+  const auto vjp = [](const Arrays& inputs, const mx::array& cotangent, int, mx::Stream s) {
+    return select(inputs[0], cotangent, 0.0, s);
   };
+  const auto jvp = [](const Arrays& inputs, mx::Stream s) { return select(inputs[0], inputs[1], 0.0, s); };
   const auto mapped = [](const Arrays& inputs, const std::vector<int>& axes, mx::Stream s) {
     const Arrays all = mapped_first(inputs, axes, s);
     return std::pair(select_arrays(all[0], all[1], all[2], s), 0);
   };
-  return decorated(mx::where(mask, x, fill, s), {"NattenSelect:natten_mlx.exportable", 1, linear, linear, mapped}, s);
+  return decorated(mx::where(mask, x, fill, s), {"NattenSelect:natten_mlx.exportable", vjp, jvp, mapped, {1}}, s);
 }
 
 mx::array scattered(const mx::array& updates, const mx::array& rows, const mx::Shape& shape, mx::Stream s);
@@ -45,24 +46,20 @@ mx::array scattered(const mx::array& updates, const mx::array& rows, const mx::S
 mx::array gathered(const mx::array& x, const mx::array& rows, mx::Stream s) {
   mx::Shape row = x.shape();
   row[0] = 1;
-  const auto vjp = [](const Arrays& inputs, const mx::array& cotangent, mx::Stream s) {
+  const auto vjp = [](const Arrays& inputs, const mx::array& cotangent, int, mx::Stream s) {
     return scattered(cotangent, inputs[1], inputs[0].shape(), s);
   };
-  const auto jvp = [](const Arrays& inputs, const mx::array& tangent, mx::Stream s) {
-    return gathered(tangent, inputs[1], s);
-  };
-  return decorated(mx::gather(x, rows, 0, row, s), {"NattenGather:natten_mlx.exportable", 0, vjp, jvp}, s);
+  const auto jvp = [](const Arrays& inputs, mx::Stream s) { return gathered(inputs[0], inputs[1], s); };
+  return decorated(mx::gather(x, rows, 0, row, s), {"NattenGather:natten_mlx.exportable", vjp, jvp}, s);
 }
 
 mx::array scattered(const mx::array& updates, const mx::array& rows, const mx::Shape& shape, mx::Stream s) {
-  const auto vjp = [](const Arrays& inputs, const mx::array& cotangent, mx::Stream s) {
+  const auto vjp = [](const Arrays& inputs, const mx::array& cotangent, int, mx::Stream s) {
     return gathered(cotangent, inputs[1], s);
   };
-  const auto jvp = [shape](const Arrays& inputs, const mx::array& tangent, mx::Stream s) {
-    return scattered(tangent, inputs[1], shape, s);
-  };
+  const auto jvp = [shape](const Arrays& inputs, mx::Stream s) { return scattered(inputs[2], inputs[1], shape, s); };
   return decorated(mx::scatter_add(mx::zeros(shape, updates.dtype(), s), rows, updates, 0, s),
-                   {"NattenScatter:natten_mlx.exportable", 2, vjp, jvp}, s);
+                   {"NattenScatter:natten_mlx.exportable", vjp, jvp, {}, {2}}, s);
 }
 
 }  // namespace

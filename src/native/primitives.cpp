@@ -14,6 +14,7 @@
 #include "native/cpu/kernels.h"
 #include "native/cpu/tuning.h"
 #include "native/result_memory.h"
+#include "ops/canonical.h"
 
 namespace natten::cpu {
 
@@ -259,14 +260,6 @@ class KernelPrimitive : public mx::Primitive {
   std::vector<mx::Shape> output_shapes_;
 };
 
-mx::Shape rows(const Problem& p, std::int64_t last) {
-  mx::Shape shape{static_cast<int>(p.batch)};
-  for (int axis = 0; axis < kAxes; ++axis) shape.push_back(static_cast<int>(p.queries(axis)));
-  shape.push_back(static_cast<int>(p.heads));
-  if (last >= 0) shape.push_back(static_cast<int>(last));
-  return shape;
-}
-
 }  // namespace
 
 Arrays run_kernel(const Call& call) {
@@ -278,9 +271,9 @@ Arrays run_kernel(const Call& call) {
   for (const Argument result : outputs_of(p, call.role)) {
     const bool is_result = call.role == Role::forward;
     shapes.push_back(!is_result                   ? call[primal_of(result)].shape()
-                     : result == Argument::lse    ? rows(p, -1)
-                     : result == Argument::logits ? rows(p, p.kernel_volume())
-                                                  : rows(p, p.value_dim));
+                     : result == Argument::lse    ? query_grid(p, {p.heads})
+                     : result == Argument::logits ? query_grid(p, {p.heads, p.kernel_volume()})
+                                                  : query_grid(p, {p.heads, p.value_dim}));
     dtypes.push_back(!is_result ? call[primal_of(result)].dtype() : result == Argument::lse ? mx::float32 : type);
   }
   auto primitive = std::make_shared<KernelPrimitive>(call.stream, call.role, p, std::move(input_shapes), shapes);

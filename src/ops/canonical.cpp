@@ -17,6 +17,13 @@ mx::array with_rank_axes(const mx::array& x, int rank, mx::Stream s) {
   return rank == kAxes ? x : with_rank_axes(mx::squeeze(x, 1, s), rank + 1, s);
 }
 
+mx::Shape query_grid(const Problem& p, std::initializer_list<std::int64_t> trailing) {
+  mx::Shape shape{static_cast<int>(p.batch)};
+  for (int axis = 0; axis < kAxes; ++axis) shape.push_back(static_cast<int>(p.queries(axis)));
+  shape.insert(shape.end(), trailing.begin(), trailing.end());
+  return shape;
+}
+
 std::vector<mx::array> with_whole_keys(const Problem& p, const std::vector<mx::array>& inputs, mx::Stream s) {
   if (!p.pieces) return inputs;
   std::vector<mx::array> whole{inputs[0]};  // query, key, value, those before, those after, tables

@@ -15,37 +15,18 @@ Arguments joined(Arguments a, const Arguments& b) {
 }  // namespace
 
 const char* name_of(Argument argument) {
-  constexpr const char* kNames[] = {"query",   "key",         "value",         "attn",       "rpb",
-                                    "lengths", "key_before",  "value_before",  "key_after",  "value_after",
-                                    "out",     "lse",         "logits",        "dout",       "dlse",
-                                    "dlogits", "dquery",      "dkey",          "dvalue",     "dattn",
-                                    "drpb",    "dkey_before", "dvalue_before", "dkey_after", "dvalue_after"};
+  // clang-format off
+  constexpr const char* kNames[] = {
+      "query", "key", "value", "attn", "rpb", "key_before", "value_before", "key_after", "value_after", "lengths",
+      "out", "lse", "logits", "dout", "dlse", "dlogits",
+      "dquery", "dkey", "dvalue", "dattn", "drpb", "dkey_before", "dvalue_before", "dkey_after", "dvalue_after"};
+  // clang-format on
   return kNames[static_cast<int>(argument)];
 }
 
 Argument primal_of(Argument gradient) {
-  switch (gradient) {
-    case Argument::dquery:
-      return Argument::query;
-    case Argument::dkey:
-      return Argument::key;
-    case Argument::dvalue:
-      return Argument::value;
-    case Argument::dattn:
-      return Argument::attn;
-    case Argument::drpb:
-      return Argument::rpb;
-    case Argument::dkey_before:
-      return Argument::key_before;
-    case Argument::dvalue_before:
-      return Argument::value_before;
-    case Argument::dkey_after:
-      return Argument::key_after;
-    case Argument::dvalue_after:
-      return Argument::value_after;
-    default:
-      throw std::logic_error(std::string(name_of(gradient)) + " is no gradient");
-  }
+  if (gradient < Argument::dquery) throw std::logic_error(std::string(name_of(gradient)) + " is no gradient");
+  return static_cast<Argument>(static_cast<int>(gradient) - static_cast<int>(Argument::dquery));
 }
 
 Arguments inputs_of(const Problem& problem, Role role) {

@@ -30,33 +30,15 @@ enum class Role : std::uint8_t {
   backward,            ///< both from one pass, which a tier need not have
 };
 
+// clang-format off
+/// Inputs, results, cotangents of results, gradients of inputs in the order of the inputs.
 enum class Argument : std::uint8_t {
-  query,
-  key,
-  value,
-  attn,
-  rpb,
-  lengths,
-  key_before,
-  value_before,
-  key_after,
-  value_after,  // inputs
-  out,
-  lse,
-  logits,  // results
-  dout,
-  dlse,
-  dlogits,  // cotangents of results
-  dquery,
-  dkey,
-  dvalue,
-  dattn,
-  drpb,
-  dkey_before,
-  dvalue_before,
-  dkey_after,
-  dvalue_after,  // gradients of inputs
+  query, key, value, attn, rpb, key_before, value_before, key_after, value_after, lengths,
+  out, lse, logits,
+  dout, dlse, dlogits,
+  dquery, dkey, dvalue, dattn, drpb, dkey_before, dvalue_before, dkey_after, dvalue_after
 };
+// clang-format on
 using Arguments = std::vector<Argument>;
 
 const char* name_of(Argument argument);

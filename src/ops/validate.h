@@ -13,6 +13,7 @@
 #include "mlx/device.h"
 #include "natten/attention.h"
 #include "natten/neighborhood.h"
+#include "natten/tiers.h"
 
 namespace natten {
 
@@ -21,6 +22,7 @@ namespace mx = mlx::core;
 /// Shape and type of an array, which may not exist (explain).
 struct Spec {
   Spec(const mx::array& a) : shape(a.shape()), dtype(a.dtype()) {}
+  Spec(const ArrayDescription& a) : shape(a.shape), dtype(a.dtype) {}
   Spec(const mx::Shape& s, mx::Dtype t) : shape(s), dtype(t) {}
   const mx::Shape& shape;
   mx::Dtype dtype;

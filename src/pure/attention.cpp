@@ -6,6 +6,7 @@
 #include "graph/numerics.h"
 #include "graph/pin.h"
 #include "mlx/ops.h"
+#include "ops/canonical.h"
 #include "pure/blocks.h"
 #include "pure/padding.h"
 #include "pure/pure.h"
@@ -29,13 +30,6 @@ mx::Dtype sum_type(const Arrays& operands) {
 
 mx::array fixed_shape(const mx::array& a, mx::Stream s) {
   return pin({a}, {}, s)[0];
-}
-
-mx::Shape query_grid(const Problem& p, std::initializer_list<std::int64_t> trailing) {
-  mx::Shape shape{as_int(p.batch)};
-  for (int axis = 0; axis < kAxes; ++axis) shape.push_back(as_int(p.queries(axis)));
-  for (std::int64_t size : trailing) shape.push_back(as_int(size));
-  return shape;
 }
 
 // [B, query rows..., H, D] -> [B, queries, H, D], only the queries that are computed, zeros in the padding.
