@@ -56,8 +56,9 @@ class FewQueries : ForwardTask {
     load_queries();
     const Span& keys = region_.part[2].keys;
     const Span part = part_of(size_of(keys), segments, segment);
-    for (std::int64_t k = keys.start + part.start; k < keys.start + part.end; k += kBlock) {
-      add_block({k, std::min(k + kBlock, keys.start + part.end)}, sums);
+    const std::int64_t last = keys.start + part.end;
+    for (std::int64_t k = keys.start + part.start; k < last; k += kBlock) {
+      add_block({k, std::min(k + kBlock, last)}, last, sums);
     }
     if (segments == 1) store(sums, 1);
   }
@@ -100,41 +101,54 @@ class FewQueries : ForwardTask {
     }
   }
 
-  /// Calls visit(key head, first key, keys, their rows): kLanes keys of all heads, which lie side by side, then the
-  /// next ones.
+  /// Calls visit(key head, first key, keys, first row, its distance to the next) with whole vectors of channels: kLanes
+  /// keys of all heads, which lie side by side, then the next ones, up to `keys.end`. Rows from there to `last` come
+  /// soon.
   template <class Visit>
-  HWY_INLINE void for_each_piece_of_keys(const Tensor& tensor, const Span& keys, Visit&& visit) const {
+  HWY_INLINE void for_each_piece_of_keys(const Tensor& tensor, std::int64_t dim, const Span& keys, std::int64_t last,
+                                         Visit&& visit) const {
     const std::int64_t k0 = region_.group[0]->queries[q0()].keys.start, k1 = region_.group[1]->queries[q1()].keys.start;
+    const auto rows_of = [&](std::int64_t kv_head, std::int64_t k) {
+      return region_.key_rows(tensor, kv_head, k0, k1, k);
+    };
     for (std::int64_t k = keys.start; k < keys.end; k += kLanes) {
       const std::int64_t count = std::min<std::int64_t>(kLanes, keys.end - k);
-      for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head) {
-        visit(kv_head, k, count, region_.key_rows(tensor, kv_head, k0, k1, k));
+      const TensorRows rows = rows_of(0, k).run(count);
+      if (dim % kLanes != 0 || !rows.is_run()) {
+        const std::int64_t pitch = round_up(dim, kLanes);
+        for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head) {
+          load_rows(rows_of(kv_head, k), count, dim, buffer_, pitch);
+          visit(kv_head, k, count, static_cast<const float*>(buffer_), pitch);
+        }
+        continue;
       }
+      const std::int64_t step = p_.kv_heads > 1 ? rows_of(1, k).data - rows.data : 0;
+      with_storage_type(rows.type, [&](auto storage) {
+        using T = decltype(storage);
+        const std::int64_t stride = rows.stride * static_cast<std::int64_t>(sizeof(T));
+        const std::int64_t ahead = std::clamp<std::int64_t>(last - k - kLanes, 0, kLanes);
+        const char* data = rows.data;
+        for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head, data += step) {
+          const char* next = data + kLanes * stride;
+          for (std::int64_t r = 0; r < ahead; ++r, next += stride) {
+            for (std::int64_t b = 0; b < dim * static_cast<std::int64_t>(sizeof(T)); b += 64) {
+              __builtin_prefetch(next + b, 0, 2);
+            }
+          }
+          visit(kv_head, k, count, reinterpret_cast<const T*>(data), rows.stride);
+        }
+      });
     }
   }
 
-  /// Calls visit(first row, its distance to the next) with whole vectors of channels.
-  template <class Visit>
-  HWY_INLINE void with_vectors(const TensorRows& rows, std::int64_t count, std::int64_t dim, Visit&& visit) const {
-    const TensorRows run = rows.run(count);
-    if (dim % kLanes != 0 || !run.is_run()) {
-      const std::int64_t pitch = round_up(dim, kLanes);
-      load_rows(rows, count, dim, buffer_, pitch);
-      return visit(static_cast<const float*>(buffer_), pitch);
-    }
-    with_storage_type(run.type,
-                      [&](auto storage) { visit(reinterpret_cast<const decltype(storage)*>(run.data), run.stride); });
-  }
-
-  void add_block(const Span& keys, const FewSums& sums) const {
-    for_each_piece_of_keys(pass_.inputs.key, keys,
-                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const TensorRows& rows) {
-                             with_vectors(rows, count, p_.head_dim, [&](const auto* key, std::int64_t stride) {
-                               const float* queries = queries_ + kv_head * rows_ * pitch_;
-                               float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
-                               multiply_few(key, stride, count, queries, pitch_, rows_, partial_, scores, kBlock);
-                             });
-                           });
+  void add_block(const Span& keys, std::int64_t last, const FewSums& sums) const {
+    for_each_piece_of_keys(
+        pass_.inputs.key, p_.head_dim, keys, last,
+        [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* key, std::int64_t stride) {
+          const float* queries = queries_ + kv_head * rows_ * pitch_;
+          float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
+          multiply_few(key, stride, count, queries, pitch_, rows_, partial_, scores, kBlock);
+        });
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
       float* scores = scores_ + index * kBlock;
       const Span window = window_of(row, keys);
@@ -145,12 +159,11 @@ class FewQueries : ForwardTask {
                   -std::numeric_limits<float>::infinity());
       sums.weigh(index, scores, end);
     });
-    for_each_piece_of_keys(pass_.inputs.value, keys,
-                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const TensorRows& rows) {
-                             with_vectors(rows, count, p_.value_dim, [&](const auto* value, std::int64_t stride) {
-                               add_values(kv_head, {k, k + count}, keys.start, value, stride, sums);
-                             });
-                           });
+    for_each_piece_of_keys(
+        pass_.inputs.value, p_.value_dim, keys, last,
+        [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* value, std::int64_t stride) {
+          add_values(kv_head, {k, k + count}, keys.start, value, stride, sums);
+        });
   }
 
   /// Of a row, among some keys; perhaps empty, at their start or end.
