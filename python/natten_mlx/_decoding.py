@@ -69,6 +69,9 @@ def attend_next(module: Any, x: mx.array, cache: DecodingCache) -> mx.array:
 
 
 def _attend_next(module: Any, query: mx.array, key: mx.array, value: mx.array, cache: DecodingCache) -> Attended:
+    step = _attend_at_once(module, query, key, value, cache)
+    if step is not None:
+        return step
     kernel, dilation = _reach(module)
     rows, position = query.shape[1], cache["position"]
     is_plain = dilation == 1 and 1 < rows <= kernel // 2 and "rpb" not in module
@@ -77,7 +80,7 @@ def _attend_next(module: Any, query: mx.array, key: mx.array, value: mx.array, c
         if seen >= kernel:
             out, after = _attend_in_place(module, query, key, value, cache, seen % kernel)
             return out, after | {"position": position + rows}
-    return _attend_at_once(module, query, key, value, cache) or _attend_composed(module, query, key, value, cache)
+    return _attend_composed(module, query, key, value, cache)
 
 
 def _attend_at_once(

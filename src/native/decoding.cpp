@@ -12,6 +12,7 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "native/cpu/dense_copy.h"
+#include "native/cpu/half.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/thread_pool.h"
 #include "native/primitives.h"
@@ -30,7 +31,7 @@ DenseCopy copy_of(const mx::array& a, int from) {
           {a.strides().begin() + from, a.strides().end()}};
 }
 
-// The new rows of key or value, their ring, and room for the rows that several new ones attend, in their order.
+// The new rows of key or value, and their ring.
 struct Side {
   Side(const mx::array& rows, mx::array& ring_of_step, int rank)
       : batch_stride(rows.strides(0) * rows.itemsize()),
@@ -56,22 +57,22 @@ struct Side {
     copy.run();
   }
 
-  /// From `data` on, samples `rows` rows apart.
+  std::int64_t elements(std::int64_t of_bytes) const { return of_bytes / row.element_size; }
+
+  /// The ring from `data` on, samples `rows` rows apart.
   Tensor at(char* data, std::int64_t rows) const {
     Tensor result = tensor;
     result.data = data;
-    result.strides[0] = rows * bytes / static_cast<std::int64_t>(element_bytes());
+    result.strides[0] = elements(rows * bytes);
     return result;
   }
-
-  std::int64_t element_bytes() const { return row.element_size; }
 
   std::int64_t batch_stride, row_stride;  ///< of the new rows, in bytes
   DenseCopy row;
   bool is_row_dense;
   std::int64_t bytes;  ///< of a row
   char* ring;
-  char* ordered = nullptr;
+  char* copied = nullptr;  ///< room for the new rows, where they don't lie as in a ring
   Tensor tensor;
 };
 
@@ -103,53 +104,95 @@ struct Step {
     return (sample * dilation() + row % dilation()) * kernel() + row / dilation() % kernel();
   }
 
-  void attend(const Axis& axis, const AxisSpan& span, const Tensor& key, const Tensor& value) const {
-    AttentionInputs inputs{problem, query, key, value, nullptr, nullptr};
+  // Of queries `dilation` rows apart.
+  void attend(const Axis& axis, const AxisSpan& span, const Tensor& key, const Tensor& value,
+              std::int64_t first_row) const {
+    const auto rows_of = [&](Tensor tensor) {
+      std::int64_t& stride = tensor.strides[1 + first];
+      const std::int64_t distance = first_row * stride * static_cast<std::int64_t>(element_size(tensor.type));
+      tensor.data = static_cast<char*>(tensor.data) + distance;
+      stride *= dilation();
+      return tensor;
+    };
+    AttentionInputs inputs{problem, rows_of(query), key, value, nullptr, nullptr};
     inputs.problem.axes[first] = axis;
     (*inputs.problem.spans)[first] = span;
-    attention_forward(inputs, out, lse);
+    attention_forward(inputs, rows_of(out), lse);
   }
 
   // All that is written of the row's group in the dilation, which softmax does not see the order of.
   void one(std::int64_t before) const {
     const std::int64_t written = std::min(before / dilation() + 1, kernel()), group = before % dilation();
-    for (const Side* side : {&keys, &values}) {
-      for (std::int64_t b = 0; b < problem.batch; ++b) {
-        side->copy_new(b, 0, side->ring + place(b, before) * side->bytes);
-      }
-    }
+    write(before, 0);
     const auto rows = [&](const Side& side) {
       return side.at(side.ring + group * kernel() * side.bytes, dilation() * kernel());
     };
-    attend({written, written, 1, 1, 1, false}, {0, 1, 0, written}, rows(keys), rows(values));
+    attend({written, written, 1, 1, 1, false}, {0, 1, 0, written}, rows(keys), rows(values), 0);
   }
 
-  // The rows before that a window reaches, put in order, then the new ones.
+  // A group of the dilation is an axis of its own: what its windows reach of the ring, which ends where it began, and
+  // the new rows are three pieces of it, read where they lie.
   void several(std::int64_t before, std::int64_t rows) const {
-    const std::int64_t seen = std::min(before, (kernel() - 1) * dilation()), total = seen + rows;
-    const double bytes = static_cast<double>(problem.batch * total * (keys.bytes + values.bytes));
-    parallel_for(problem.batch * total, bytes, [&](std::int64_t i) {
-      const std::int64_t sample = i / total, at = i % total;
-      for (const Side* side : {&keys, &values}) {
-        char* to = side->ordered + i * side->bytes;
-        if (at >= seen) {
-          side->copy_new(sample, at - seen, to);
-        } else {
-          std::memcpy(to, side->ring + place(sample, before - seen + at) * side->bytes, side->bytes);
-        }
-      }
-    });
-    Axis axis = problem.axes[first];
-    axis.length = total;
-    attend(axis, {seen, rows, 0, total}, keys.at(keys.ordered, total), values.at(values.ordered, total));
-    for (std::int64_t at = std::max(total - kernel() * dilation(), seen); at < total; ++at) {
-      for (const Side* side : {&keys, &values}) {
-        for (std::int64_t b = 0; b < problem.batch; ++b) {
-          std::memcpy(side->ring + place(b, before + at - seen) * side->bytes,
-                      side->ordered + (b * total + at) * side->bytes, side->bytes);
-        }
+    copy_new_rows(rows);
+    for (std::int64_t first_row = 0; first_row < std::min(dilation(), rows); ++first_row) {
+      attend_group(before, first_row, rows);
+    }
+    for (std::int64_t at = std::max<std::int64_t>(rows - kernel() * dilation(), 0); at < rows; ++at) write(before, at);
+  }
+
+  void write(std::int64_t before, std::int64_t at) const {
+    for (const Side* side : {&keys, &values}) {
+      for (std::int64_t b = 0; b < problem.batch; ++b) {
+        side->copy_new(b, at, side->ring + place(b, before + at) * side->bytes);
       }
     }
+  }
+
+  void copy_new_rows(std::int64_t rows) const {
+    for (const Side* side : {&keys, &values}) {
+      if (side->copied == nullptr) continue;
+      const double bytes = static_cast<double>(problem.batch * rows * side->bytes);
+      parallel_for(problem.batch * rows, bytes, [&](std::int64_t i) {
+        const std::int64_t at = i % rows;
+        side->copy_new(i / rows, at, side->copied + (i - at + place_of_copy(at, rows)) * side->bytes);
+      });
+    }
+  }
+
+  // Groups of the dilation one after the other.
+  std::int64_t place_of_copy(std::int64_t at, std::int64_t rows) const {
+    const std::int64_t group = at % dilation();
+    return group * (rows / dilation()) + std::min(group, rows % dilation()) + at / dilation();
+  }
+
+  // Every row `dilation` rows after the one before, from `first_row` on.
+  void attend_group(std::int64_t before, std::int64_t first_row, std::int64_t rows) const {
+    const std::int64_t count = (rows - first_row + dilation() - 1) / dilation();
+    const std::int64_t group = (before + first_row) % dilation(), place = (before + first_row) / dilation();
+    const std::int64_t seen = std::min(place, kernel() - 1), start = (place - seen) % kernel();
+    const std::int64_t to_end = std::min(seen, kernel() - start);  // of the ring
+    const auto pieces = [&](const Side& side) {
+      char* const ring = side.ring + group * kernel() * side.bytes;
+      Tensor tensor = side.at(ring, dilation() * kernel());
+      tensor.cut_axis = first;
+      tensor.first = to_end;
+      tensor.end = seen;
+      const auto piece = [&](char* data, std::int64_t batch_step, std::int64_t step) {
+        Tensor::Piece result{data, {}};
+        std::copy(std::begin(tensor.strides), std::end(tensor.strides), result.strides);
+        result.strides[0] = side.elements(batch_step);
+        result.strides[1 + first] = side.elements(step);
+        return result;
+      };
+      tensor.before = piece(ring + start * side.bytes, dilation() * kernel() * side.bytes, side.bytes);
+      tensor.after = side.copied != nullptr ? piece(side.copied + place_of_copy(first_row, rows) * side.bytes,
+                                                    rows * side.bytes, side.bytes)
+                                            : piece(const_cast<char*>(side.row.from) + first_row * side.row_stride,
+                                                    side.batch_stride, dilation() * side.row_stride);
+      return tensor;
+    };
+    attend({seen + count, kernel(), 1, 1, 1, true}, {seen, count, 0, seen + count}, pieces(keys), pieces(values),
+           first_row);
   }
 };
 
@@ -205,11 +248,14 @@ class DecodingStep : public mx::Primitive {
               nullptr};
     const AxisSpan rows = problem_.span(kAxes - rank);
     if (rows.query_rows > 1) {
+      // Along the last axis all pieces of a tensor must have the same distance of rows.
+      const std::int64_t dilation = problem_.axes[kAxes - rank].dilation;
       for (Side* side : {&step.keys, &step.values}) {
-        mx::array ordered =
-            temporary({static_cast<int>(problem_.batch * rows.key_rows), static_cast<int>(side->bytes)}, mx::uint8);
-        allocate(ordered);
-        side->ordered = ordered.data<char>();
+        if (side->is_row_dense && (rank > 1 || side->row_stride * dilation == side->bytes)) continue;
+        mx::array copied =
+            temporary({static_cast<int>(problem_.batch * rows.query_rows), static_cast<int>(side->bytes)}, mx::uint8);
+        allocate(copied);
+        side->copied = copied.data<char>();
       }
     }
     mx::array lse = temporary({static_cast<int>(problem_.batch * problem_.queries() * problem_.heads)}, mx::float32);

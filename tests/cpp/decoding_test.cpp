@@ -18,6 +18,7 @@ struct Case {
   int batch = 1, kernel = 4, dilation = 1, heads = 2, kv_heads = 2;
   std::vector<int> grid, rows;
   mx::Dtype type = mx::float32;
+  int dim = 6;
 };
 
 const Case kCases[] = {
@@ -29,14 +30,15 @@ const Case kCases[] = {
     {2, 2, 2, 2, 2, {5}, {1, 1, 3, 1}},
     {1, 3, 1, 2, 1, {3, 4}, {2, 1, 1}},
     {1, 7, 2, 4, 4, {6}, {1, 9, 1, 1}, mx::float16},
+    {2, 70, 1, 4, 2, {}, {3, 50, 40, 5, 1, 7, 2}, mx::float32, 32},
+    {1, 20, 3, 2, 2, {}, {50, 8, 30, 1, 5, 2, 11}, mx::bfloat16, 16},
 };
 
 // [B, rows, grid..., heads, dim], in memory with the heads before the rows and the channels apart where `is_strided`.
 mx::array random(const Case& c, int rows, int heads, bool is_strided, int seed) {
-  constexpr int kDim = 6;
   mx::Shape shape{c.batch, rows};
   shape.insert(shape.end(), c.grid.begin(), c.grid.end());
-  shape.insert(shape.end(), {heads, kDim});
+  shape.insert(shape.end(), {heads, c.dim});
   if (!is_strided) return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), c.type);
   std::reverse(shape.begin(), shape.end());
   return mx::transpose(mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), c.type));
