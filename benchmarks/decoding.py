@@ -1,8 +1,8 @@
 """What a step of decoding costs, relative to copying its cache: the attention and the cache alone, without projections.
 
 A step reads every key and value of its window once, so the time of a copy of the cache, into memory that is there, is
-what to compare with. Steps and copies are timed alternately, on the CPU; in processor time with one thread, which a busy
-machine disturbs less.
+what to compare with. Steps and copies are timed alternately, on the CPU; in processor time with one thread, which a
+busy machine disturbs less.
 
     python benchmarks/decoding.py [--threads 2] [--limit 1.5]
 """
