@@ -60,7 +60,9 @@ if(NATTEN_BUILD_EMULATOR)
   target_link_libraries(natten PRIVATE $<BUILD_INTERFACE:natten_metal_host>)
 endif()
 
-if(NOT SKBUILD)
+if(NATTEN_HIGHWAY_IS_FETCHED)
+  message(STATUS "There is no Highway on this system that an installed library could link: only the extension can be installed")
+elseif(NOT SKBUILD)
   # The CPU kernels travel inside the installed archive's package, as a target that users do not name.
   include(CMakePackageConfigHelpers)
   install(TARGETS natten natten_cpu natten_fast_text EXPORT NattenMLXTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

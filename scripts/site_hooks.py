@@ -2,6 +2,7 @@
 
 index.md, project/     README, HACKING, CHANGELOG ... of the repository's root
 reference/             from docstrings and from the comments in include/natten (site_reference.py)
+site.css               of every page
 windows.html           what `natten-mlx show --html` writes
 results.md             every time in benchmarks/results (site_results.py)
 source/                files of the repository that a page links to
@@ -101,6 +102,7 @@ def on_files(files: Files, config: Any) -> Files:
             add(page, "---\nsearch:\n  exclude: true\n---\n" + _source_page(path))
     add("reference/python.md", site_reference.python_page())
     add("reference/cpp.md", site_reference.cpp_page())
+    add("site.css", (ROOT / "scripts" / "site.css").read_text(encoding="utf-8"))
     add("windows.html", explorer.page(site_package.VERSION))
     add("results.md", site_results.page())
     return files

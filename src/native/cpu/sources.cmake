@@ -31,13 +31,14 @@ add_library(
   ${NATTEN_CPU_DIR}/thread_pool.cpp
   ${NATTEN_CPU_DIR}/tile_tasks.cpp)
 
+# Ubuntu 22.04, on which wheels are built, has an older Highway than we know to work: it is fetched there.
 if(NOT TARGET hwy::hwy)
-  find_package(hwy QUIET CONFIG)
+  find_package(hwy 1.0.3 QUIET CONFIG)
 endif()
 if(NOT TARGET hwy::hwy)
   find_package(PkgConfig)
   if(PkgConfig_FOUND)
-    pkg_check_modules(HWY QUIET IMPORTED_TARGET libhwy)
+    pkg_check_modules(HWY QUIET IMPORTED_TARGET libhwy>=1.0.3)
   endif()
   if(HWY_FOUND)
     add_library(hwy::hwy ALIAS PkgConfig::HWY)
@@ -48,12 +49,14 @@ if(NOT TARGET hwy::hwy)
       GIT_REPOSITORY https://github.com/google/highway.git
       GIT_TAG 1.0.3
       GIT_SHALLOW TRUE)
-    set(HWY_ENABLE_TESTS OFF)
-    set(HWY_ENABLE_EXAMPLES OFF)
-    set(HWY_ENABLE_CONTRIB OFF)
+    # In the cache, where Highway would else turn them on: its tests bring a GoogleTest that CMake 4 refuses.
+    foreach(part TESTS EXAMPLES CONTRIB)
+      set(HWY_ENABLE_${part} OFF CACHE INTERNAL "")
+    endforeach()
     set(BUILD_SHARED_LIBS OFF)
     FetchContent_MakeAvailable(highway)
     add_library(hwy::hwy ALIAS hwy)
+    set(NATTEN_HIGHWAY_IS_FETCHED ON)
   endif()
 endif()
 find_package(Threads REQUIRED)
