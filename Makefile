@@ -2,8 +2,6 @@
 PYTHON ?= python3
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PRESET ?= dev
-# `make test-kernels-nvrtc NVRTC_EVERY=1` compiles every CUDA kernel, which takes a quarter of an hour of two cores.
-NVRTC_EVERY ?= 3
 # The emulator of GPU kernels runs on Linux only.
 ifneq ($(shell uname -s),Darwin)
 FAST_TESTS := test-fast
@@ -116,7 +114,7 @@ test-fast-cuda:
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
 # Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it, on Linux.
-test-kernels: build-tests $(VENV)/.dev  ## all GPU kernels of all cases emulated and read by clang, a third of them compiled by NVRTC
+test-kernels: build-tests $(VENV)/.dev  ## all GPU kernels of all cases emulated and read by clang and NVRTC
 	$(TREE) NATTEN_TEST_ALL=1 ctest --preset dev -j $(JOBS) -R 'emulated_kernels|kernel_text'
 	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-nvrtc
 
@@ -127,7 +125,7 @@ test-kernels-transforms:
 	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=12 python -m pytest -q tests/python/test_transforms.py
 
 test-kernels-nvrtc:
-	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j 2 --every $(NVRTC_EVERY)
+	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j $(JOBS)
 
 test-metal: extension $(VENV)/.dev  ## on a Mac: the tests of what a tier computes, on its GPU
 	$(TREE) NATTEN_TEST_DEVICE=gpu NATTEN_TEST_TIERS=fast_metal NATTEN_STRICT=1 NATTEN_TEST_EXAMPLES=6 \

@@ -25,6 +25,9 @@ nanobind_add_module(
   python/bindings/nn.cpp
   python/bindings/probe.cpp
   python/bindings/window.cpp)
+if(NOT SKBUILD)  # nanobind is written to be compiled as one file: a third of the time of its fifteen
+  set_target_properties(nanobind-static PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+endif()
 target_include_directories(_ext PRIVATE src)
 include(src/probe/sources.cmake)
 target_link_libraries(_ext PRIVATE natten natten_probe)
