@@ -4,7 +4,7 @@ Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TES
 detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every
 kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test),
 NATTEN_TEST_EVERY (every n-th of what is left), NATTEN_TEST_ALL (all parameters of tests marked `sampled(n)`, which
-otherwise run with every n-th on each tier).
+otherwise run with every n-th on each tier, or, if n is 0, not at all).
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def problems_of(outs: list[str], ranks: int, least: int) -> list[str]:
     return problems if min(counts) == max(counts) >= least else [*problems, f"cases of each rank: {counts}"]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("ranks", "backend", "carrier"),
     [

@@ -319,6 +319,7 @@ def test_noise_depends_on_key_and_frame_only() -> None:
     assert mx.array_equal(model(latents), first)
 
 
+@pytest.mark.sampled(0)
 def test_memory_of_tiles_does_not_grow_with_the_video() -> None:
     model, _ = models.load(DATA / "mini")
     tiling = models.Tiling(12, 72, 72, 8, 64, 64)

@@ -63,6 +63,7 @@ def test_forked_child_that_has_not_used_mlx_before() -> None:
     succeeds(SETUP + code, **NATIVE)
 
 
+@pytest.mark.sampled(0)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit of the address space")
 def test_failed_allocation_is_an_exception_of_the_evaluation() -> None:
     """Of the output, in the evaluating thread; with room for that, of scratch memory, in tasks of the thread pool."""
