@@ -245,7 +245,7 @@ std::pair<std::size_t, std::size_t> bind_warmup(std::vector<WarmupCall> calls, n
   return {report.kernels, report.compiled};
 }
 
-nb::dict to_dict(const KernelFiles& files) {
+nb::dict files_dict(const KernelFiles& files) {
   nb::dict d;
   d["folder"] = files.folder;
   d["files"] = files.files;
@@ -336,9 +336,10 @@ NB_MODULE(_ext, m) {
         "Makes the kernels of calls -> how many, and how many of them were compiled.");
   m.def("kernel_compiler", &kernel_compiler, "Who compiles the kernels of calls made now.");
   m.def(
-      "kernel_files", [] { return to_dict(kernel_files()); }, "Compiled kernels on disk: folder, files, bytes, limit.");
+      "kernel_files", [] { return files_dict(kernel_files()); },
+      "Compiled kernels on disk: folder, files, bytes, limit.");
   m.def(
-      "clear_kernel_files", [] { return to_dict(clear_kernel_files()); }, "Removes them -> what is gone.");
+      "clear_kernel_files", [] { return files_dict(clear_kernel_files()); }, "Removes them -> what is gone.");
   m.def(
       "load_external_tier", [](nb::handle module) { replace_compiled_tier(external_tier(module)); }, "module"_a,
       "Replaces the compiled tier by the functions of a module.");

@@ -37,7 +37,7 @@ std::optional<mx::array> full_lengths(const CallDescription& call, int rank) {
 }
 
 /// The call on zeros, and its gradients if wanted.
-void run(const WarmupCall& warm, const Caller& caller) {
+void run_on_zeros(const WarmupCall& warm, const Caller& caller) {
   const CallDescription& call = warm.call;
   const mx::StreamOrDevice s = call.stream;
   const std::optional<mx::array> lengths = full_lengths(call, caller.rank);
@@ -115,7 +115,7 @@ WarmupReport warmup(const std::vector<WarmupCall>& calls,
     tell(1);
   }
   for (const Run& one : runs) {
-    run(calls[one.call], validated_calls[one.call].caller);
+    run_on_zeros(calls[one.call], validated_calls[one.call].caller);
     report.compiled += one.kernels;
     tell(one.kernels);
   }

@@ -39,7 +39,7 @@ mx::array rows_of(const mx::array& x, int axis, std::int64_t start, std::int64_t
 }
 
 // [rows, ...] of every rank below each other. Each rank's rows get the sum of all ranks' gradients of them.
-mx::array gathered(const mx::array& x, const Group& group, mx::Stream s) {
+mx::array gathered_slabs(const mx::array& x, const Group& group, mx::Stream s) {
   return in_order(x, group, s, [&](const mx::array& input) {
     const int rank = group.rank();
     const mx::array node = mx::distributed::all_gather(mx::contiguous(input, false, s), group, s);
@@ -48,9 +48,9 @@ mx::array gathered(const mx::array& x, const Group& group, mx::Stream s) {
                   const std::int64_t rows = inputs[0].shape(0);
                   return rows_of(summed(cotangent, group, stream), 0, rank * rows, rows, stream);
                 },
-                [=](const Arrays& tangents, mx::Stream stream) { return gathered(tangents[0], group, stream); },
+                [=](const Arrays& tangents, mx::Stream stream) { return gathered_slabs(tangents[0], group, stream); },
                 [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream stream) {
-                  return std::pair{gathered(mx::moveaxis(inputs[0], axes[0], 1, stream), group, stream), 1};
+                  return std::pair{gathered_slabs(mx::moveaxis(inputs[0], axes[0], 1, stream), group, stream), 1};
                 }};
     return decorated(node, std::move(rules), node.primitive().stream());
   });
@@ -113,7 +113,7 @@ mx::array gather(const Caller& caller, const mx::array& x, const SlabOptions& sl
     rest[0] = static_cast<int>(longest) - rest[0];
     block = mx::concatenate({block, mx::zeros(rest, x.dtype(), s)}, 0, s);
   }
-  const mx::array all = gathered(block, group, s);
+  const mx::array all = gathered_slabs(block, group, s);
   Arrays parts;
   for (int rank = 0; rank < group.size(); ++rank) parts.push_back(rows_of(all, 0, rank * longest, rows[rank], s));
   return mx::moveaxis(mx::concatenate(parts, 0, s), 0, axis, s);

@@ -75,7 +75,7 @@ mx::array padded(const Arrays& parts, std::int64_t length, mx::Stream s) {
   return mx::concatenate({joined, mx::zeros(rest, joined.dtype(), s)}, -1, s);
 }
 
-mx::array gathered(const mx::array& block, const Layout& layout, const Group& group, mx::Stream s) {
+mx::array gathered_blocks(const mx::array& block, const Layout& layout, const Group& group, mx::Stream s) {
   const int rank = group.rank();
   const Layout back = layout.reversed();
   Rules rules{"NattenGather",
@@ -87,7 +87,7 @@ mx::array gathered(const mx::array& block, const Layout& layout, const Group& gr
                 const mx::array all = padded({returned.right, returned.left}, layout.block(), s);
                 return pin({all}, {returned.done}, s)[0];
               },
-              [=](const Arrays& tangents, mx::Stream s) { return gathered(tangents[0], layout, group, s); },
+              [=](const Arrays& tangents, mx::Stream s) { return gathered_blocks(tangents[0], layout, group, s); },
               [=](const Arrays& inputs, const std::vector<int>& axes, mx::Stream s) -> std::pair<mx::array, int> {
                 const mx::array blocks = mx::moveaxis(inputs[0], axes[0], 0, s);
                 const int count = blocks.shape(0);
@@ -122,7 +122,7 @@ Flat exchange_flat(const mx::array& to_right, const mx::array& to_left, const La
   Arrays ordered = after;
   for (const mx::array& node : previous(group, inputs)) ordered.push_back(node);
   const mx::array block = pin({inputs[0]}, ordered, s)[0];
-  const mx::array all = gathered(block, layout, group, s);
+  const mx::array all = gathered_blocks(block, layout, group, s);
   const mx::array done = mx::astype(part(all, 0, 1, s), mx::float32, s);
   set_previous(group, inputs, done);
   return {part(all, left_start(layout, rank), layout.right[layout.left_of(rank)], s),

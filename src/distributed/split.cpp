@@ -15,7 +15,7 @@ namespace {
 using Arrays = std::vector<mx::array>;
 using Rows = std::pair<std::int64_t, std::int64_t>;
 
-mx::Shape with_rows(mx::Shape shape, int axis, const Rows& rows) {
+mx::Shape part_shape(mx::Shape shape, int axis, const Rows& rows) {
   shape[axis] = static_cast<int>(rows.second - rows.first);
   return shape;
 }
@@ -73,7 +73,7 @@ class Split : public mx::Primitive {
     std::vector<mx::Shape> result;
     for (const mx::array& tensor : tensors) result.push_back(tensor.shape());
     for (const Rows& rows : parts) {
-      for (const mx::array& tensor : tensors) result.push_back(with_rows(tensor.shape(), axis, rows));
+      for (const mx::array& tensor : tensors) result.push_back(part_shape(tensor.shape(), axis, rows));
     }
     result.push_back({1});
     return result;

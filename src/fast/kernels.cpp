@@ -43,7 +43,7 @@ constexpr ArrayRow kArrays[] = {
 };
 // clang-format on
 
-const ArrayRow& row_of(Array array) {
+const ArrayRow& array_row(Array array) {
   return kArrays[static_cast<int>(array)];
 }
 
@@ -52,48 +52,48 @@ using A = Array;
 // clang-format off
 /// In the order of KernelId.
 constexpr KernelRow kKernels[] = {
-    {"forward", Role::forward, Side::queries,
+    {"forward", TileClass::forward, Side::queries,
      {A::query, A::key, A::value, A::rpb, A::lengths, A::spans, A::scale}, {A::out, A::lse},
      {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward},
      "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, $rows, $words, $site, $scale)"},
-    {"delta", Role::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
+    {"delta", TileClass::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
      "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
      "na_out_shape[3]}}, na_out_shape[0], na_out_shape[4], $thread)"},
-    {"backward_query", Role::query_gradient, Side::queries,
+    {"backward_query", TileClass::query_gradient, Side::queries,
      {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans, A::scale},
      {A::dquery, A::partials}, {2, 1}, {text::backward, text::matrix_backward, text::warpgroup_backward},
      "attention_backward<true>(@query, @dout, @key, @value, @lse, @delta, $rpb, na_dquery, na_dquery, $partials, "
      "$rows, $scratch, $words, $site, $scale)"},
-    {"backward_key_value", Role::key_gradient, Side::keys,
+    {"backward_key_value", TileClass::key_gradient, Side::keys,
      {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans, A::scale},
      {A::dkey, A::dvalue}, {2, 2}, {text::backward, text::matrix_backward, text::warpgroup_backward},
      "attention_backward<false>(@key, @value, @query, @dout, @lse, @delta, $rpb, na_dkey, na_dvalue, $partials, "
      "$rows, $scratch, $words, $site, $scale)"},
-    {"qk", Role::split, Side::queries, {A::query, A::key, A::rpb, A::lengths, A::spans, A::scale}, {A::logits},
+    {"qk", TileClass::split, Side::queries, {A::query, A::key, A::rpb, A::lengths, A::spans, A::scale}, {A::logits},
      {1, 0}, {text::scores, nullptr},
      "attention_scores(@query, natten::Indexed::query_tokens, @key, $rpb, na_logits, na_rows_a, na_site, $scale, "
      "-NA_INFINITY)"},
-    {"qk_backward_query", Role::split, Side::queries,
+    {"qk_backward_query", TileClass::split, Side::queries,
      {A::dlogits, A::key, A::lengths, A::spans, A::scale}, {A::dquery, A::partials}, {1, 0}, {text::weighted, nullptr},
      "attention_weighted<true, true>(@key, natten::Indexed::keys, @dlogits, na_dquery, $partials, na_rows_a, $scratch, "
      "na_site, $scale)"},
-    {"qk_backward_key", Role::split, Side::keys, {A::query, A::dlogits, A::lengths, A::spans, A::scale}, {A::dkey},
+    {"qk_backward_key", TileClass::split, Side::keys, {A::query, A::dlogits, A::lengths, A::spans, A::scale}, {A::dkey},
      {1, 0}, {text::weighted, nullptr},
      "attention_weighted<false, false>(@query, natten::Indexed::query_tokens, @dlogits, na_dkey, $partials, na_rows_a, "
      "$scratch, na_site, $scale)"},
-    {"av", Role::split, Side::queries, {A::attn, A::value, A::lengths, A::spans}, {A::out},
+    {"av", TileClass::split, Side::queries, {A::attn, A::value, A::lengths, A::spans}, {A::out},
      {0, 1}, {text::weighted, nullptr},
      "attention_weighted<true, false>(@value, natten::Indexed::keys, @attn, na_out, $partials, na_rows_a, $scratch, "
      "na_site, $scale)"},
-    {"av_backward_attn", Role::split, Side::queries, {A::dout, A::value, A::lengths, A::spans}, {A::dattn},
+    {"av_backward_attn", TileClass::split, Side::queries, {A::dout, A::value, A::lengths, A::spans}, {A::dattn},
      {0, 1}, {text::scores, nullptr},
      "attention_scores(@dout, natten::Indexed::queries, @value, $rpb, na_dattn, na_rows_a, na_site, $scale, 0.0f)"},
-    {"av_backward_value", Role::split, Side::keys,
+    {"av_backward_value", TileClass::split, Side::keys,
      {A::dout, A::attn, A::value, A::lengths, A::spans}, {A::dvalue},  // of value the shape
      {0, 1}, {text::weighted, nullptr},
      "attention_weighted<false, false>(@dout, natten::Indexed::queries, @attn, na_dvalue, $partials, na_rows_a, "
      "$scratch, na_site, $scale)"},
-    {"rpb_sum", Role::split, Side::none, {A::partials}, {A::drpb}, {0, 1}, {text::sums, nullptr},
+    {"rpb_sum", TileClass::split, Side::none, {A::partials}, {A::drpb}, {0, 1}, {text::sums, nullptr},
      "sum_bias_gradients(na_partials, na_drpb, na_partials_shape[0], na_partials_shape[1] * NA_RPB_SIZE, $thread)"},
 };
 // clang-format on
@@ -128,7 +128,7 @@ std::array<Array, 2> KernelRow::streams() const {
   std::array<Array, 2> found{Array::none, Array::none};
   std::size_t count = 0;
   for (const Array array : inputs) {
-    const Last last = row_of(array).last;
+    const Last last = array_row(array).last;
     const bool is_rows = last == Last::head_dim || last == Last::value_dim;
     if (is_rows && side_of(array) != held && count < (has_tiles() ? 2u : 1u)) found[count++] = array;
   }
@@ -137,7 +137,7 @@ std::array<Array, 2> KernelRow::streams() const {
 
 int KernelRow::streamed_scalars() const {
   return static_cast<int>(std::count_if(inputs.begin(), inputs.end(), [&](Array array) {
-    return has_tiles() && side_of(array) != Side::none && side_of(array) != held && row_of(array).last == Last::none;
+    return has_tiles() && side_of(array) != Side::none && side_of(array) != held && array_row(array).last == Last::none;
   }));
 }
 
@@ -161,17 +161,17 @@ bool has_array(const Problem& p, Array array) {
 }
 
 Side side_of(Array array) {
-  return row_of(array).side;
+  return array_row(array).side;
 }
 
 std::int64_t channels_of(const Problem& p, Array array) {
-  const Last last = row_of(array).last;
+  const Last last = array_row(array).last;
   return last == Last::head_dim ? p.head_dim : last == Last::value_dim ? p.value_dim : 0;
 }
 
 FloatType type_of(const Problem& p, Array array) {
   const FloatType types[] = {p.query_type, p.key_type, p.value_type, FloatType::float32};  // in the order of Type
-  return types[static_cast<int>(row_of(array).type)];
+  return types[static_cast<int>(array_row(array).type)];
 }
 
 std::int64_t bias_entries(const Problem& p) {
@@ -181,7 +181,7 @@ std::int64_t bias_entries(const Problem& p) {
 }
 
 ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
-  const ArrayRow& row = row_of(array);
+  const ArrayRow& row = array_row(array);
   ArraySpec spec{row.name, ElementType::int32, {}};
   if (row.type != Type::int32) {
     const FloatType type = type_of(p, array);

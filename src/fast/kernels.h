@@ -23,12 +23,12 @@ enum class Array : std::uint8_t {
 /// What the positions of a tile, or of an array, are.
 enum class Side : std::uint8_t { none, queries, keys };
 
-/// Kernels of one role have the same tile sizes.
-enum class Role : std::uint8_t { forward, query_gradient, key_gradient, split };
+/// Kernels of one class have the same tile sizes.
+enum class TileClass : std::uint8_t { forward, query_gradient, key_gradient, split };
 
 struct KernelRow {
   const char* name;
-  Role role;
+  TileClass tile_class;
   Side held;                     ///< by threads, the other side streams past; none: no tiles
   std::array<Array, 10> inputs;  ///< those that a problem lacks, and `none`, drop out
   std::array<Array, 2> outputs;

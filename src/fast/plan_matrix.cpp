@@ -16,7 +16,7 @@ bool has_even_queries(const Problem& p) {
                       [&](const Axis& axis) { return axis.is_circular && (axis.stride > 1 || p.spans); });
 }
 
-bool suits(const Problem& p, const KernelRow& kernel, Target target) {
+bool suits_matrix(const Problem& p, const KernelRow& kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
   const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
   return has_type && p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) &&
@@ -25,7 +25,7 @@ bool suits(const Problem& p, const KernelRow& kernel, Target target) {
 
 /// What warps multiply, with what loading costs. A warp skips what lies before and after its own span of the region,
 /// which is a flat list of rows.
-double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan) {
+double matrix_cost(const Problem& p, const KernelRow& kernel, const Plan& plan) {
   constexpr double kLoad = 0.5;     // bringing a position in, for all warps of a tile, in those that a warp multiplies
   constexpr double kTileCost = 64;  // queries, results, indices; the same unit
   const std::array<int, 3> warp = plan.simd_extent();
@@ -42,7 +42,7 @@ double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan
 }
 
 /// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
-bool choose_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Plan& plan) {
+bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Plan& plan) {
   std::int64_t region = 1;
   int bits = 0;
   for (int a = 0; a < kAxes; ++a) {
@@ -64,10 +64,10 @@ bool choose_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Pla
 }  // namespace
 
 std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
-  if (!suits(p, kernel, target)) return std::nullopt;
+  if (!suits_matrix(p, kernel, target)) return std::nullopt;
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
-  const int role = static_cast<int>(kernel.role);  // forward or a gradient
+  const int role = static_cast<int>(kernel.tile_class);  // forward or a gradient
   const bool metal = target.platform == Platform::metal;
   plan.run = 2;
   plan.lanes = 4;
@@ -96,9 +96,9 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   override_from_environment(plan);
   finish_streams(kernel, plan);
   plan.position_bytes += 4 + 2 * 8;  // packed coordinates, places in both arrays
-  choose_extent(p, kernel, cost_of_tiles, plan);
+  choose_extent(p, kernel, matrix_cost, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
-  if (!choose_chunk(p, kernel, most_bytes, plan)) return std::nullopt;
+  if (!choose_matrix_chunk(p, kernel, most_bytes, plan)) return std::nullopt;
   override_from_environment(plan);
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
   return plan;

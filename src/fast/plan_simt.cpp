@@ -19,7 +19,7 @@ struct Limits {
 };
 
 Limits limits(const Problem& p, const KernelRow& kernel, Platform platform) {
-  const bool gradients = kernel.role == Role::query_gradient || kernel.role == Role::key_gradient;
+  const bool gradients = kernel.tile_class == TileClass::query_gradient || kernel.tile_class == TileClass::key_gradient;
   if (platform == Platform::metal) {
     // Not tuned on hardware. 128 threads, because a pipeline that uses many registers allows few more; half of the
     // 32 KB that Metal has, so that two groups share a core and one computes while the other loads.
@@ -34,8 +34,8 @@ Limits limits(const Problem& p, const KernelRow& kernel, Platform platform) {
       {256, 2, 16, 2, 13, 32 * kKilobyte},  // split
   };
   // Windows of long rows have the longer halo, which larger tiles share.
-  const bool is_long = kernel.role == Role::forward && p.axes[2].kernel_size > 8;
-  return kLimits[static_cast<int>(is_long ? Role::split : kernel.role)];
+  const bool is_long = kernel.tile_class == TileClass::forward && p.axes[2].kernel_size > 8;
+  return kLimits[static_cast<int>(is_long ? TileClass::split : kernel.tile_class)];
 }
 
 /// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
@@ -63,7 +63,7 @@ void choose_lanes(Plan& plan, Platform platform, int wanted) {
 }
 
 /// Of all the tiles of a problem: overhang and halo against each other.
-double cost_of_tiles(const Problem& p, const KernelRow& kernel, const Plan& plan) {
+double simt_cost(const Problem& p, const KernelRow& kernel, const Plan& plan) {
   const int positions = plan.positions(), row = plan.extent[2];
   const int simd_positions = 32 / plan.lanes * (plan.run_axis == 2 ? plan.run : 1);
   double tiles = 1, met = 1;
@@ -91,7 +91,7 @@ int choose_batch(std::int64_t columns, int most) {
   return best;
 }
 
-void choose_chunk(const Problem& p, const KernelRow& kernel, int chunk_bytes, int shared_bytes, Plan& plan) {
+void choose_simt_chunk(const Problem& p, const KernelRow& kernel, int chunk_bytes, int shared_bytes, Plan& plan) {
   std::int64_t width = reach(p, 2, plan.extent[2], kernel.holds_keys());
   std::int64_t region =
       width * reach(p, 0, plan.extent[0], kernel.holds_keys()) * reach(p, 1, plan.extent[1], kernel.holds_keys());
@@ -118,9 +118,9 @@ std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target 
   override_from_environment(plan);
   if (!kernel.has_tiles()) return plan;
   finish_streams(kernel, plan);
-  choose_extent(p, kernel, cost_of_tiles, plan);
+  choose_extent(p, kernel, simt_cost, plan);
   plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
-  choose_chunk(p, kernel, limit.chunk_bytes, most_shared_bytes(target.platform), plan);
+  choose_simt_chunk(p, kernel, limit.chunk_bytes, most_shared_bytes(target.platform), plan);
   override_from_environment(plan);
   return plan;
 }

@@ -9,7 +9,7 @@ namespace natten::fast {
 namespace {
 
 /// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
-bool suits(const Problem& p, Target target) {
+bool suits_warpgroup(const Problem& p, Target target) {
   const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
@@ -42,7 +42,7 @@ Shape shape_of_gradient(const Problem& p) {
   if (channels > 32) return {2, 128, 1, 64, 6, 2};
   return {1, 32, 2, 64, 4, 4};
 }
-Shape shape_of(const Problem& p) {
+Shape shape_of_forward(const Problem& p) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
   if (channels > 64) return {2, 128, 1, 128, 3, 1};
@@ -112,9 +112,9 @@ void choose_box(const Problem& p, bool keys, Plan& plan) {
 
 std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   const int wanted = override_of(engine_name(Engine::warpgroup));
-  const bool keys = kernel.holds_keys(), forward = kernel.role == Role::forward;
-  if (!suits(p, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
-  const Shape shape = forward ? shape_of(p) : shape_of_gradient(p);
+  const bool keys = kernel.holds_keys(), forward = kernel.tile_class == TileClass::forward;
+  if (!suits_warpgroup(p, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
+  const Shape shape = forward ? shape_of_forward(p) : shape_of_gradient(p);
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;

@@ -13,7 +13,7 @@ namespace {
 using fast::KernelId;
 
 // Of all kernels of the operation and of its gradients, when it is asked about the forward.
-Objection objection_to(const Problem& p, Role role) {
+Objection objection_to_kernels(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a launch for each gradient";
   if (role != Role::forward) return {};
   if (p.device != DeviceType::gpu && !fast::is_emulated()) return "kernels compiled at run time need a GPU device";
@@ -37,7 +37,7 @@ std::string kernel_name_of(Argument argument) {
   return std::string("na_") + name_of(argument);
 }
 
-Arrays run(const Call& call) {
+Arrays run_kernels(const Call& call) {
   const Arguments arguments = inputs_of(call.problem, call.role);
   std::vector<fast::NamedArray> inputs;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -86,8 +86,8 @@ Tier fast_tier() {
     if (!fast::is_emulated() && !mx::is_available(mx::Device::gpu)) return "MLX finds no GPU on this machine";
     return fast::objection(fast::target());
   };
-  tier.supports = objection_to;
-  tier.run = run;
+  tier.supports = objection_to_kernels;
+  tier.run = run_kernels;
   tier.choice = choice;
   tier.cost = costs;
   tier.is_fused = true;

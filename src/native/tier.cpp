@@ -8,7 +8,7 @@
 namespace natten {
 namespace {
 
-Objection objection_to(const Problem& p, Role role) {
+Objection objection_to_cpu_kernels(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a kernel for each gradient";
   if (p.device != DeviceType::cpu) return "compiled kernels run on the CPU device only";
   if (p.is_circular() && !cpu::is_tiled(p)) {
@@ -27,7 +27,7 @@ Tier compiled_tier() {
   Tier tier;
   tier.name = kCompiled;
   tier.unavailable = [] { return Objection(); };
-  tier.supports = objection_to;
+  tier.supports = objection_to_cpu_kernels;
   tier.run = cpu::run_kernel;
   tier.step = cpu::run_step;
   tier.choice = [](const Problem& p) {

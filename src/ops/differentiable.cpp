@@ -17,7 +17,7 @@ namespace {
 
 using Function = std::function<Arrays(const Arrays&)>;
 
-Arrays select(const Arrays& arrays, const std::vector<int>& argnums) {
+Arrays chosen(const Arrays& arrays, const std::vector<int>& argnums) {
   Arrays selected;
   for (int arg : argnums) selected.push_back(arrays[arg]);
   return selected;
@@ -35,7 +35,7 @@ Function of_arguments(const Function& function, const Arrays& inputs, const std:
 // Cotangents of the inputs `argnums`, as MLX differentiates `function`.
 Arrays gradients(const Function& function, const Arrays& inputs, const std::vector<int>& argnums,
                  const Arrays& cotangents) {
-  return mx::vjp(of_arguments(function, inputs, argnums), select(inputs, argnums), cotangents).second;
+  return mx::vjp(of_arguments(function, inputs, argnums), chosen(inputs, argnums), cotangents).second;
 }
 
 // The operation as MLX operations that can be differentiated. A backward is the reference's gradient, which depends on
@@ -106,7 +106,7 @@ Arrays cotangents_of(const Operation& operation, const Arrays& inputs, const Arr
 
 Arrays tangents_of(const Operation& operation, const Arrays& inputs, const Arrays& tangents,
                    const std::vector<int>& argnums, mx::Stream s) {
-  return mx::jvp(of_arguments(reference_of(operation, s), inputs, argnums), select(inputs, argnums), tangents).second;
+  return mx::jvp(of_arguments(reference_of(operation, s), inputs, argnums), chosen(inputs, argnums), tangents).second;
 }
 
 // Whether `a` is `input`, perhaps behind a change of layout.

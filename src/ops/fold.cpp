@@ -16,7 +16,7 @@ int joined_axis(Argument argument, bool into_heads) {
   return into_heads ? 4 : 0;
 }
 
-bool holds(const Arguments& arguments, Argument argument) {
+bool contains(const Arguments& arguments, Argument argument) {
   return std::find(arguments.begin(), arguments.end(), argument) != arguments.end();
 }
 
@@ -92,11 +92,11 @@ std::pair<Arrays, std::vector<int>> map_folded(const Operation& operation, const
     count = inputs[i].shape(axes[i]);
     mapped.push_back(arguments[i]);
   }
-  const bool into_heads = holds(mapped, Argument::rpb) || holds(results, Argument::drpb);
+  const bool into_heads = contains(mapped, Argument::rpb) || contains(results, Argument::drpb);
   std::vector<int> output_axes;
   for (const Argument result : results) output_axes.push_back(joined_axis(result, into_heads));
   // Lengths and a bias mapped together fold into neither batch nor heads: example by example.
-  const bool one_by_one = into_heads && holds(mapped, Argument::lengths);
+  const bool one_by_one = into_heads && contains(mapped, Argument::lengths);
   const int step = one_by_one ? 1 : largest_fold(operation, into_heads, count);
   std::vector<Arrays> pieces(results.size());
   for (int first = 0; first < count; first += step) {

@@ -112,7 +112,7 @@ AxisWindows axis_windows(const Axis& axis, const AxisSpan& span, std::int64_t sl
           mx::astype(*rpb_index(axis, place, key_inside).value, mx::int32, s)};
 }
 
-mx::array scaled(const mx::array& a, std::int64_t factor, mx::Stream s) {
+mx::array times(const mx::array& a, std::int64_t factor, mx::Stream s) {
   return mx::multiply(a, mx::array(static_cast<int>(factor)), s);
 }
 
@@ -156,7 +156,7 @@ BlockWindows block_windows(const Problem& problem, const std::optional<mx::array
     for (int axis = 0; axis < kAxes; ++axis) {
       if (!windows[axis]) continue;
       mx::array entry = (*windows[axis]).*field;
-      if (factor[axis] != 1) entry = scaled(entry, factor[axis], s);
+      if (factor[axis] != 1) entry = times(entry, factor[axis], s);
       joined =
           joined ? mx::flatten(join(mx::expand_dims(*joined, 3, s), mx::expand_dims(entry, 2, s), s), 2, 3, s) : entry;
     }
@@ -165,7 +165,7 @@ BlockWindows block_windows(const Problem& problem, const std::optional<mx::array
 
   const std::int64_t line = problem.span(2).key_rows, plane = problem.span(1).key_rows * line;
   const mx::array rows = over_slots(&AxisWindows::row, mx::add, {plane, line, 1});
-  const mx::array sample = scaled(mx::arange(0, static_cast<int>(problem.batch), 1, s), problem.key_tokens(), s);
+  const mx::array sample = times(mx::arange(0, static_cast<int>(problem.batch), 1, s), problem.key_tokens(), s);
   BlockWindows block{mx::add(rows, mx::expand_dims(sample, {1, 2}, s), s), {}, {}};
 
   if (has_empty_slots(problem)) {

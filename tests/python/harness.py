@@ -215,6 +215,32 @@ def gradient_dtypes_match(inputs: list[mx.array], grads: list[mx.array]) -> bool
     return all(x.dtype == g.dtype and x.shape == g.shape for x, g in zip(inputs, grads, strict=True))
 
 
+def check_split_form(
+    case: Case,
+    arrays: Arrays,
+    tolerance: float,
+    gradient_tolerance: float,
+    given: Callable[[str], mx.array] | None = None,
+) -> None:
+    """qk, av and their gradients of `given(name)` against the oracle's of `arrays`, which are given by default."""
+    given = given or (lambda name: to_mlx(arrays[name], case.dtype))
+    reference = case.call(arrays)
+    qk = reference.qk(), reference.qk_backward(arrays["dlogits"])
+    av = reference.av(arrays["attn"]), reference.av_backward(arrays["attn"], arrays["dout"])
+    for (names, call), cotangent, (expected, gradients) in (
+        (split_qk(case), "dlogits", qk),
+        (split_av(case), "dout", av),
+    ):
+        inputs = [given(name) for name in names]
+        (result,) = call(*inputs)
+        assert result.dtype == inputs[0].dtype
+        assert_near(result, expected, tolerance, f"result, {cotangent}")
+        grads = vjp(call, inputs, [given(cotangent)])
+        assert gradient_dtypes_match(inputs, grads)
+        for name, gradient in zip(names, grads, strict=True):
+            assert_near(gradient, gradients[name], gradient_tolerance, f"gradient of {name}, {cotangent}")
+
+
 def import_from_root(name: str) -> Any:
     return getattr(importlib.import_module("natten_mlx"), name)
 

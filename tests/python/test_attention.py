@@ -15,12 +15,11 @@ from harness import (
     assert_half_near,
     assert_near,
     attention,
+    check_split_form,
     gradient_dtypes_match,
     naive_attention,
     rounded,
     skip_unless_taken,
-    split_av,
-    split_qk,
     takes,
     to_mlx,
     to_numpy,
@@ -51,30 +50,7 @@ def check_attention(case: Case) -> None:
 def check_split(case: Case) -> None:
     case = case.with_(extra=None)
     arrays = rounded(case.arrays(), case.dtype)
-    reference = case.call(arrays)
-    forward, backward = FORWARD_TOLERANCE[case.dtype], GRADIENT_TOLERANCE[case.dtype]
-
-    names, call = split_qk(case)
-    inputs = [to_mlx(arrays[name], case.dtype) for name in names]
-    (logits,) = call(*inputs)
-    assert logits.dtype == inputs[0].dtype
-    assert_near(logits, reference.qk(), forward, "logits")
-    grads = vjp(call, inputs, [to_mlx(arrays["dlogits"], case.dtype)])
-    assert gradient_dtypes_match(inputs, grads)
-    expected = reference.qk_backward(arrays["dlogits"])
-    for name, gradient in zip(names, grads, strict=True):
-        assert_near(gradient, expected[name], backward, f"gradient of qk's {name}")
-
-    names, call = split_av(case)
-    inputs = [to_mlx(arrays[name], case.dtype) for name in names]
-    (out,) = call(*inputs)
-    assert out.dtype == inputs[0].dtype
-    assert_near(out, reference.av(arrays["attn"]), forward, "out of av")
-    grads = vjp(call, inputs, [to_mlx(arrays["dout"], case.dtype)])
-    assert gradient_dtypes_match(inputs, grads)
-    expected = reference.av_backward(arrays["attn"], arrays["dout"])
-    for name, gradient in zip(names, grads, strict=True):
-        assert_near(gradient, expected[name], backward, f"gradient of av's {name}")
+    check_split_form(case, arrays, FORWARD_TOLERANCE[case.dtype], GRADIENT_TOLERANCE[case.dtype])
 
 
 def check_half(case: Case) -> None:
@@ -160,20 +136,8 @@ def test_half_split(tier: str, case: Case, dtype: str) -> None:
     """Every result is a float32 sum, rounded once."""
     case = case.with_(dtype=dtype)
     arrays = rounded(case.arrays(), dtype)
-    reference = case.call(arrays)
     epsilon = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype] * 1.01
-    names, call = split_qk(case)
-    inputs = [to_mlx(arrays[name], dtype) for name in names]
-    assert_near(call(*inputs)[0], reference.qk(), epsilon, "logits")
-    expected = reference.qk_backward(arrays["dlogits"])
-    for name, gradient in zip(names, vjp(call, inputs, [to_mlx(arrays["dlogits"], dtype)]), strict=True):
-        assert_near(gradient, expected[name], epsilon, f"gradient of qk's {name}")
-    names, call = split_av(case)
-    inputs = [to_mlx(arrays[name], dtype) for name in names]
-    assert_near(call(*inputs)[0], reference.av(arrays["attn"]), epsilon, "out of av")
-    expected = reference.av_backward(arrays["attn"], arrays["dout"])
-    for name, gradient in zip(names, vjp(call, inputs, [to_mlx(arrays["dout"], dtype)]), strict=True):
-        assert_near(gradient, expected[name], epsilon, f"gradient of av's {name}")
+    check_split_form(case, arrays, epsilon, epsilon)
 
 
 CENTRAL = [

@@ -507,29 +507,6 @@ class TestImport:
             print_it = f"import natten_mlx; print(natten_mlx.{module}.__name__)"
             assert succeeds(print_it).strip() == f"natten_mlx.{module}"
 
-    def test_everything_is_importable_from_the_root_and_its_module(self) -> None:
-        import natten_mlx.functional
-        import natten_mlx.merge
-        import natten_mlx.nn
-        import natten_mlx.support_matrix
-
-        for rank in (1, 2, 3):
-            for suffix in ("", "_qk", "_av", "_varlen"):
-                name = f"na{rank}d{suffix}"
-                assert getattr(natten_mlx.functional, name) is getattr(natten_mlx, name)
-            name = f"NeighborhoodAttention{rank}D"
-            assert getattr(natten_mlx.nn, name) is getattr(natten_mlx, name)
-        assert natten_mlx.merge.merge_attentions is natten_mlx.merge_attentions
-        assert natten_mlx.support_matrix.get_support_matrix is natten_mlx.get_support_matrix
-        for name in ("set_backend", "get_backend", "has_metal", "has_nanobind", "explain"):
-            assert callable(getattr(natten_mlx, name))
-
-    def test_every_public_function_is_documented(self) -> None:
-        for rank in (1, 2, 3):
-            for suffix in ("", "_qk", "_av", "_varlen"):
-                text = getattr(natten_mlx, f"na{rank}d{suffix}").__doc__
-                assert text and "ValueError" in text and "[B" in text, f"na{rank}d{suffix}"
-
     def test_import_leaves_heavy_modules_alone(self) -> None:
         out = succeeds(
             "import sys, natten_mlx; print([m for m in ('matplotlib', 'numpy', 'rich', 'sklearn') if m in sys.modules])"

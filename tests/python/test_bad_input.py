@@ -10,7 +10,7 @@ import pytest
 
 import natten_mlx
 from cases import Case
-from harness import assert_near, attention, options, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
+from harness import assert_near, attention, rounded, split_av, split_qk, to_mlx, to_numpy, vjp
 
 HUGE = [2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**33 + 3, 2**62, 2**63 - 1, 2**63, 2**64, 2**64 + 3, 10**30]
 
@@ -255,8 +255,3 @@ def test_single_tokens(tier: str) -> None:
         out, lse = attention(case)[1](*(to_mlx(arrays[name]) for name in case.shapes()))
         assert_near(out, arrays["value"], 1e-6)
         assert_near(lse, case.call(arrays).forward()[1], 1e-5)
-
-
-def test_options_reach_the_library() -> None:
-    case = NEIGHBORHOODS[1]
-    assert options(case, "scale")["is_causal"] == (True,)

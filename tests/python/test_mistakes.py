@@ -20,9 +20,9 @@ from harness import (
     assert_near,
     attention,
     available_gib,
+    check_split_form,
     naive_attention,
     rounded,
-    split_qk,
     to_mlx,
     to_numpy,
     vjp,
@@ -114,19 +114,13 @@ def test_05_half_products_are_widened_before_they_are_added(tier: str, dtype: st
 def test_06_grouped_heads_in_the_split_form(tier: str, kv_heads: int) -> None:
     case = Case((7, 6), (3, 3), heads=6, kv_heads=kv_heads)
     arrays = rounded(case.arrays(), "float32")
-    names, call = split_qk(case)
-    inputs = [to_mlx(arrays[name]) for name in names]
-    assert_near(call(*inputs)[0], case.call(arrays).qk(), 1e-5)
-    for name, gradient in zip(names, vjp(call, inputs, [to_mlx(arrays["dlogits"])]), strict=True):
-        assert_near(gradient, case.call(arrays).qk_backward(arrays["dlogits"])[name], 1e-4, name)
-    attn, value = to_mlx(arrays["attn"]), to_mlx(arrays["value"])
-    assert_near(natten_mlx.na2d_av(attn, value, 3), case.call(arrays).av(arrays["attn"]), 1e-5)
+    check_split_form(case, arrays, 1e-5, 1e-4)
     if kv_heads == 3:
         four = mx.zeros((1, 7, 6, 4, 4))
         with pytest.raises(ValueError, match="must be divisible by"):
-            natten_mlx.na2d_qk(inputs[0], four, 3)
+            natten_mlx.na2d_qk(to_mlx(arrays["query"]), four, 3)
         with pytest.raises(ValueError, match="must be divisible by"):
-            natten_mlx.na2d_av(attn, four, 3)
+            natten_mlx.na2d_av(to_mlx(arrays["attn"]), four, 3)
 
 
 def test_07_additional_keys_with_stride(tier: str) -> None:

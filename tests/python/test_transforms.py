@@ -13,6 +13,7 @@ from cases import Case
 from harness import (
     assert_near,
     attention,
+    check_split_form,
     device,
     rounded,
     skip_unless_taken,
@@ -416,19 +417,9 @@ def test_layouts(tier: str, case: Case, layout: str) -> None:
     cotangents = [LAYOUTS[layout](arrays["dout"]), to_mlx(arrays["dlse"].T).T]
     check_gradients(case, vjp(call, inputs, cotangents), arrays, names)
     if case.extra is None:
-        for (split_names, split), cotangent in ((split_qk(case), "dlogits"), (split_av(case), "dout")):
-            given = [to_mlx(arrays[n]) if n == "rpb" else LAYOUTS[layout](arrays[n]) for n in split_names]
-            reference = case.call(arrays)
-            if cotangent == "dlogits":
-                expected, backward = reference.qk(), reference.qk_backward(arrays["dlogits"])
-            else:
-                expected = reference.av(arrays["attn"])
-                backward = reference.av_backward(arrays["attn"], arrays["dout"])
-            assert_near(split(*given)[0], expected, 1e-5)
-            for name, gradient in zip(
-                split_names, vjp(split, given, [LAYOUTS[layout](arrays[cotangent])]), strict=True
-            ):
-                assert_near(gradient, backward[name], 1e-4, name)
+        check_split_form(
+            case, arrays, 1e-5, 1e-4, lambda n: to_mlx(arrays[n]) if n == "rpb" else LAYOUTS[layout](arrays[n])
+        )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, 4])

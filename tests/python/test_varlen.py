@@ -15,13 +15,11 @@ from cases import Case, calls
 from harness import (
     assert_near,
     attention,
+    check_split_form,
     function,
     lengths_array,
-    options,
     rounded,
     skip_unless_taken,
-    split_av,
-    split_qk,
     succeeds,
     takes,
     to_mlx,
@@ -113,19 +111,7 @@ def test_padding_reaches_nothing_in_the_split_form(tier: str, case: Case, poison
     skip_unless_taken(tier, case)
     clean = rounded(case.arrays(), "float32")
     arrays = poisoned(case, clean, poison)
-    reference = case.call(clean)
-    names, qk = split_qk(case)
-    inputs = [to_mlx(arrays[name]) for name in names]
-    assert_near(qk(*inputs)[0], reference.qk(), 1e-5, "logits")
-    expected = reference.qk_backward(clean["dlogits"])
-    for name, gradient in zip(names, vjp(qk, inputs, [to_mlx(arrays["dlogits"])]), strict=True):
-        assert_near(gradient, expected[name], 1e-4, f"gradient of qk's {name}")
-    names, av = split_av(case)
-    inputs = [to_mlx(arrays[name]) for name in names]
-    assert_near(av(*inputs)[0], reference.av(clean["attn"]), 1e-5, "out of av")
-    expected = reference.av_backward(clean["attn"], clean["dout"])
-    for name, gradient in zip(names, vjp(av, inputs, [to_mlx(arrays["dout"])]), strict=True):
-        assert_near(gradient, expected[name], 1e-4, f"gradient of av's {name}")
+    check_split_form(case, clean, 1e-5, 1e-4, lambda name: to_mlx(arrays[name]))
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None and not case.span], ids=str)
@@ -269,19 +255,6 @@ def test_half_types(tier: str) -> None:
         assert lse.dtype == mx.float32
         assert_near(out, case.call(clean).forward()[0], {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype])
         assert_near(lse, case.call(clean).forward()[1], 1e-5)
-
-
-def test_options_name_lengths_once() -> None:
-    assert set(options(OPTIONS[0], "scale")) == {
-        "kernel_size",
-        "stride",
-        "dilation",
-        "is_causal",
-        "gna_stride",
-        "is_circular",
-        "scale",
-        "lengths",
-    }
 
 
 def test_lengths_behind_a_deep_graph() -> None:
