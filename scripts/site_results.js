@@ -67,11 +67,11 @@
         if (name === "ms") {
           const bar = document.createElement("span");
           bar.className = "bar";
-          bar.style.width = `${Math.round(110 * (Math.log10(row.ms) - low) / (high - low))}px`;
+          bar.style.setProperty("--share", (Math.log10(row.ms) - low) / (high - low));
           cell.className = "time";
           cell.append(bar, number(row.ms));
         } else if (typeof row[name] === "number") {
-          cell.className = "number";
+          cell.className = `number ${name}`;
           cell.textContent = number(row[name]) + (name === "ratio" ? " x" : "");
         } else {
           cell.className = name;
@@ -88,6 +88,7 @@
     const line = head.insertRow();
     for (const [name, text] of columns) {
       const cell = document.createElement("th");
+      cell.className = name;
       const button = document.createElement("button");
       button.textContent = text + (sorted[0] === name ? (sorted[1] > 0 ? " \u25b2" : " \u25bc") : "");
       button.addEventListener("click", () => { sorted = [name, sorted[0] === name ? -sorted[1] : 1]; draw(); });

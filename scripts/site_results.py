@@ -90,7 +90,7 @@ times of one machine and day. [Performance](performance.md) says what they mean.
 {style}</style>
 <form id="results-filters" class="results-filters" aria-label="Filters"></form>
 <p id="results-about"></p>
-<div class="results-scroll"><table id="results-table" data-search-exclude></table></div>
+<div class="results-scroll"><table id="results-table" class="results" data-search-exclude></table></div>
 <script type="application/json" id="results-data">{data}</script>
 <script>
 {script}</script>

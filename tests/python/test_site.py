@@ -66,6 +66,16 @@ def test_pages_fit(address: str, browser: Any, width: int) -> None:
         assert not errors(browser), page
 
 
+def test_the_explorer_in_its_frame(address: str, browser: Any) -> None:
+    """Without its own heading, controls and tokens stand side by side."""
+    resize(browser, 1400)
+    browser.get(f"{address}/explorer.html")
+    browser.switch_to.frame("explorer")
+    wait(browser, "document.querySelectorAll('#grid .cell').length > 1")
+    top = "return document.getElementById('{}').getBoundingClientRect().top"
+    assert abs(browser.execute_script(top.format("controls")) - browser.execute_script(top.format("view"))) < 20
+
+
 def test_results(address: str, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select
