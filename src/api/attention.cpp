@@ -99,8 +99,7 @@ AttentionResult attention_of(const Caller& caller, const mx::array& query, const
                              const ApartKeys* apart, const Neighborhood& neighborhood,
                              const AttentionOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p = validate_attention(caller, query, key, value, neighborhood, placement_of(options), options.scale,
-                                       options.rpb, options.lengths, s.device);
+  const Problem p = validate_attention(caller, query, key, value, neighborhood, given_of(options, s.device));
   validate_additional(caller, p, options.additional_keys, options.additional_values);
   const bool has_additional = options.additional_keys && options.additional_keys->shape(1) > 0;
   if (is_empty(p)) {
@@ -160,8 +159,9 @@ std::optional<Arrays> decoding_step(const Caller& caller, Arrays inputs, const N
   AttentionOptions options;
   options.query_start = start;
   options.shape = shape;
+  options.scale = scale;
   Problem p = validate_attention(caller, inputs[0], {keys, inputs[1].dtype()}, {keys, inputs[2].dtype()}, neighborhood,
-                                 placement_of(options), scale, {}, {}, s.device);
+                                 given_of(options, s.device));
   p.axes[kAxes - caller.rank].dilation = ring[1];  // the ring has it where windows of one key need none
   const TierPtr tier = choose_tier(caller, p);
   if (!tier->step || p.is_circular() || is_empty(p) || inputs.back().dtype() != mx::int64) return {};
@@ -171,8 +171,7 @@ std::optional<Arrays> decoding_step(const Caller& caller, Arrays inputs, const N
 mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key, const Neighborhood& neighborhood,
              const QkOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
-  const Problem p = validate_qk(caller, query, key, neighborhood, placement_of(options), options.scale, options.rpb,
-                                options.lengths, s.device);
+  const Problem p = validate_qk(caller, query, key, neighborhood, given_of(options, s.device));
   const std::int64_t additional = validate_additional_keys(caller, p, options.additional_keys);
   if (is_empty(p)) return mx::zeros(result_shape(p, {p.heads, p.kernel_volume() + additional}), query.dtype(), s);
   const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
@@ -192,8 +191,7 @@ mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value
   const mx::Stream s = mx::to_stream(options.stream);
   const auto& others = options.additional_values;
   const std::int64_t additional = others && others->ndim() == 4 ? others->shape(1) : 0;
-  Problem p =
-      validate_av(caller, attn, value, neighborhood, placement_of(options), options.lengths, s.device, additional);
+  Problem p = validate_av(caller, attn, value, neighborhood, given_of(options, s.device), additional);
   validate_additional_values(caller, p, others);
   if (is_empty(p)) return mx::zeros(result_shape(p, {p.heads, p.value_dim}), attn.dtype(), s);
   const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
@@ -216,7 +214,9 @@ std::pair<mx::array, mx::array> padding_masks(const Caller& caller, const mx::Sh
   mx::Shape row = shape;  // one head of one channel
   row.insert(row.end(), {1, 1});
   const Spec spec(row, mx::float32);
-  const Problem p = validate_qk(caller, spec, spec, neighborhood, placement_of(QkOptions{}), {}, {}, lengths, s.device);
+  QkOptions options;
+  options.lengths = lengths;
+  const Problem p = validate_qk(caller, spec, spec, neighborhood, given_of(options, s.device));
   if (p.batch == 0) return {mx::zeros(shape, mx::bool_, s), mx::zeros(result_shape(p, {}), mx::bool_, s)};
   const Padding padding(p, checked_lengths(caller, p, lengths, s), s);
   return {with_rank_axes(*padding.token_mask(), p.rank, s), with_rank_axes(*padding.query_mask(), p.rank, s)};

@@ -123,22 +123,19 @@ ValidatedCall validated(const CallDescription& call, const Neighborhood& neighbo
   const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
   const Caller caller{"na" + std::to_string(rank) + "d" + (call.op == "attention" ? "" : "_" + call.op), rank};
   if (call.op == "attention") {
-    Problem p = validate_attention(caller, call.query, call.key, call.value, neighborhood, placement_of(call),
-                                   call.scale, call.rpb, call.lengths, device);
+    Problem p = validate_attention(caller, call.query, call.key, call.value, neighborhood, given_of(call, device));
     validate_additional(caller, p, call.additional_keys, call.additional_values);
     const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
     return {caller, additional > 0 ? window_problem(p) : p, additional};
   }
   if (call.op == "qk") {
-    const Problem p = validate_qk(caller, call.query, call.key, neighborhood, placement_of(call), call.scale, call.rpb,
-                                  call.lengths, device);
+    const Problem p = validate_qk(caller, call.query, call.key, neighborhood, given_of(call, device));
     return {caller, p, validate_additional_keys(caller, p, call.additional_keys)};
   }
   if (call.op == "av") {
     const auto& others = call.additional_values;
     const std::int64_t additional = others && others->shape.size() == 4 ? others->shape[1] : 0;
-    const Problem p =
-        validate_av(caller, call.query, call.value, neighborhood, placement_of(call), call.lengths, device, additional);
+    const Problem p = validate_av(caller, call.query, call.value, neighborhood, given_of(call, device), additional);
     validate_additional_values(caller, p, others);
     return {caller, additional > 0 ? window_problem(p) : p, additional};
   }

@@ -15,9 +15,10 @@ Problem validate_dense(const Caller& caller, const mx::array& query, const mx::a
   const bool has_axes = query.ndim() == 4 && key.ndim() == 4 && query.shape(1) > 0 && key.shape(1) > 0;
   if (has_axes) queries[1] = key.shape(1);
   const std::int64_t window = has_axes ? key.shape(1) : 1;
-  const AttentionOptions whole;
+  AttentionOptions whole;
+  whole.scale = options.scale;
   const Problem p = validate_attention(caller, Spec(queries, query.dtype()), key, value, {.kernel_size = window},
-                                       placement_of(whole), options.scale, {}, {}, device);
+                                       given_of(whole, device));
   if (options.is_causal && query.shape(1) > key.shape(1)) {
     fail(caller, "causal attention must have at most as many queries as keys, got " + std::to_string(query.shape(1)) +
                      " and " + std::to_string(key.shape(1)));

@@ -25,10 +25,6 @@ Ints values_of(const PerAxis<T>& values) {
   return result;
 }
 
-std::optional<Spec> spec(const std::optional<mx::array>& a) {
-  return a ? std::optional<Spec>(*a) : std::nullopt;
-}
-
 Arguments arguments_of(const mx::array& query, const mx::array& key, const mx::array& value, const Neighborhood& n,
                        const AttentionOptions& options, const SlabOptions& slabs) {
   const int rank = static_cast<int>(query.ndim()) - 3;
@@ -50,11 +46,11 @@ Arguments arguments_of(const mx::array& query, const mx::array& key, const mx::a
   a.add("is_circular", values_of(n.is_circular), 3);
   const bool has_number = options.scale && !options.scale->array;
   a.add_number("scale", has_number ? std::optional(options.scale->number) : std::nullopt);
-  a.add_array("scale", options.scale ? spec(options.scale->array) : std::nullopt);
-  a.add_array("additional_keys", spec(options.additional_keys));
-  a.add_array("additional_values", spec(options.additional_values));
-  a.add_array("rpb", spec(options.rpb));
-  a.add_array("lengths", spec(options.lengths));
+  a.add_array("scale", options.scale ? std::optional<Spec>(options.scale->array) : std::nullopt);
+  a.add_array("additional_keys", options.additional_keys);
+  a.add_array("additional_values", options.additional_values);
+  a.add_array("rpb", options.rpb);
+  a.add_array("lengths", options.lengths);
   a.add("overlap", slabs.overlap ? Ints{*slabs.overlap ? 1 : 0} : Ints{}, 1);
   return a;
 }
@@ -235,11 +231,10 @@ AttentionResult attention(const Caller& caller, const mx::array& query, const mx
     return has_axis ? with_rows(a.shape(), axis, length + a.shape(axis) - own) : a.shape();
   };
   const mx::Shape shapes[] = {whole(query), whole(key), whole(value)};
-  const Problem problem =
-      validate_attention(caller, Spec(shapes[0], query.dtype()), Spec(shapes[1], key.dtype()),
-                         Spec(shapes[2], value.dtype()), neighborhood, placement_of(options), options.scale,
-                         spec(options.rpb), spec(options.lengths), mx::to_stream(options.stream).device);
-  validate_additional(caller, problem, spec(options.additional_keys), spec(options.additional_values));
+  const Problem problem = validate_attention(caller, Spec(shapes[0], query.dtype()), Spec(shapes[1], key.dtype()),
+                                             Spec(shapes[2], value.dtype()), neighborhood,
+                                             given_of(options, mx::to_stream(options.stream).device));
+  validate_additional(caller, problem, options.additional_keys, options.additional_values);
   if (problem.spans) fail(caller, "query_start, key_start and shape are those of the slab, and not given");
   const auto empty = std::find_if(rows.begin(), rows.end(), [](std::int64_t count) { return count < 1; });
   if (empty != rows.end()) {

@@ -72,12 +72,6 @@ void check_same_grid(const Caller& caller, const char* name_a, const mx::Shape& 
   }
 }
 
-void check_heads(const Caller& caller, std::int64_t heads, std::int64_t kv_heads) {
-  if (heads % kv_heads != 0) {
-    fail(caller, text("query heads must be divisible by key/value heads, got ", heads, " and ", kv_heads));
-  }
-}
-
 void set_rpb(const Caller& caller, const std::optional<Spec>& rpb, mx::Device device, Problem& problem) {
   if (!rpb) return;
   validate_float(caller, "rpb", rpb->dtype, device);
@@ -156,10 +150,26 @@ std::int64_t additional_tokens(const Caller& caller, const Problem& problem, con
   return shape[1];
 }
 
-// Of query and key that are right by themselves.
+// Of the arrays on the sides of queries and of keys that are right by themselves.
+Problem problem_of(const Caller& caller, Op op, Spec queries, Spec keys, mx::Device device) {
+  Problem problem;
+  problem.op = op;
+  problem.device = device == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
+  problem.batch = queries.shape[0];
+  problem.heads = queries.shape[caller.rank + 1];
+  problem.kv_heads = keys.shape[caller.rank + 1];
+  problem.query_type = float_type(queries.dtype);
+  problem.key_type = problem.value_type = float_type(keys.dtype);
+  if (problem.heads % problem.kv_heads != 0) {
+    fail(caller,
+         text("query heads must be divisible by key/value heads, got ", problem.heads, " and ", problem.kv_heads));
+  }
+  return problem;
+}
+
 Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                       const Placement& placement, const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
-                       const std::optional<Spec>& lengths, mx::Device device) {
+                       const Given& given) {
+  const Placement& placement = given.placement;
   check_placement(caller, placement);
   if (is_whole(caller, placement)) {
     check_same_grid(caller, "query", query.shape, "key", key.shape);
@@ -169,24 +179,16 @@ Problem logits_problem(const Caller& caller, Spec query, Spec key, const Neighbo
   if (query.shape.back() != key.shape.back()) {
     fail(caller, text("Head dim must match: query has ", query.shape.back(), ", key has ", key.shape.back()));
   }
-  check_heads(caller, query.shape[caller.rank + 1], key.shape[caller.rank + 1]);
-  Problem problem;
-  problem.op = Op::qk;
-  problem.device = device == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
-  problem.batch = query.shape[0];
-  problem.heads = query.shape[caller.rank + 1];
-  problem.kv_heads = key.shape[caller.rank + 1];
+  Problem problem = problem_of(caller, Op::qk, query, key, given.device);
   problem.head_dim = query.shape.back();
-  problem.query_type = float_type(query.dtype);
-  problem.key_type = problem.value_type = float_type(key.dtype);
   set_axes(caller, query.shape, neighborhood, placement, problem);
   if (!is_whole(caller, placement)) {
-    set_spans(caller, placement, rows_of(caller, query.shape), rows_of(caller, key.shape), lengths.has_value(),
+    set_spans(caller, placement, rows_of(caller, query.shape), rows_of(caller, key.shape), given.lengths.has_value(),
               problem);
   }
-  set_scale(caller, scale, device, problem);
-  set_rpb(caller, rpb, device, problem);
-  set_lengths(caller, lengths, problem);
+  set_scale(caller, given.scale, given.device, problem);
+  set_rpb(caller, given.rpb, given.device, problem);
+  set_lengths(caller, given.lengths, problem);
   shorten_dilations(problem);
   return problem;
 }
@@ -212,12 +214,11 @@ void validate_scale(const Caller& caller, const char* name, double scale) {
 }
 
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
-                           const Placement& placement, const std::optional<Scale>& scale,
-                           const std::optional<Spec>& rpb, const std::optional<Spec>& lengths, mx::Device device) {
-  check_array(caller, "query", query, layout(caller.rank), device);
-  check_array(caller, "key", key, layout(caller.rank), device);
-  check_array(caller, "value", value, layout(caller.rank), device);
-  Problem problem = logits_problem(caller, query, key, neighborhood, placement, scale, rpb, lengths, device);
+                           const Given& given) {
+  check_array(caller, "query", query, layout(caller.rank), given.device);
+  check_array(caller, "key", key, layout(caller.rank), given.device);
+  check_array(caller, "value", value, layout(caller.rank), given.device);
+  Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_same_grid(caller, "key", key.shape, "value", value.shape);
   if (key.shape[caller.rank + 1] != value.shape[caller.rank + 1]) {
     fail(caller, text("heads of key and value must match, got ", key.shape[caller.rank + 1], " and ",
@@ -231,47 +232,37 @@ Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec valu
   return problem;
 }
 
-Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                    const Placement& placement, const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
-                    const std::optional<Spec>& lengths, mx::Device device) {
-  check_array(caller, "query", query, layout(caller.rank), device);
-  check_array(caller, "key", key, layout(caller.rank), device);
-  const Problem problem = logits_problem(caller, query, key, neighborhood, placement, scale, rpb, lengths, device);
+Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood, const Given& given) {
+  check_array(caller, "query", query, layout(caller.rank), given.device);
+  check_array(caller, "key", key, layout(caller.rank), given.device);
+  const Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_size(caller, problem);
   return problem;
 }
 
-Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
-                    const Placement& placement, const std::optional<Spec>& lengths, mx::Device device,
+Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood, const Given& given,
                     std::int64_t additional) {
-  check_layout(caller, "attn", attn, split_layout(caller.rank), device);
-  check_array(caller, "value", value, layout(caller.rank), device);
+  const Placement& placement = given.placement;
+  check_layout(caller, "attn", attn, split_layout(caller.rank), given.device);
+  check_array(caller, "value", value, layout(caller.rank), given.device);
   check_placement(caller, placement);
   check_same_batch(caller, "attn", attn.shape, "value", value.shape);
   const bool whole_axes = is_whole(caller, placement);
   for (int axis = whole_axes ? 1 : caller.rank + 1; axis < caller.rank + 3; ++axis)
     check_not_empty(caller, "attn", attn, axis);
-  check_heads(caller, attn.shape[caller.rank + 1], value.shape[caller.rank + 1]);
-  Problem problem;
-  problem.op = Op::av;
-  problem.device = device == mx::Device::gpu ? DeviceType::gpu : DeviceType::cpu;
-  problem.batch = attn.shape[0];
-  problem.heads = attn.shape[caller.rank + 1];
-  problem.kv_heads = value.shape[caller.rank + 1];
+  Problem problem = problem_of(caller, Op::av, attn, value, given.device);
   problem.value_dim = value.shape.back();
-  problem.query_type = float_type(attn.dtype);
-  problem.key_type = problem.value_type = float_type(value.dtype);
   set_axes(caller, value.shape, neighborhood, placement, problem);
   const Rows queries = query_rows_of_attn(caller, attn.shape, value.shape, placement, problem);
   if (!whole_axes) {
-    set_spans(caller, placement, queries, rows_of(caller, value.shape), lengths.has_value(), problem);
+    set_spans(caller, placement, queries, rows_of(caller, value.shape), given.lengths.has_value(), problem);
   }
   check_size(caller, problem);
   if (attn.shape.back() != problem.kernel_volume() + additional) {
     fail(caller, text("the last axis of attn must be prod(kernel_size) ", additional > 0 ? "+ additional tokens " : "",
                       "= ", problem.kernel_volume() + additional, ", got ", attn.shape.back()));
   }
-  set_lengths(caller, lengths, problem);
+  set_lengths(caller, given.lengths, problem);
   shorten_dilations(problem);
   return problem;
 }

@@ -50,9 +50,19 @@ struct Placement {
   const PerAxis<std::int64_t>& key_start;
   const std::optional<PerAxis<std::int64_t>>& shape;
 };
+
+/// What validation reads of a call's options; as long as these exist.
+struct Given {
+  Placement placement;
+  std::optional<Scale> scale;
+  std::optional<Spec> rpb, lengths;
+  mx::Device device;
+};
 template <class Options>
-Placement placement_of(const Options& options) {
-  return {options.query_start, options.key_start, options.shape};
+Given given_of(const Options& options, mx::Device device) {
+  const Placement placement{options.query_start, options.key_start, options.shape};
+  if constexpr (requires { options.rpb; }) return {placement, options.scale, options.rpb, options.lengths, device};
+  return {placement, {}, {}, options.lengths, device};
 }
 
 /// A value for every axis, or for each of them: any, or from 1 to 2^60.
@@ -65,14 +75,10 @@ void validate_positions(const Caller& caller, const char* what, int axis, std::i
                         std::int64_t length);
 
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
-                           const Placement& placement, const std::optional<Scale>& scale,
-                           const std::optional<Spec>& rpb, const std::optional<Spec>& lengths, mx::Device device);
-Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood,
-                    const Placement& placement, const std::optional<Scale>& scale, const std::optional<Spec>& rpb,
-                    const std::optional<Spec>& lengths, mx::Device device);
+                           const Given& given);
+Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood, const Given& given);
 /// With `additional` slots behind those of the window.
-Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood,
-                    const Placement& placement, const std::optional<Spec>& lengths, mx::Device device,
+Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood, const Given& given,
                     std::int64_t additional = 0);
 
 /// Additional keys [B or 1, N, Hkv, D] and values [B or 1, N, Hkv, Dv]: both or neither.

@@ -66,25 +66,7 @@ bool has_one_table(const Problem& p) {
   return p.kv_heads * (p.head_dim + p.value_dim) >= Cut::kMostBlocks / 8;
 }
 
-// What a block of queries gets besides its own: `[per-query arrays ..., tables, shared arrays ..., lengths]`. Tables
-// and lengths may be traced, and so be different ones in each run of it.
-struct Inputs {
-  Arrays per_query, shared;
-};
-Inputs with_windows(const Problem& p, const Padding& padding, Inputs inputs, mx::Stream s) {
-  if (has_one_table(p)) {
-    const BlockWindows all = block_windows(p, padding.lengths(), slots_of(p), 0, p.queries(), s);
-    inputs.per_query.push_back(all.rows);
-    for (const auto& table : {all.valid, all.bias}) {
-      if (table) inputs.per_query.push_back(*table);
-    }
-  } else if (padding.lengths()) {
-    inputs.shared.push_back(*padding.lengths());
-  }
-  return inputs;
-}
-
-// Of those arrays, which the tables follow the first of; they are taken out.
+// Of the arrays of a block (over_windows), which the tables follow the first of; they are taken out.
 BlockWindows take_windows(const Problem& p, Arrays& arrays, std::int64_t first, std::int64_t last, mx::Stream s) {
   if (!has_one_table(p)) {
     return block_windows(p, p.has_lengths ? std::optional(arrays.back()) : std::nullopt, slots_of(p), first, last, s);
@@ -138,6 +120,27 @@ Cut cut_of(const Problem& p) {
           has_one_table(p) ? Cut::kMostBlocks : Cut::kMostBlocks / 4};
 }
 
+// Runs `function` over blocks of queries and their windows. A block gets `[per-query array, tables, shared arrays ...,
+// lengths]`: tables and lengths may be traced, and so be different ones in each run of it.
+Arrays over_windows(const std::function<Arrays(const Arrays&, const BlockWindows&)>& function, const Problem& p,
+                    const Padding& padding, const mx::array& per_query, Arrays shared, mx::Stream s) {
+  Arrays cut{per_query};
+  if (has_one_table(p)) {
+    const BlockWindows all = block_windows(p, padding.lengths(), slots_of(p), 0, p.queries(), s);
+    cut.push_back(all.rows);
+    for (const auto& table : {all.valid, all.bias}) {
+      if (table) cut.push_back(*table);
+    }
+  } else if (padding.lengths()) {
+    shared.push_back(*padding.lengths());
+  }
+  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) {
+    const BlockWindows windows = take_windows(p, arrays, first, last, s);
+    return function(arrays, windows);
+  };
+  return in_blocks(block, cut_of(p), cut, shared, s);
+}
+
 // [B, Q, Hq, D] -> [B, Hkv, Q * G, D]: one matrix product per key/value head serves all queries.
 mx::array by_kv_head(const Problem& p, const mx::array& x, mx::Stream s) {
   return mx::flatten(mx::transpose(mx::unflatten(x, 2, {as_int(p.kv_heads), -1}, s), {0, 2, 1, 3, 4}, s), 2, 3, s);
@@ -170,8 +173,7 @@ Arrays attention(const Call& call) {
   const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
-  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = take_windows(p, arrays, first, last, s);
+  const auto block = [=](const Arrays& arrays, const BlockWindows& windows) -> Arrays {
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[3]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     const auto [weights, lse] = softmax(fill_empty(logits, windows, kNegativeInfinity, s), s);
@@ -179,9 +181,8 @@ Arrays attention(const Call& call) {
   };
   Arrays shared{token_rows(tokens(call[Argument::key]), type, s), token_rows(tokens(call[Argument::value]), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
-  const auto [per_query, seen] =
-      with_windows(p, padding, {{computed_queries(p, call[Argument::query], padding, s)}, shared}, s);
-  const Arrays results = in_blocks(block, cut_of(p), per_query, seen, s);
+  const mx::array queries = computed_queries(p, call[Argument::query], padding, s);
+  const Arrays results = over_windows(block, p, padding, queries, shared, s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   const mx::array lse = mx::reshape(results[1], query_grid(p, {p.heads}), s);
   return {padding.zero_queries(mx::astype(out, call[Argument::query].dtype(), s)), padding.zero_queries(lse)};
@@ -195,16 +196,14 @@ Arrays qk(const Call& call) {
   const Padding padding(p, call.find(Argument::lengths), s);
   const auto tokens = [&](const mx::array& x) { return padding.zero_tokens(fixed_shape(x, s)); };
 
-  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = take_windows(p, arrays, first, last, s);
+  const auto block = [=](const Arrays& arrays, const BlockWindows& windows) -> Arrays {
     const std::optional<mx::array> bias = p.has_rpb ? std::optional(arrays[2]) : std::nullopt;
     const mx::array logits = window_logits(p, arrays[0], arrays[1], bias, windows, type, s);
     return {mx::flatten(fill_empty(logits, windows, kNegativeInfinity, s), 2, 3, s)};
   };
   Arrays shared{token_rows(tokens(key), type, s)};
   if (p.has_rpb) shared.push_back(bias_rows(call[Argument::rpb], s));
-  const auto [per_query, seen] = with_windows(p, padding, {{computed_queries(p, query, padding, s)}, shared}, s);
-  const mx::array logits = in_blocks(block, cut_of(p), per_query, seen, s)[0];
+  const mx::array logits = over_windows(block, p, padding, computed_queries(p, query, padding, s), shared, s)[0];
   return {padding.zero_queries(
       mx::astype(mx::reshape(logits, query_grid(p, {p.heads, p.kernel_volume()}), s), query.dtype(), s))};
 }
@@ -216,15 +215,13 @@ Arrays av(const Call& call) {
   const mx::Dtype type = sum_type({attn, value});
   const Padding padding(p, call.find(Argument::lengths), s);
 
-  const auto block = [=](Arrays arrays, std::int64_t first, std::int64_t last) -> Arrays {
-    const BlockWindows windows = take_windows(p, arrays, first, last, s);
+  const auto block = [=](const Arrays& arrays, const BlockWindows& windows) -> Arrays {
     const mx::array weights = mx::unflatten(mx::astype(arrays[0], type, s), 2, {as_int(p.kv_heads), -1}, s);
     return {weighted_values(fill_empty(weights, windows, 0.0, s), arrays[1], windows, s)};
   };
   const mx::array weights = padding.zero_queries(fixed_shape(attn, s));
   const mx::array rows = token_rows(padding.zero_tokens(fixed_shape(value, s)), type, s);
-  const auto [per_query, seen] = with_windows(p, padding, {{mx::flatten(weights, 1, kAxes, s)}, {rows}}, s);
-  const mx::array out = in_blocks(block, cut_of(p), per_query, seen, s)[0];
+  const mx::array out = over_windows(block, p, padding, mx::flatten(weights, 1, kAxes, s), {rows}, s)[0];
   return {
       padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s))};
 }
