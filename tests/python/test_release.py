@@ -33,6 +33,25 @@ def test_notes(release_notes: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     assert release_notes.main("0.0.1") == 1 and "has another version" in capsys.readouterr().err
 
 
+def test_links_of_notes_lead_to_the_files(release_notes: ModuleType) -> None:
+    text = "[a](docs/a.md#b), [c](https://example.org/c), [d](#d)"
+    expected = "[a](https://host/blob/v1/docs/a.md#b), [c](https://example.org/c), [d](#d)"
+    assert release_notes.with_links(text, "https://host/blob/v1") == expected
+
+
+def test_workflows_call_what_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = 0
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for command in re.findall(
+            r"^\s*(?:- run: |run: |  )((?:make|scripts/|\.ci/|\./).*)$", path.read_text(), re.MULTILINE
+        ):
+            word, *rest = command.split()
+            assert rest[0] in targets if word == "make" else (ROOT / word).exists(), f"{path.name}: {command}"
+            called += 1
+    assert called >= 6
+
+
 def test_one_version() -> None:
     header = (ROOT / "include" / "natten" / "version.h").read_text()
     version = re.search(r'NATTEN_MLX_VERSION "([^"]+)"', header)
