@@ -13,6 +13,8 @@ namespace natten {
 
 namespace {
 
+using Arrays = std::vector<mx::array>;
+
 // Inputs: the values, then the arrays they come after.
 class Pin : public mx::Primitive {
  public:
@@ -20,16 +22,11 @@ class Pin : public mx::Primitive {
 
   const char* name() const override { return "NattenPin:natten_mlx.exportable"; }
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    share(inputs, outputs);
-  }
-  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    share(inputs, outputs);
-  }
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override { share(inputs, outputs); }
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override { share(inputs, outputs); }
 
-  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
-                             const std::vector<int>& argnums, const std::vector<mx::array>&) override {
-    std::vector<mx::array> result;
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) override {
+    Arrays result;
     for (int arg : argnums) {
       result.push_back(is_value(arg) ? cotangents[arg]
                                      : pin({mx::zeros_like(primals[arg], stream())}, cotangents, stream())[0]);
@@ -37,24 +34,22 @@ class Pin : public mx::Primitive {
     return result;
   }
 
-  std::vector<mx::array> jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,
-                             const std::vector<int>& argnums) override {
-    std::vector<mx::array> result;
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override {
+    Arrays result;
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       const auto found = std::find(argnums.begin(), argnums.end(), static_cast<int>(i));
       result.push_back(found == argnums.end() ? mx::zeros_like(primals[i], stream())
                                               : tangents[found - argnums.begin()]);
     }
-    std::vector<mx::array> after;
+    Arrays after;
     for (std::size_t i = 0; i < argnums.size(); ++i) {
       if (!is_value(argnums[i])) after.push_back(tangents[i]);
     }
     return after.empty() ? result : pin(result, after, stream());
   }
 
-  std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
-                                                           const std::vector<int>& axes) override {
-    const std::vector<mx::array> mapped = mapped_first(inputs, axes, stream());
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
+    const Arrays mapped = mapped_first(inputs, axes, stream());
     const auto split = mapped.begin() + shapes_.size();
     return {pin({mapped.begin(), split}, {split, mapped.end()}, stream()), std::vector<int>(shapes_.size(), 0)};
   }
@@ -63,7 +58,7 @@ class Pin : public mx::Primitive {
     return may_merge(shapes_.size()) && shapes_ == static_cast<const Pin&>(other).shapes_;
   }
 
-  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
     check_replay(shapes_, inputs);
     return shapes_;
   }
@@ -71,7 +66,7 @@ class Pin : public mx::Primitive {
  private:
   bool is_value(int arg) const { return arg < static_cast<int>(shapes_.size()); }
 
-  static void share(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  static void share(const Arrays& inputs, Arrays& outputs) {
     for (std::size_t i = 0; i < outputs.size(); ++i) outputs[i].copy_shared_buffer(inputs[i]);
   }
 
@@ -80,7 +75,7 @@ class Pin : public mx::Primitive {
 
 }  // namespace
 
-std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vector<mx::array>& after, mx::Stream s) {
+Arrays pin(const Arrays& values, const Arrays& after, mx::Stream s) {
   if (is_exporting()) {
     check_export_has_shapes();
     return after.empty() ? values : mx::depends(values, after);
@@ -91,17 +86,17 @@ std::vector<mx::array> pin(const std::vector<mx::array>& values, const std::vect
     shapes.push_back(value.shape());
     dtypes.push_back(value.dtype());
   }
-  std::vector<mx::array> inputs = values;
+  Arrays inputs = values;
   inputs.insert(inputs.end(), after.begin(), after.end());
   return mx::array::make_arrays(shapes, dtypes, std::make_shared<Pin>(s, shapes), inputs);
 }
 
-std::vector<mx::array> mapped_first(const std::vector<mx::array>& inputs, const std::vector<int>& axes, mx::Stream s) {
+Arrays mapped_first(const Arrays& inputs, const std::vector<int>& axes, mx::Stream s) {
   int count = 1;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (axes[i] >= 0) count = inputs[i].shape(axes[i]);
   }
-  std::vector<mx::array> result;
+  Arrays result;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     mx::Shape shape = inputs[i].shape();
     shape.insert(shape.begin(), count);

@@ -11,31 +11,11 @@ namespace natten {
 
 namespace {
 
-const char* layout(int rank) {
-  switch (rank) {
-    case 1:
-      return "[B, L, H, D]";
-    case 2:
-      return "[B, H, W, heads, D]";
-    default:
-      return "[B, D, H, W, heads, D]";
-  }
-}
-
-const char* split_layout(int rank) {
-  switch (rank) {
-    case 1:
-      return "[B, L, H, prod(kernel_size)]";
-    case 2:
-      return "[B, H, W, heads, prod(kernel_size)]";
-    default:
-      return "[B, D, H, W, heads, prod(kernel_size)]";
-  }
-}
-
-void check_layout(const Caller& caller, const char* name, Spec spec, const char* expected, mx::Device device) {
+void check_layout(const Caller& caller, const char* name, Spec spec, const char* last, mx::Device device) {
   if (static_cast<int>(spec.shape.size()) != caller.rank + 3) {
-    fail(caller, text(name, " must have layout ", expected, ", got shape ", to_string(spec.shape)));
+    constexpr const char* kAxesOfRank[] = {"[B, L, H, ", "[B, H, W, heads, ", "[B, D, H, W, heads, "};
+    fail(caller,
+         text(name, " must have layout ", kAxesOfRank[caller.rank - 1], last, "], got shape ", to_string(spec.shape)));
   }
   validate_float(caller, name, spec.dtype, device);
 }
@@ -45,8 +25,8 @@ void check_not_empty(const Caller& caller, const char* name, Spec spec, int axis
   fail(caller, text(name, " must have no axis of size 0 but the batch, got shape ", to_string(spec.shape)));
 }
 
-void check_array(const Caller& caller, const char* name, Spec spec, const char* expected, mx::Device device) {
-  check_layout(caller, name, spec, expected, device);
+void check_array(const Caller& caller, const char* name, Spec spec, mx::Device device) {
+  check_layout(caller, name, spec, "D", device);
   for (int axis = 1; axis < caller.rank + 3; ++axis) check_not_empty(caller, name, spec, axis);
 }
 
@@ -215,9 +195,9 @@ void validate_scale(const Caller& caller, const char* name, double scale) {
 
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
                            const Given& given) {
-  check_array(caller, "query", query, layout(caller.rank), given.device);
-  check_array(caller, "key", key, layout(caller.rank), given.device);
-  check_array(caller, "value", value, layout(caller.rank), given.device);
+  check_array(caller, "query", query, given.device);
+  check_array(caller, "key", key, given.device);
+  check_array(caller, "value", value, given.device);
   Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_same_grid(caller, "key", key.shape, "value", value.shape);
   if (key.shape[caller.rank + 1] != value.shape[caller.rank + 1]) {
@@ -233,8 +213,8 @@ Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec valu
 }
 
 Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood, const Given& given) {
-  check_array(caller, "query", query, layout(caller.rank), given.device);
-  check_array(caller, "key", key, layout(caller.rank), given.device);
+  check_array(caller, "query", query, given.device);
+  check_array(caller, "key", key, given.device);
   const Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_size(caller, problem);
   return problem;
@@ -243,8 +223,8 @@ Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborho
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood, const Given& given,
                     std::int64_t additional) {
   const Placement& placement = given.placement;
-  check_layout(caller, "attn", attn, split_layout(caller.rank), given.device);
-  check_array(caller, "value", value, layout(caller.rank), given.device);
+  check_layout(caller, "attn", attn, "prod(kernel_size)", given.device);
+  check_array(caller, "value", value, given.device);
   check_placement(caller, placement);
   check_same_batch(caller, "attn", attn.shape, "value", value.shape);
   const bool whole_axes = is_whole(caller, placement);
