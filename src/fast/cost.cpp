@@ -133,7 +133,7 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   const std::array<int, 3> simd = plan.simd_extent();
   AxisSums total{1, 1, 1};
   for (int a = 0; a < kAxes; ++a) {
-    const bool walked = a == 2;
+    const bool walked = a == 2 && plan.engine == Engine::simt;
     const AxisSums sums = sums_of(axis_constants(p.axes[a]), rows_of(p, a), keys, plan.extent[a], simd[a],
                                   plan.run_axis == a ? plan.run : 1, walked ? plan.batch : 0, walked ? plan.chunk : 0);
     total.region *= sums.region;
@@ -150,7 +150,7 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   result.flops = 2 * lengths * result.pairs;
   if (plan.engine == Engine::simt) {  // a row is in registers for all of its products, and for a thread's positions
     result.threadgroup_reads = result.pairs / plan.run * (held_bytes(plan, plan.a) + held_bytes(plan, plan.b));
-  } else {  // read anew for each product of what a simdgroup, or a warpgroup, holds
+  } else if (has_matrix_units(plan.engine)) {  // read anew for each product of what a simdgroup, or a warpgroup, holds
     const double held = plan.engine == Engine::matrix ? 16 : 64;
     const auto row = [](int products, const Stream& stream) { return double(products) * stream.width; };
     result.unit_flops = 2 * (row(kernel.products[0], plan.a) + row(kernel.products[1], plan.b)) * result.pairs;

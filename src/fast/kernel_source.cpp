@@ -41,7 +41,7 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
   using namespace text;
   if (!kernel.has_tiles()) return {groups, tile, tensor};
   std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
-  if (engine != Engine::simt) {
+  if (has_matrix_units(engine)) {
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
     all.push_back(matrix);
   }
@@ -159,7 +159,7 @@ std::string Writer::constants() const {
     define_text("PENALTY", half ? "0xfbff" : "0xdd80");
     define_text("LEAST_LOGIT", half ? "(-2e9f)" : "(-6e35f)");
   }
-  if (plan_.engine != Engine::simt) {
+  if (has_matrix_units(plan_.engine)) {
     define("BLOCK", plan_.block);
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
@@ -265,23 +265,22 @@ std::string warpgroup_product(const std::string& name, FloatType type, int colum
 std::string Writer::call() const {
   std::string memory;
   const bool has_warpgroups = plan_.engine == Engine::warpgroup;  // they find their tiles themselves
-  if (has_warpgroups) {
-    memory = "extern __shared__ unsigned char na_memory[];\n";
-  } else if (kernel_.has_tiles()) {
-    memory = shared("na_rows_a", type_name(plan_.a.type, target_.platform), plan_.chunk * plan_.a.pitch);
-  }
-  if (plan_.b.channels > 0 && !has_warpgroups) {
+  const bool has_parts = plan_.engine == Engine::decode;
+  const bool has_rows = kernel_.has_tiles() && !has_warpgroups && !has_parts;
+  if (has_warpgroups) memory = "extern __shared__ unsigned char na_memory[];\n";
+  if (has_parts) memory = shared("na_parts", "float", plan_.shared_bytes() / 4);
+  if (has_rows) memory = shared("na_rows_a", type_name(plan_.a.type, target_.platform), plan_.chunk * plan_.a.pitch);
+  if (has_rows && plan_.b.channels > 0) {
     memory += shared("na_rows_b", type_name(plan_.b.type, target_.platform), plan_.chunk * plan_.b.pitch);
   }
-  const int scratch =
-      has_warpgroups ? 0 : kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions();
+  const int scratch = has_rows ? kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions() : 0;
   if (scratch > 0) memory += shared("na_scratch", "float", scratch);
   const bool has_words = plan_.engine == Engine::matrix;
   if (has_words) {
     memory += shared("na_words", "unsigned", plan_.chunk) + shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
   }
   const auto word = [&](const std::string& name) -> std::string {
-    if (name == "rows") return has_warpgroups ? "na_memory" : "na_rows_a, na_rows_b";
+    if (name == "rows") return has_warpgroups ? "na_memory" : has_parts ? "na_parts" : "na_rows_a, na_rows_b";
     if (name == "site") return has_warpgroups ? whole() : "na_site";
     if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
     if (has_warpgroups) return "";

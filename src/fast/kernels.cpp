@@ -54,7 +54,7 @@ using A = Array;
 constexpr KernelRow kKernels[] = {
     {"forward", TileClass::forward, Side::queries,
      {A::query, A::key, A::value, A::rpb, A::lengths, A::spans, A::scale}, {A::out, A::lse},
-     {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward},
+     {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward, text::decode_forward},
      "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, $rows, $words, $site, $scale)"},
     {"delta", TileClass::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
      "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
@@ -112,7 +112,7 @@ KernelId of_op(const Problem& p, int which) {
 }  // namespace
 
 const char* engine_name(Engine engine) {
-  static constexpr const char* kNames[] = {"simt", "matrix", "warpgroup"};
+  static constexpr const char* kNames[] = {"simt", "matrix", "warpgroup", "decode"};
   return kNames[static_cast<int>(engine)];
 }
 

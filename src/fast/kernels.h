@@ -9,8 +9,11 @@
 namespace natten::fast {
 
 /// What a kernel computes with. Engines differ in bodies and in how they are planned, not in arrays.
-enum class Engine : std::uint8_t { simt, matrix, warpgroup };
-inline constexpr int kEngineCount = 3;
+enum class Engine : std::uint8_t { simt, matrix, warpgroup, decode };
+inline constexpr int kEngineCount = 4;
+inline bool has_matrix_units(Engine engine) {
+  return engine == Engine::matrix || engine == Engine::warpgroup;
+}
 const char* engine_name(Engine engine);
 
 // clang-format off

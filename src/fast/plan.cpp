@@ -57,7 +57,10 @@ void count_tiles(const Problem& p, const KernelRow& kernel, Plan& plan) {
 constexpr struct {
   Engine engine;
   std::optional<Plan> (*plan)(const Problem&, const KernelRow&, Target, Plan);
-} kPlanners[] = {{Engine::warpgroup, plan_warpgroup}, {Engine::matrix, plan_matrix}, {Engine::simt, plan_simt}};
+} kPlanners[] = {{Engine::decode, plan_decode},
+                 {Engine::warpgroup, plan_warpgroup},
+                 {Engine::matrix, plan_matrix},
+                 {Engine::simt, plan_simt}};
 
 Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   const auto stream = [&](Array array) { return Stream{static_cast<int>(channels_of(p, array)), type_of(p, array)}; };
@@ -73,7 +76,8 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
     const Plan& plan = *found;
     // What an override may have broken. Where there is none, objection() asks whether the kernel fits.
     if (kernel.has_tiles() &&
-        (plan.extent[0] * plan.extent[1] * plan.extent[2] != (plan.threads - plan.producers) / plan.lanes * plan.run ||
+        (plan.extent[0] * plan.extent[1] * plan.extent[2] !=
+             (plan.threads - plan.producers) / plan.lanes / plan.slots * plan.run ||
          plan.extent[plan.run_axis] % plan.run != 0 ||
          (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes() > most_shared_bytes(target.platform)))) {
       refuse(plan);
@@ -163,6 +167,7 @@ void override_from_environment(Plan& plan) {
     const int number = std::atoi(value);
     bool is_used =
         (name == "parts" && number >= 1) || (name == engine_name(Engine::matrix) && number == 0) ||
+        (name == engine_name(Engine::decode) && number == 0) ||
         (name == engine_name(Engine::warpgroup) && (number == 0 || number == 1)) ||
         (name == "extent" && std::sscanf(value, "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]) == 3);
     for (const auto& [field_name, field, least, most] : kNumbers) {
@@ -295,6 +300,10 @@ std::string Plan::describe() const {
     return "warpgroups, " + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, " +
            text(warpgroups) + " warpgroups, " + text(producers) + " producers, " + text(stages) + " stages of " +
            text(block) + ", " + text(repeat) + " tiles in turn" + (ping_pong ? ", ping-pong" : "");
+  }
+  if (engine == Engine::decode) {
+    return "one position, its keys divided among " + text(threads) + " threads, " + text(lanes) +
+           " lanes per key, batches of " + text(batch);
   }
   return (engine == Engine::matrix ? "matrix units, " : "") + text(extent[0]) + 'x' + text(extent[1]) + 'x' +
          text(extent[2]) + " positions, " + text(threads) + " threads, " + text(run) + " positions per thread, " +

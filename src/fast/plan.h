@@ -30,6 +30,7 @@ struct Plan {
   int run = 1;                         ///< neighbouring positions on `run_axis` that a thread holds
   int run_axis = 2;
   int lanes = 1;          ///< threads that share the channels of a position
+  int slots = 1;          ///< decode: threads, times lanes, that divide what a position meets
   int vector = 4;         ///< channels per access
   int batch = 1;          ///< positions of axis 2 taken at once
   int chunk = 1;          ///< positions in threadgroup memory
@@ -69,8 +70,8 @@ struct Plan {
 };
 
 /// Environment: NATTEN_FAST_TILE="threads=128,run=2,batch=7,chunk=64,lanes=4,extent=1x8x16" replaces any of them;
-/// "matrix=0" does without matrix units, "warpgroup=0" without warpgroup instructions, and "warpgroup=1" takes them
-/// wherever they can be taken. Plans are remembered, up to a limit.
+/// "matrix=0" does without matrix units, "decode=0" without the engine of few queries, "warpgroup=0" without warpgroup
+/// instructions, and "warpgroup=1" takes them wherever they can be taken. Plans are remembered, up to a limit.
 Plan plan(const Problem& problem, KernelId kernel, Target target);
 
 /// Threadgroup memory that a kernel may declare.

@@ -41,27 +41,6 @@ Limits limits(const Problem& p, const KernelRow& kernel, Platform platform) {
 /// Cost of bringing a position into threadgroup memory, in units of one query-key pair's arithmetic.
 constexpr double kLoadCost = 4;
 
-/// Lanes such that each holds about `wanted` channels, and few of them are padding.
-void choose_lanes(Plan& plan, Platform platform, int wanted) {
-  const bool halves = element_size(plan.a.type) == 2 && (plan.b.channels == 0 || element_size(plan.b.type) == 2);
-  plan.vector = platform == Platform::cuda && halves ? 8 : 4;  // 16 bytes on CUDA, Metal's longest vector
-  const int channels = std::max({plan.a.channels, plan.b.channels, 1});
-  const int vectors = ceil_div(channels, plan.vector);
-  double best = std::numeric_limits<double>::max();
-  for (int lanes = 1; lanes <= 32; lanes *= 2) {
-    const int slices = ceil_div(vectors, lanes);
-    const int held = slices * plan.vector;
-    if (lanes > 1 && lanes / 2 >= vectors) break;
-    const double padding = double(slices) * lanes / vectors;
-    const double distance = held > wanted ? double(held) / wanted : 1 + 0.1 * (double(wanted) / held - 1);
-    const double cost = padding * (held > wanted * 3 / 2 ? 4 * distance : distance);
-    if (cost < best) {
-      best = cost;
-      plan.lanes = lanes;
-    }
-  }
-}
-
 /// Of all the tiles of a problem: overhang and halo against each other.
 double simt_cost(const Problem& p, const KernelRow& kernel, const Plan& plan) {
   const int positions = plan.positions(), row = plan.extent[2];
@@ -108,6 +87,26 @@ void choose_simt_chunk(const Problem& p, const KernelRow& kernel, int chunk_byte
 }
 
 }  // namespace
+
+void choose_lanes(Plan& plan, Platform platform, int wanted) {
+  const bool halves = element_size(plan.a.type) == 2 && (plan.b.channels == 0 || element_size(plan.b.type) == 2);
+  plan.vector = platform == Platform::cuda && halves ? 8 : 4;  // 16 bytes on CUDA, Metal's longest vector
+  const int channels = std::max({plan.a.channels, plan.b.channels, 1});
+  const int vectors = ceil_div(channels, plan.vector);
+  double best = std::numeric_limits<double>::max();
+  for (int lanes = 1; lanes <= 32; lanes *= 2) {
+    const int slices = ceil_div(vectors, lanes);
+    const int held = slices * plan.vector;
+    if (lanes > 1 && lanes / 2 >= vectors) break;
+    const double padding = double(slices) * lanes / vectors;
+    const double distance = held > wanted ? double(held) / wanted : 1 + 0.1 * (double(wanted) / held - 1);
+    const double cost = padding * (held > wanted * 3 / 2 ? 4 * distance : distance);
+    if (cost < best) {
+      best = cost;
+      plan.lanes = lanes;
+    }
+  }
+}
 
 std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   const Limits limit = limits(p, kernel, target.platform);

@@ -11,6 +11,7 @@ constexpr int kKilobyte = 1024;
 /// the engine does not suit the problem.
 std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
 std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
+std::optional<Plan> plan_decode(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
 std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan);
 
 inline int ceil_div64(std::int64_t a, std::int64_t b) {
@@ -20,6 +21,9 @@ inline int ceil_div64(std::int64_t a, std::int64_t b) {
 /// Positions that a tile of `extent` on the axis meets, at most.
 std::int64_t reach(const Problem& p, int axis, int extent, bool keys);
 std::int64_t tiles_on(const Problem& p, int axis, int extent, bool keys);
+
+/// Lanes such that each holds about `channels` channels, and few of them are padding; and the channels per access.
+void choose_lanes(Plan& plan, Platform platform, int channels);
 
 /// Rows of threadgroup memory, once lanes and vectors are known.
 void finish_streams(const KernelRow& kernel, Plan& plan);

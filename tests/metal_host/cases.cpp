@@ -226,6 +226,18 @@ std::vector<Case> cases() {
           .type(f16)
           .spans({{999, 1, 936, 64}}),
       Builder("step_dilated", {{999, 16, 1, 4, 1, true}}).rpb().spans({{997, 2, 937, 62}}),
+      Builder("step_video", {{20, 5, 1, 1, 1, true}, {2, 2}, {6, 3, 3}})
+          .heads(4, 2)
+          .dims(24, 20)
+          .rpb()
+          .spans({{19, 1, 15, 5}, {0, 2, 0, 2}, {0, 6, 0, 6}}),
+      Builder("step_lengths", {{300, 200, 1, 1, 1, true}})
+          .batch(3)
+          .dims(40, 136)
+          .type(bf16)
+          .lengths({{300}, {298}, {200}})
+          .spans({{297, 2, 98, 201}}),
+      Builder("step_circular", {{90, 60, 1, 1, 3, false, true}}).heads(2, 2).rpb().spans({{88, 2, 55, 66}}),
       // Windows that go around: as addresses, or with a halo of keys.
       Builder("circular", {{40, 7, 1, 1, 1, false, true}}).batch(2).heads(2, 1).rpb(),
       Builder("circular_f16", {{40, 8, 1, 2, 1, false, true}}).heads(2, 2).dims(16, 16).type(f16).rpb(),

@@ -423,6 +423,7 @@ void expect_flops(const Problem& problem, KernelId id, fast::Target target, cons
   if (!fast::row_of(id).has_tiles()) return;
   const fast::Cost cost = fast::cost(problem, id, target);
   const fast::Plan plan = fast::plan(problem, id, target);
+  if (plan.engine == fast::Engine::decode) return;  // reads device memory, whose traffic tells
   if (plan.engine == fast::Engine::matrix) {
     // Blocks that no position of a simdgroup meets are skipped, and the last of a tile is filled up: on such small
     // inputs that is much. Of A alone, the array declared first.

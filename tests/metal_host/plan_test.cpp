@@ -357,8 +357,7 @@ void expect_fits(const Problem& p, KernelId kernel, Target target) {
   if (row_of(kernel).has_tiles()) {
     EXPECT_GE(plan.chunk, 1) << what;
     EXPECT_GE(plan.batch, 1) << what;
-    EXPECT_EQ(plan.extent[0] * plan.extent[1] * plan.extent[2] * plan.lanes, (plan.threads - plan.producers) * plan.run)
-        << what;
+    EXPECT_EQ(plan.positions() * plan.slots * plan.lanes, (plan.threads - plan.producers) * plan.run) << what;
     EXPECT_EQ(plan.extent[plan.run_axis] % plan.run, 0) << what;
     EXPECT_EQ(launch.grid[0] / plan.threads, plan.parts) << what;
     if (plan.repeat > 1) EXPECT_GE(plan.parts * plan.repeat, plan.tile_count() * p.batch) << what;

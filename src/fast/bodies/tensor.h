@@ -87,24 +87,29 @@ NATTEN_FN float number_at(View<P> v, const NA_THREAD int* position) {
   return float(v.data[offset_of(v, position)]);
 }
 
+/// This lane's channels of the row at an offset.
+template <int kChannels, int kHeld, class P>
+NATTEN_FN void load_row(NA_THREAD float (&to)[kHeld], View<P> v, Offset offset, int lane) {
+  constexpr bool kVectors = kChannels % NA_VECTOR == 0;
+  NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
+    const int channel = lane * NA_VECTOR + i * NA_LANES;
+    if (kVectors && v.vectors && channel < kChannels) {
+      load_device<NA_VECTOR>(&to[i], v.data + offset + channel);
+    } else {
+      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+        to[i + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
+      }
+    }
+  }
+}
+
 /// This lane's channels of the items, times `factor`.
 template <int kChannels, int kHeld, class P>
 NATTEN_FN void load_items(NA_THREAD float (&to)[NA_RUN][kHeld], View<P> v, const NA_THREAD Items& items, int lane,
                           float factor) {
-  constexpr bool kVectors = kChannels % NA_VECTOR == 0;
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    const Offset offset = offset_of(v, items.position[r]);
-    NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
-      const int channel = lane * NA_VECTOR + i * NA_LANES;
-      if (kVectors && v.vectors && channel < kChannels) {
-        load_device<NA_VECTOR>(&to[r][i], v.data + offset + channel);
-      } else {
-        NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
-          to[r][i + e] = channel + e < kChannels ? float(v.data[offset + (channel + e) * v.channel]) : 0.0f;
-        }
-      }
-      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) to[r][i + e] *= factor;
-    }
+    load_row<kChannels>(to[r], v, offset_of(v, items.position[r]), lane);
+    NA_UNROLL for (int i = 0; i < kHeld; ++i) to[r][i] *= factor;
   }
 }
 
