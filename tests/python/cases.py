@@ -180,6 +180,8 @@ def _spans() -> list[Case]:
         Case((10,), (4,), is_circular=(True,), rpb=True),
         Case((7,), (7,), is_circular=(True,), dim=3),
         Case((15,), (4,), dilation=(3,), is_circular=(True,), rpb=True, heads=2, kv_heads=1),
+        Case((33,), (31,), is_circular=(True,), heads=4, kv_heads=2, rpb=True),
+        Case((70,), (25,), dilation=(2,), is_circular=(True,), batch=2, dim=20),
         Case((16,), (6,), gna_stride=(4,), is_circular=(True,), rpb=True),
         Case((12,), (3,), gna_stride=(2,), dilation=(2,), is_circular=(True,), extra=2),
         Case((12,), (5,), stride=(3,), is_circular=(True,)),

@@ -26,6 +26,8 @@ class DenseSweep final : public BackwardSweep {
       : BackwardSweep(inputs, saved, gradients, task) {
     is_dense_ = true;
     packs_late_ = true;
+    const bool in_chunks = axes_[2].kernel_size > tuning::kDenseChunk;
+    if (!in_chunks) fold_row();
     const auto& queries = group_[2]->queries;
     for (const Tile& tile : tiles_) {
       DenseTile dense{};
@@ -40,7 +42,7 @@ class DenseSweep final : public BackwardSweep {
       dense.is_owned = size_of(owned_of(tile)) > 0;
       dense_tiles_.push_back(dense);
     }
-    if (axes_[2].kernel_size > tuning::kDenseChunk) {
+    if (in_chunks) {
       chunk_ = tuning::kDenseChunk;
       const Span all = all_keys();
       for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
@@ -96,9 +98,10 @@ class DenseSweep final : public BackwardSweep {
   void multiply_block(std::int64_t k0, const Span& k1s) override {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       const std::int64_t block_row = k1 - k1s.start;
-      const Span owned = is_owned_key(k0, k1)
-                             ? Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_}
-                             : Span{0, 0};
+      const Span owned = !is_owned_key(k0, k1) ? Span{0, 0}
+                         : is_folded_
+                             ? all_keys()
+                             : Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_};
       if (chunk_ > 0) {
         sweep_chunks(k0, k1, owned);
         continue;

@@ -87,7 +87,9 @@ class ForwardMemory : protected ForwardTask {
     slab_rows_ = slide_axis_ == 0 ? size_of(part_[1].keys) : 1;
     const Tensor& value = pass_.inputs.value;
     const AxisRows& rows_of_keys = group_[2]->key_rows;
-    values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 && rows_of_keys.period == 0 &&
+    const bool wraps = rows_of_keys.period != 0 &&
+                       rows_of_keys.number(part_[2].keys.start) + size_of(part_[2].keys) > rows_of_keys.period;
+    values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 && !wraps &&
                        value.cut_axis != kAxes - 1 &&
                        std::abs(value.strides[3] * rows_of_keys.step) <= tuning::kForwardInPlaceStep;
     value_step_ = values_in_place_ ? value.strides[3] * rows_of_keys.step : value_pitch_;
@@ -185,7 +187,8 @@ class ForwardMemory : protected ForwardTask {
   /// Values at first_place_.
   const float* values_of(std::int64_t kv_head, std::int64_t k0, std::int64_t k1) const {
     if (!values_in_place_) return value_memory_ + row_index(kv_head, k0, k1) * value_row_;
-    const TensorRows rows = region_.key_rows(pass_.inputs.value, kv_head, k0, k1, part_[2].keys.start);
+    const TensorRows rows =
+        region_.key_rows(pass_.inputs.value, kv_head, k0, k1, part_[2].keys.start).run(size_of(part_[2].keys));
     return reinterpret_cast<const float*>(rows.data) - (part_[2].keys.start - first_place_) * value_step_;
   }
 

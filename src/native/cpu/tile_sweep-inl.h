@@ -31,15 +31,15 @@ class TileSweep : protected SweepMemory {
   void run() {
     if (places_ <= 0) return;
     const AxisPart unrolled = part_[2];
-    fold_row();
+    if (!is_dense_) fold_row();
     std::vector<Tile> tiles = tiles_;
-    std::size_t strips = plan_strips(tiles);
+    std::size_t strips = plan_strips(tiles, is_folded_ ? tuning::kFoldedBytes : tuning::kStripBytes);
     if (is_folded_ && strips > 1) {
       is_folded_ = false;
       region_.part[2] = unrolled;
       make_row();
       tiles = tiles_;
-      strips = plan_strips(tiles);
+      strips = plan_strips(tiles, tuning::kStripBytes);
     }
     std::size_t most = 0;
     for (std::size_t strip = 0; strip < strips; ++strip) {
@@ -61,22 +61,6 @@ class TileSweep : protected SweepMemory {
   }
 
  private:
-  /// Where a task has all keys of a circular last axis, it needs no query twice: the sums at places past the ends are
-  /// those of keys inside.
-  void fold_row() {
-    AxisPart& part = region_.part[2];
-    const AxisGroup& group = *group_[2];
-    const bool is_whole = group.key_rows.period > 0 && size_of(part.owned_keys) == group.key_rows.period;
-    if (is_dense_ || !is_whole || size_of(part.queries) <= group.outputs.period) return;
-    is_folded_ = true;
-    AxisPart once = make_part(group, group.owned_queries, {true, false}, true);
-    once.owned_keys = part.owned_keys;
-    once.keys = {std::min(once.keys.start, once.owned_keys.start), std::max(once.keys.end, once.owned_keys.end)};
-    if (size_of(part.owned_queries) == 0) once.owned_queries = part.owned_queries;
-    part = once;
-    make_row();
-  }
-
   /// Adds the sums past the ends to those inside.
   void fold_sums(float* row) const {
     const Span& owned = part_[2].owned_keys;
@@ -119,12 +103,12 @@ class TileSweep : protected SweepMemory {
   }
 
   /// Strips of tiles, whose packed queries stay in the second-level cache.
-  std::size_t plan_strips(const std::vector<Tile>& tiles) {
+  std::size_t plan_strips(const std::vector<Tile>& tiles, std::int64_t most_bytes) {
     const std::size_t most = is_dense_ ? 1 : std::max<std::size_t>(tiles.size() / tuning::kLeastStripTiles, 1);
     std::size_t strips = 1;
     for (; strips < most; ++strips) {
       select_strip(tiles, 0, strips);
-      if (static_cast<std::int64_t>(scratch_bytes()) <= tuning::kStripBytes) break;
+      if (static_cast<std::int64_t>(scratch_bytes()) <= most_bytes) break;
     }
     return strips;
   }
@@ -142,6 +126,22 @@ class TileSweep : protected SweepMemory {
 
  protected:
   using SweepMemory::SweepMemory;
+
+  /// Where a task has all keys of a circular last axis, it needs no query twice: the sums at places past the ends are
+  /// those of keys inside. A sweep of dense blocks says itself when.
+  void fold_row() {
+    AxisPart& part = region_.part[2];
+    const AxisGroup& group = *group_[2];
+    const bool is_whole = group.key_rows.period > 0 && size_of(part.owned_keys) == group.key_rows.period;
+    if (!is_whole || size_of(part.queries) <= group.outputs.period) return;
+    is_folded_ = true;
+    AxisPart once = make_part(group, group.owned_queries, {true, false}, true);
+    once.owned_keys = part.owned_keys;
+    once.keys = {std::min(once.keys.start, once.owned_keys.start), std::max(once.keys.end, once.owned_keys.end)};
+    if (size_of(part.owned_queries) == 0) once.owned_queries = part.owned_queries;
+    part = once;
+    make_row();
+  }
 
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
   virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) = 0;
@@ -257,6 +257,7 @@ class TileSweep : protected SweepMemory {
   }
 
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
+  bool is_folded_ = false;                   ///< see fold_row()
 
  private:
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
@@ -417,7 +418,6 @@ class TileSweep : protected SweepMemory {
     }
   }
 
-  bool is_folded_ = false;                 ///< see fold_row()
   Span strip_keys_{0, 0};                  ///< places
   Span final_keys_{0, 0}, carried_{0, 0};  ///< places that this strip is the last to add to; that the last one added to
   float* carry_ = nullptr;                 ///< of every owned row of keys

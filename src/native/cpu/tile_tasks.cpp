@@ -109,9 +109,11 @@ Partition sweep_partition(const Problem& p) {
   const auto missing = [&](std::int64_t wanted) {
     return parts[outer] * std::max<std::int64_t>((wanted + tasks - 1) / tasks, 1);
   };
+  // A task that has a whole circular axis takes no query twice; one of two halves has a halo on both sides.
+  const bool is_whole_better = outer == 2 && p.axes[2].is_circular && parts[2] == 1;
+  const int least_tasks = is_whole_better ? tuning::kLeastCircularTasks : tuning::kLeastTasks;
   const std::int64_t cheap = places[outer] / (tuning::kCheapPartKernels * p.axes[outer].kernel_size);
-  parts[outer] =
-      std::min(most[outer], std::max(missing(tuning::kLeastTasks), std::min(missing(tuning::kManyTasks), cheap)));
+  parts[outer] = std::min(most[outer], std::max(missing(least_tasks), std::min(missing(tuning::kManyTasks), cheap)));
   return {parts, 1};
 }
 
