@@ -47,7 +47,9 @@ def make_cache(module: Any, batch: int, dtype: mx.Dtype | None, grid: tuple[int,
     if tokens >= 2**31:
         raise ValueError(f"[{name}] batch * kernel_size * dilation * grid must be below 2^31 tokens, got {tokens}")
     shape = (batch, dilation, kernel, *grid, module.num_kv_heads, module.head_dim)
-    return DecodingCache(keys=mx.zeros(shape, dtype), values=mx.zeros(shape, dtype), position=mx.array(0, mx.int64))
+    # Without memory: the first step makes some that suits the kernels.
+    keys, values = (mx.broadcast_to(mx.array(0.0, dtype), shape) for _ in range(2))
+    return DecodingCache(keys=keys, values=values, position=mx.array(0, mx.int64))
 
 
 def attend_next(module: Any, x: mx.array, cache: DecodingCache) -> mx.array:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+import natten_mlx
 from harness import assert_near, to_numpy
 from natten_mlx.nn import DecodingCache, NeighborhoodAttention1D, RoPE
 from test_modules import make
@@ -297,6 +298,28 @@ def test_a_step_changes_a_ring_of_its_own_in_place_and_no_other(tier: str) -> No
     first = module.step(x[:, 25:26], cache)
     assert (to_numpy(kept["keys"]) == before).all()
     assert_near(module.step(x[:, 25:26], kept), to_numpy(first), 0)
+
+
+def test_a_ring_that_had_to_be_copied_is_changed_in_place_from_then_on() -> None:
+    module = module_of(1, {"kernel_size": 20})
+    x = mx.random.normal((1, 30, CHANNELS))
+
+    def address() -> int:
+        mx.eval(cache)
+        return np.asarray(cache["keys"]).ctypes.data
+
+    with natten_mlx.backend("nanobind"):
+        cache = module.make_cache(1)
+        module.step(x[:, :25], cache)
+        for _ in range(2):
+            first = address()
+            assert first % 64 == 0
+            module.step(x[:, 25:26], cache)
+            assert address() == first
+            held = cache.copy()
+            module.step(x[:, 26:28], cache)
+            assert address() != first
+            del held
 
 
 def cached(module: nn.Module, batch: int = 1, **options: Any) -> Any:
