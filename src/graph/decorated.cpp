@@ -64,7 +64,9 @@ class Decorated : public mx::Primitive {
   }
 
  private:
-  bool is_linear(int arg) const { return std::ranges::find(rules_.linear, arg) != rules_.linear.end(); }
+  bool is_linear(int arg) const {
+    return std::find(rules_.linear.begin(), rules_.linear.end(), arg) != rules_.linear.end();
+  }
 
   std::shared_ptr<mx::Primitive> inner_;
   Rules rules_;
