@@ -16,6 +16,7 @@
 #include "native/cpu/kernels.h"
 #include "native/cpu/thread_pool.h"
 #include "native/primitives.h"
+#include "native/result_memory.h"
 
 namespace natten::cpu {
 namespace {
@@ -38,11 +39,16 @@ struct Side {
         row_stride(rows.strides(1) * rows.itemsize()),
         row(copy_of(rows, 2)),
         is_row_dense(row.is_dense()),
-        bytes(ring_of_step.strides(2) * ring_of_step.itemsize()),
         ring(ring_of_step.data<char>()) {
     tensor.type = float_type(rows.dtype());
-    for (int i = 0; i < rank; ++i) tensor.strides[kAxes - rank + 1 + i] = ring_of_step.strides(2 + i);
-    tensor.strides[4] = ring_of_step.shape(-1);
+    // Not the ring's strides: those of axes of length 1 may be anything.
+    std::int64_t stride = tensor.strides[4] = ring_of_step.shape(-1);
+    stride *= ring_of_step.shape(-2);
+    for (int i = rank - 1; i >= 0; --i) {
+      tensor.strides[kAxes - rank + 1 + i] = stride;
+      stride *= ring_of_step.shape(2 + i);
+    }
+    bytes = tensor.strides[kAxes - rank + 1] * row.element_size;
   }
 
   void copy_new(std::int64_t sample, std::int64_t at, char* to) const {
@@ -70,7 +76,7 @@ struct Side {
   std::int64_t batch_stride, row_stride;  ///< of the new rows, in bytes
   DenseCopy row;
   bool is_row_dense;
-  std::int64_t bytes;  ///< of a row
+  std::int64_t bytes = 0;  ///< of a row
   char* ring;
   char* copied = nullptr;  ///< room for the new rows, where they don't lie as in a ring
   Tensor tensor;
@@ -104,19 +110,24 @@ struct Step {
     return (sample * dilation() + row % dilation()) * kernel() + row / dilation() % kernel();
   }
 
-  // Of queries `dilation` rows apart.
-  void attend(const Axis& axis, const AxisSpan& span, const Tensor& key, const Tensor& value,
-              std::int64_t first_row) const {
+  // Of queries `dilation` rows apart, in `groups` of which each begins a row after the one before.
+  void attend(const Axis& axis, const AxisSpan& span, const Tensor& key, const Tensor& value, std::int64_t first_row,
+              std::int64_t groups) const {
     const auto rows_of = [&](Tensor tensor) {
       std::int64_t& stride = tensor.strides[1 + first];
       const std::int64_t distance = first_row * stride * static_cast<std::int64_t>(element_size(tensor.type));
       tensor.data = static_cast<char*>(tensor.data) + distance;
+      if (groups > 1) tensor.strides[first] = stride;
       stride *= dilation();
       return tensor;
     };
     AttentionInputs inputs{problem, rows_of(query), key, value, nullptr, nullptr};
     inputs.problem.axes[first] = axis;
     (*inputs.problem.spans)[first] = span;
+    if (groups > 1) {
+      inputs.problem.axes[first - 1] = {groups, 1, 1, 1, 1, false};
+      (*inputs.problem.spans)[first - 1] = {0, groups, 0, groups};
+    }
     attention_forward(inputs, rows_of(out), lse);
   }
 
@@ -127,15 +138,20 @@ struct Step {
     const auto rows = [&](const Side& side) {
       return side.at(side.ring + group * kernel() * side.bytes, dilation() * kernel());
     };
-    attend({written, written, 1, 1, 1, false}, {0, 1, 0, written}, rows(keys), rows(values), 0);
+    attend({written, written, 1, 1, 1, false}, {0, 1, 0, written}, rows(keys), rows(values), 0, 1);
   }
 
   // A group of the dilation is an axis of its own: what its windows reach of the ring, which ends where it began, and
-  // the new rows are three pieces of it, read where they lie.
+  // the new rows are three pieces of it, read where they lie. Groups whose pieces have the same lengths are the
+  // positions of an axis that is free, with windows of one.
   void several(std::int64_t before, std::int64_t rows) const {
     copy_new_rows(rows);
-    for (std::int64_t first_row = 0; first_row < std::min(dilation(), rows); ++first_row) {
-      attend_group(before, first_row, rows);
+    const std::int64_t groups = std::min(dilation(), rows), longer = rows % dilation();
+    for (std::int64_t row = 0, end; row < groups; row = end) {
+      end = std::min(groups, row + dilation() - (before + row) % dilation());
+      if (row < longer) end = std::min(end, longer);
+      if (first == 0) end = row + 1;
+      attend_groups(before, row, end - row, rows);
     }
     for (std::int64_t at = std::max<std::int64_t>(rows - kernel() * dilation(), 0); at < rows; ++at) write(before, at);
   }
@@ -165,8 +181,8 @@ struct Step {
     return group * (rows / dilation()) + std::min(group, rows % dilation()) + at / dilation();
   }
 
-  // Every row `dilation` rows after the one before, from `first_row` on.
-  void attend_group(std::int64_t before, std::int64_t first_row, std::int64_t rows) const {
+  // Those that begin with the rows from `first_row` on; in each a row is `dilation` rows after the one before.
+  void attend_groups(std::int64_t before, std::int64_t first_row, std::int64_t groups, std::int64_t rows) const {
     const std::int64_t count = (rows - first_row + dilation() - 1) / dilation();
     const std::int64_t group = (before + first_row) % dilation(), place = (before + first_row) / dilation();
     const std::int64_t seen = std::min(place, kernel() - 1), start = (place - seen) % kernel();
@@ -177,22 +193,25 @@ struct Step {
       tensor.cut_axis = first;
       tensor.first = to_end;
       tensor.end = seen;
-      const auto piece = [&](char* data, std::int64_t batch_step, std::int64_t step) {
+      if (groups > 1) tensor.strides[first] = side.elements(kernel() * side.bytes);
+      const auto piece = [&](char* data, std::int64_t batch_step, std::int64_t group_step, std::int64_t step) {
         Tensor::Piece result{data, {}};
         std::copy(std::begin(tensor.strides), std::end(tensor.strides), result.strides);
         result.strides[0] = side.elements(batch_step);
+        if (groups > 1) result.strides[first] = side.elements(group_step);
         result.strides[1 + first] = side.elements(step);
         return result;
       };
-      tensor.before = piece(ring + start * side.bytes, dilation() * kernel() * side.bytes, side.bytes);
+      const std::int64_t samples = dilation() * kernel() * side.bytes;
+      tensor.before = piece(ring + start * side.bytes, samples, kernel() * side.bytes, side.bytes);
       tensor.after = side.copied != nullptr ? piece(side.copied + place_of_copy(first_row, rows) * side.bytes,
-                                                    rows * side.bytes, side.bytes)
+                                                    rows * side.bytes, count * side.bytes, side.bytes)
                                             : piece(const_cast<char*>(side.row.from) + first_row * side.row_stride,
-                                                    side.batch_stride, dilation() * side.row_stride);
+                                                    side.batch_stride, side.row_stride, dilation() * side.row_stride);
       return tensor;
     };
     attend({seen + count, kernel(), 1, 1, 1, true}, {seen, count, 0, seen + count}, pieces(keys), pieces(values),
-           first_row);
+           first_row, groups);
   }
 };
 
@@ -200,7 +219,7 @@ struct Step {
 // start of a cache line on, so that a load of 64 bytes meets one line instead of two.
 void allocate_ring(mx::array& a) {
   constexpr std::size_t kLine = 64;
-  a.set_data(mx::allocator::malloc(a.nbytes() + kLine));
+  a.set_data(allocate_owned(a.nbytes() + kLine));
   const std::size_t past = reinterpret_cast<std::uintptr_t>(a.data<char>()) % kLine;
   const mx::Strides strides = a.strides();
   a.copy_shared_buffer(a, strides, a.flags(), a.data_size(), (kLine - past) % kLine / a.itemsize());
@@ -265,15 +284,18 @@ class DecodingStep : public mx::Primitive {
     if (rows.query_rows > 1) {
       // Along the last axis all pieces of a tensor must have the same distance of rows.
       const std::int64_t dilation = problem_.axes[kAxes - rank].dilation;
-      for (Side* side : {&step.keys, &step.values}) {
-        if (side->is_row_dense && (rank > 1 || side->row_stride * dilation == side->bytes)) continue;
-        mx::array copied =
-            temporary({static_cast<int>(problem_.batch * rows.query_rows), static_cast<int>(side->bytes)}, mx::uint8);
+      for (const int input : {kKey, kValue}) {
+        Side& side = input == kKey ? step.keys : step.values;
+        const bool is_as_far = rank > 1 || side.row_stride * dilation == side.bytes || rows.query_rows <= dilation;
+        if (side.is_row_dense && is_as_far) continue;
+        mx::array copied = temporary(inputs[input].shape(), inputs[input].dtype());
         allocate(copied);
-        side->copied = copied.data<char>();
+        side.copied = copied.data<char>();
       }
     }
-    mx::array lse = temporary({static_cast<int>(problem_.batch * problem_.queries() * problem_.heads)}, mx::float32);
+    mx::Shape weights = outputs[0].shape();
+    weights.back() = 1;
+    mx::array lse = temporary(std::move(weights), mx::float32);
     allocate(lse);
     step.lse = lse.data<float>();
     step.copies = std::move(copies);

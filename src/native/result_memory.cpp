@@ -102,17 +102,33 @@ void give_back(Block block) {
   }
 }
 
-mx::allocator::Buffer new_buffer(std::size_t bytes) {
-  // MLX hands out null when memory is short.
+const void* pointer_of(const mx::allocator::Buffer& buffer) {
+  return buffer.ptr();
+}
+const void* pointer_of(const mx::allocator::Data& data) {
+  return data.buffer().ptr();
+}
+
+/// What `allocate` makes of `bytes`. MLX hands out null when memory is short.
+template <class Allocate>
+auto with_room(std::size_t bytes, Allocate&& allocate) {
   for (int attempt = 0; attempt < 2; ++attempt) {
-    const mx::allocator::Buffer buffer = mx::allocator::allocator().malloc(bytes);
-    if (buffer.ptr() != nullptr || bytes == 0) return buffer;
+    auto made = allocate(bytes);
+    if (pointer_of(made) != nullptr || bytes == 0) return made;
     clear_result_cache();
   }
   throw std::bad_alloc();
 }
 
+mx::allocator::Buffer new_buffer(std::size_t bytes) {
+  return with_room(bytes, [](std::size_t size) { return mx::allocator::allocator().malloc(size); });
+}
+
 }  // namespace
+
+mx::allocator::Data allocate_owned(std::size_t bytes) {
+  return with_room(bytes, mx::allocator::malloc);
+}
 
 mx::allocator::Data allocate_result(std::size_t bytes) {
   // MLX's allocators for GPUs keep memory themselves.

@@ -12,6 +12,10 @@ namespace natten {
 /// are advised for huge pages. Throws std::bad_alloc.
 mlx::core::allocator::Data allocate_result(std::size_t bytes);
 
+/// mx::allocator::malloc, whose memory MLX may donate. Gives back what is kept where memory is short; throws
+/// std::bad_alloc.
+mlx::core::allocator::Data allocate_owned(std::size_t bytes);
+
 std::size_t result_cache_bytes();
 void clear_result_cache();
 

@@ -63,6 +63,30 @@ def test_forked_child_that_has_not_used_mlx_before() -> None:
     succeeds(SETUP + code, **NATIVE)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit of the address space")
+def test_ring_that_cannot_be_allocated_is_an_exception_of_the_evaluation() -> None:
+    code = """
+    import resource
+
+    gradients(1)  # starts every thread
+    layer = natten_mlx.NeighborhoodAttention1D(1024, 8, 1 << 17, is_causal=True)
+    x = mx.zeros((1, 1, 1024))
+    ring = mx.broadcast_to(mx.zeros((1, 1, 1, 8, 128)), (1, 1, 1 << 17, 8, 128))  # 512 MiB where it is copied
+    cache = layer.make_cache(1)
+    cache["keys"] = cache["values"] = ring
+    mx.eval(layer.parameters(), x, cache)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20), resource.RLIM_INFINITY))
+    try:
+        mx.eval(layer.step(x, cache))
+    except (MemoryError, RuntimeError) as error:
+        assert str(error) == "std::bad_alloc", error
+    else:
+        raise AssertionError
+    """
+    succeeds(SETUP + code, **NATIVE)
+
+
 @pytest.mark.sampled(0)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit of the address space")
 def test_failed_allocation_is_an_exception_of_the_evaluation() -> None:
