@@ -32,15 +32,17 @@ std::optional<Plan> plan_decode(const Problem& p, const KernelRow& kernel, Targe
   plan.batch = limit.batch;
   plan.run_axis = 2;
   choose_lanes(plan, target.platform, limit.channels_per_lane);
+  override_from_environment(plan);
   finish_streams(kernel, plan);
-  // Simdgroups such that no thread is without a key, and what they have to join fits.
   plan.position_bytes = 4 * (2 + plan.b.slices * plan.vector * plan.lanes);
+  // Simdgroups such that no thread is without a key that is there, and what they have to join fits.
+  const std::int64_t keys = reach(p, 0, 1, false) * reach(p, 1, 1, false) * reach(p, 2, 1, false);
   const std::int64_t at_once = std::int64_t(32 / plan.lanes) * plan.batch;
   const std::int64_t most = std::min<std::int64_t>(limit.threads / 32, 16 * kKilobyte / plan.position_bytes);
-  const std::int64_t useful = std::clamp<std::int64_t>(p.kernel_volume() / at_once, 1, most);
+  const std::int64_t useful = std::clamp<std::int64_t>(keys / at_once, 1, most);
   plan.threads = 32 * static_cast<int>(std::bit_floor(std::uint64_t(useful)));
   override_from_environment(plan);
-  if (plan.run != 1 || plan.positions() != 1) refuse(plan);
+  if (plan.run != 1 || plan.positions() != 1) return std::nullopt;  // an override that suits other engines
   plan.slots = plan.threads / plan.lanes;
   plan.chunk = plan.threads / 32;
   return plan;

@@ -237,6 +237,12 @@ std::vector<Case> cases() {
           .type(bf16)
           .lengths({{300}, {298}, {200}})
           .spans({{297, 2, 98, 201}}),
+      Builder("step_wide", {{2000, 512, 1, 1, 1, true}})
+          .heads(2, 2)
+          .dims(128, 128)
+          .type(f16)
+          .spans({{1999, 1, 1488, 512}}),
+      Builder("step_d512", {{60, 40, 1, 1, 1, true}}).dims(512, 512).spans({{59, 1, 20, 40}}),
       Builder("step_circular", {{90, 60, 1, 1, 3, false, true}}).heads(2, 2).rpb().spans({{88, 2, 55, 66}}),
       // Windows that go around: as addresses, or with a halo of keys.
       Builder("circular", {{40, 7, 1, 1, 1, false, true}}).batch(2).heads(2, 1).rpb(),
