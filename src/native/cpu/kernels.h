@@ -17,7 +17,8 @@ struct Tensor {
   std::int64_t strides[5] = {};  ///< of B, A0, A1, A2, H
   FloatType type = FloatType::float32;
 
-  /// Of keys in pieces (Problem::pieces, steps of decoding), whose strides of A2 are the same: `data` has rows [first, end) of an axis.
+  /// Of keys in pieces (Problem::pieces, steps of decoding), whose strides of A2 are the same: `data` has rows [first,
+  /// end) of an axis.
   struct Piece {
     void* data = nullptr;
     std::int64_t strides[5] = {};
