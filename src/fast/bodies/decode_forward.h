@@ -142,14 +142,8 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     join_simdgroup(body.part);
   }
   if (slot > 0) return;
-  const bool is_empty = body.part.sum == 0.0f;  // every logit is -inf
-  const float factor = 1.0f / body.part.sum;
-  NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) body.part.out[0][i] = is_empty ? 0.0f : body.part.out[0][i] * factor;
-  if (tile.lane == 0 && is_stored<true>(tile, 0)) {
-    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.part.maximum + log2_of(body.part.sum);
-    lse[dense_row<true>(tile, 0)] = is_inside<true>(tile, 0) ? in_powers_of_two * NA_LN_2 : 0.0f;
-  }
-  store_items<true, false, NA_B_CHANNELS>(out, body.part.out, tile, 1.0f);
+  const float maximum[NA_RUN] = {body.part.maximum}, sum[NA_RUN] = {body.part.sum};
+  store_softmax(out, lse, body.part.out, maximum, sum, tile);
 }
 
 }  // namespace natten

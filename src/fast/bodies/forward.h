@@ -74,15 +74,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.values.rows = values;
     sweep(body, tile, items);
   }
-  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
-    const bool is_empty = body.sum[r] == 0.0f;  // every logit is -inf
-    const float factor = 1.0f / body.sum[r];
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) body.out[r][i] = is_empty ? 0.0f : body.out[r][i] * factor;
-    if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
-    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.maximum[r] + log2_of(body.sum[r]);
-    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
-  }
-  store_items<true, false, NA_B_CHANNELS>(out, body.out, tile, 1.0f);
+  store_softmax(out, lse, body.out, body.maximum, body.sum, tile);
 }
 
 }  // namespace natten

@@ -93,15 +93,8 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   }
   float vectors[2][NA_B_HELD];
   to_vectors(vectors, body.out, body.lane.pair);
-  NA_UNROLL for (int r = 0; r < 2; ++r) {
-    const float sum = sum_row(body.sum[r]);
-    const bool is_empty = sum == 0.0f;  // every logit is -inf
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) vectors[r][i] = is_empty ? 0.0f : vectors[r][i] * (1.0f / sum);
-    if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
-    const float in_powers_of_two = is_empty ? -NA_INFINITY : body.maximum[r] + log2_of(sum);
-    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
-  }
-  store_items<true, false, NA_B_CHANNELS>(out, vectors, tile, 1.0f);
+  NA_UNROLL for (int r = 0; r < 2; ++r) body.sum[r] = sum_row(body.sum[r]);
+  store_softmax(out, lse, vectors, body.maximum, body.sum, tile);
 }
 
 }  // namespace natten

@@ -180,6 +180,22 @@ NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHel
   }
 }
 
+/// Ends the softmax of queries: `sums` of values by weights 2^(logit - maximum), and `sum` of the weights.
+template <class T>
+NATTEN_FN void store_softmax(NA_DEVICE T* out, NA_DEVICE float* lse, NA_THREAD float (&sums)[NA_RUN][NA_B_HELD],
+                             const NA_THREAD float (&maximum)[NA_RUN], const NA_THREAD float (&sum)[NA_RUN],
+                             const NA_THREAD Tile& tile) {
+  NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
+    const bool is_empty = sum[r] == 0.0f;  // every logit is -inf
+    const float factor = 1.0f / sum[r];
+    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) sums[r][i] = is_empty ? 0.0f : sums[r][i] * factor;
+    if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
+    const float in_powers_of_two = is_empty ? -NA_INFINITY : maximum[r] + log2_of(sum[r]);
+    lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
+  }
+  store_items<true, false, NA_B_CHANNELS>(out, sums, tile, 1.0f);
+}
+
 /// A part of the region that streams past: `rows` rows of (axis 0, axis 1), counted from `row`, and `columns` positions
 /// of axis 2 from `x`.
 struct Chunk {
