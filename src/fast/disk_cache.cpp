@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "fast/sha256.h"
+#include "fast/hash.h"
 
 namespace natten::fast {
 
@@ -22,20 +22,22 @@ namespace files = std::filesystem;
 constexpr std::string_view kMagic = "natten-mlx kernel 1\n";
 constexpr std::string_view kSuffix = ".kernel";
 constexpr std::string_view kTemporary = ".writing-";  // between a file's name and six letters
-constexpr std::size_t kDigest = 64;
 
-/// What a file is: magic, digests of key and contents, contents, which are the rest.
-std::string packed(const std::string& key_digest, const std::string& contents) {
-  return std::string(kMagic) + key_digest + sha256(contents) + contents;
+/// What a file is: magic, a hash of the rest, length of the key, key, contents. Of keys with one hash, and so one file,
+/// the last one stays.
+std::string packed(const std::string& key, const std::string& contents) {
+  const std::string body = std::to_string(key.size()) + '\n' + key + contents;
+  return std::string(kMagic) + hash_of(body) + '\n' + body;
 }
 
-std::optional<std::string> unpacked(const std::string& key_digest, std::string_view file) {
-  constexpr std::size_t kHeader = kMagic.size() + 2 * kDigest;
-  if (file.size() < kHeader || !file.starts_with(kMagic)) return std::nullopt;
-  const std::string_view contents = file.substr(kHeader);
-  if (file.substr(kMagic.size(), kDigest) != key_digest) return std::nullopt;
-  if (file.substr(kMagic.size() + kDigest, kDigest) != sha256(contents)) return std::nullopt;
-  return std::string(contents);
+std::optional<std::string> unpacked(const std::string& key, std::string_view file) {
+  if (!file.starts_with(kMagic)) return std::nullopt;
+  file.remove_prefix(kMagic.size());
+  const std::string_view hash = file.substr(0, file.find('\n'));
+  std::string_view body = file.substr(std::min(hash.size() + 1, file.size()));
+  const std::string start = std::to_string(key.size()) + '\n' + key;
+  if (hash_of(body) != hash || !body.starts_with(start)) return std::nullopt;
+  return std::string(body.substr(start.size()));
 }
 
 class Descriptor {
@@ -87,7 +89,7 @@ std::vector<File> list(const files::path& folder) {
   std::error_code error;
   for (files::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename().string();
-    const std::string_view rest = std::string_view(name).substr(std::min(name.size(), kDigest));
+    const std::string rest = name.substr(std::min(name.find_first_not_of("0123456789abcdef"), name.size()));
     const bool is_whole = rest == kSuffix;
     if (!is_whole && !rest.starts_with(kTemporary)) continue;
     std::error_code gone;
@@ -111,20 +113,19 @@ DiskCache DiskCache::of_environment() {
   return DiskCache(home.empty() ? home : home / "natten-mlx" / "kernels");
 }
 
-files::path DiskCache::file_of(const std::string& key_digest) const {
-  return folder_ / (key_digest + std::string(kSuffix));
+files::path DiskCache::file_of(const std::string& key) const {
+  return folder_ / (hash_of(key) + std::string(kSuffix));
 }
 
 std::optional<std::string> DiskCache::find(const std::string& key) const {
   if (folder_.empty()) return std::nullopt;
-  const std::string digest = sha256(key);
-  const files::path path = file_of(digest);
+  const files::path path = file_of(key);
   std::optional<std::string> contents;
   {
     const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
     if (*file < 0) return std::nullopt;
     const std::optional<std::string> bytes = read_all(*file);
-    if (bytes) contents = unpacked(digest, *bytes);
+    if (bytes) contents = unpacked(key, *bytes);
   }
   if (contents) {
     utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
@@ -139,12 +140,11 @@ bool DiskCache::insert(const std::string& key, const std::string& contents) cons
   std::error_code error;
   files::create_directories(folder_.parent_path(), error);
   mkdir(folder_.c_str(), 0700);  // what is in it will run
-  const std::string digest = sha256(key);
-  const files::path path = file_of(digest);
-  std::string temporary = (folder_ / digest).string() + std::string(kTemporary) + "XXXXXX";
+  const files::path path = file_of(key);
+  std::string temporary = (folder_ / path.stem()).string() + std::string(kTemporary) + "XXXXXX";
   const Descriptor file(mkostemp(temporary.data(), O_CLOEXEC));
   if (*file < 0) return false;
-  if (!write_all(*file, packed(digest, contents)) || rename(temporary.c_str(), path.c_str()) != 0) {
+  if (!write_all(*file, packed(key, contents)) || rename(temporary.c_str(), path.c_str()) != 0) {
     unlink(temporary.c_str());
     return false;
   }

@@ -16,7 +16,7 @@ struct DiskUsage {
 
 class DiskCache {
  public:
-  static constexpr std::uint64_t kLimit = 256 << 20;  ///< a kernel is 10 to 200 KB
+  static constexpr std::uint64_t kLimit = 256 << 20;  ///< a kernel is 10 to 200 KB, and its text, the key, up to 100
 
   /// In NATTEN_CACHE_DIR, or the folder natten-mlx/kernels in XDG_CACHE_HOME or ~/.cache, as the environment is now.
   /// An empty NATTEN_CACHE_DIR, or no home at all: nothing is kept.
@@ -39,7 +39,7 @@ class DiskCache {
   DiskUsage clear() const;
 
  private:
-  std::filesystem::path file_of(const std::string& key_digest) const;
+  std::filesystem::path file_of(const std::string& key) const;
   void trim() const;
 
   std::filesystem::path folder_;

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <limits>
 
 #include "fast/embedded.h"
+#include "fast/hash.h"
 #include "fast/plan.h"
 #include "fast/spans.h"
 
@@ -26,14 +26,6 @@ const char* type_name(FloatType type, Platform platform) {
   if (type == FloatType::float32) return "float";
   if (platform == Platform::metal) return type == FloatType::float16 ? "float16_t" : "bfloat16_t";
   return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
-}
-
-/// FNV-1a, in hexadecimal digits.
-std::string hash_of(const std::string& text) {
-  std::uint64_t hash = 1469598103934665603u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  char digits[16];
-  return {digits, std::to_chars(digits, digits + sizeof digits, hash, 16).ptr};
 }
 
 /// What stands before the bodies of an engine's kernels.

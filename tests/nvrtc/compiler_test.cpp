@@ -15,9 +15,9 @@
 
 #include "cases.h"
 #include "fast/disk_cache.h"
+#include "fast/hash.h"
 #include "fast/nvrtc.h"
 #include "fast/plan.h"
-#include "fast/sha256.h"
 
 namespace natten::fast {
 namespace {
@@ -73,15 +73,9 @@ bool is_cubin(const std::string& code) {
   return code.starts_with("\177ELF");
 }
 
-// FIPS 180-4's examples, and lengths around a block's end.
-TEST(Sha256, IsWhatTheStandardSays) {
-  EXPECT_EQ(sha256(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-  EXPECT_EQ(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  EXPECT_EQ(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
-            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
-  EXPECT_EQ(sha256(std::string(55, 'a')), "9f4390f8d30c2dd92ec9f095b65e2b9ae9b0a925a5258e241c9f1e910f734318");
-  EXPECT_EQ(sha256(std::string(56, 'a')), "b35439a4ac6f0948b6d6f9e3c6af0f5f590ce20f1bde7090ef7970686ec6738a");
-  EXPECT_EQ(sha256(std::string(1000000, 'a')), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+TEST(Hash, IsFnv1a) {
+  EXPECT_EQ(hash_of("a"), "af63dc4c8601ec8c");
+  EXPECT_EQ(hash_of("foobar"), "85944171f73967e8");
 }
 
 TEST_F(Disk, KeepsWhatWasStored) {
@@ -128,7 +122,7 @@ TEST_F(Disk, DropsWhatWasUsedLongestAgo) {
   // Of three that were stored in a past long enough for any clock, the first is used again.
   auto then = files::file_time_type::clock::now() - std::chrono::hours(30);
   for (const char* key : {"a", "b", "c"}) {
-    files::last_write_time(folder_ / (sha256(key) + ".kernel"), then += std::chrono::hours(1));
+    files::last_write_time(folder_ / (hash_of(key) + ".kernel"), then += std::chrono::hours(1));
   }
   EXPECT_TRUE(small.find("a"));
   ASSERT_TRUE(small.insert("d", kilobyte));
@@ -141,7 +135,7 @@ TEST_F(Disk, DropsWhatWasUsedLongestAgo) {
 TEST_F(Disk, ClearsItsOwnFilesAlone) {
   ASSERT_TRUE(cache().insert("key", "contents"));
   write(folder_ / "notes.txt", "mine");
-  write(folder_ / (sha256("key") + ".writing-abcdef"), "left over");
+  write(folder_ / (hash_of("key") + ".writing-abcdef"), "left over");
   EXPECT_EQ(cache().clear().files, 1u);
   EXPECT_EQ(cache().usage().bytes, 0u);
   EXPECT_EQ(file().filename(), "notes.txt");
@@ -149,8 +143,8 @@ TEST_F(Disk, ClearsItsOwnFilesAlone) {
 
 TEST_F(Disk, LeftOversGoAfterAnHour) {
   ASSERT_TRUE(cache().insert("key", "contents"));
-  const files::path fresh = folder_ / (sha256("a") + ".writing-abcdef"),
-                    old = folder_ / (sha256("b") + ".writing-abcdef");
+  const files::path fresh = folder_ / (hash_of("a") + ".writing-abcdef"),
+                    old = folder_ / (hash_of("b") + ".writing-abcdef");
   for (const files::path& path : {fresh, old}) write(path, "half of");
   files::last_write_time(old, files::file_time_type::clock::now() - std::chrono::hours(2));
   ASSERT_TRUE(cache().insert("other", "contents"));
