@@ -21,6 +21,13 @@ inline constexpr bool operator==(const Axis& a, const Axis& b) {
 inline constexpr std::int64_t kMaxTokens = 0x7fffffff;
 
 enum class Op : std::uint8_t { attention, qk, av };
+/// The part of an operation that a tier computes.
+enum class Role : std::uint8_t {
+  forward,
+  backward_query,      ///< gradients of what queries have: query and rpb, or attn
+  backward_key_value,  ///< gradients of what keys have: key and value, as far as the operation reads them
+  backward,            ///< both from one pass, which a tier need not have
+};
 enum class FloatType : std::uint8_t { float16, bfloat16, float32, float64 };
 enum class DeviceType : std::uint8_t { cpu, gpu };
 

@@ -92,12 +92,8 @@ AxisSums sums_of(AxisConstants c, AxisRows rows, bool keys, int extent, int simd
   return sums;
 }
 
-int bytes_of(ElementType type) {
-  return type == ElementType::float16 || type == ElementType::bfloat16 ? 2 : 4;
-}
-
 double bytes_of(const ArraySpec& array) {
-  double bytes = bytes_of(array.type);
+  double bytes = element_size(array.type);
   for (const std::int64_t length : array.shape) bytes *= double(length);
   return bytes;
 }
@@ -125,7 +121,7 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   if (!kernel.has_tiles()) {
     for (const ArraySpec& input : launch.inputs) result.loaded += bytes_of(input);
     result.pairs = result.useful_pairs = 1;  // no tile, no waste
-    result.flops = kernel.products[1] * bytes_of(launch.inputs[0]) / bytes_of(launch.inputs[0].type);
+    result.flops = kernel.products[1] * bytes_of(launch.inputs[0]) / element_size(launch.inputs[0].type);
     return result;
   }
   const Plan plan = fast::plan(p, id, target);
@@ -161,11 +157,11 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   for (const Array array : kernel.inputs) {
     if (!has_array(p, array)) continue;
     const ArraySpec input = spec_of(p, array, plan.parts);
-    const double bytes = double(input.shape.size() == 6 ? input.shape[5] : 1) * bytes_of(input.type);
+    const double bytes = double(input.shape.size() == 6 ? input.shape[5] : 1) * element_size(input.type);
     if (is_free(input.name)) {
       continue;
     } else if (array == Array::attn || array == Array::dlogits) {
-      result.loaded += pairs * total.met * bytes_of(input.type);
+      result.loaded += pairs * total.met * element_size(input.type);
     } else if (side_of(array) != Side::none && side_of(array) != kernel.held) {
       // Streamed, and loaded by every tile that meets it. Grouped heads: each query head streams the keys of its group,
       // each key head the queries of all of its.

@@ -6,11 +6,6 @@ namespace natten::fast {
 
 namespace {
 
-const char* cuda_type(ElementType type) {
-  static constexpr const char* kNames[] = {"__half", "__nv_bfloat16", "float", "int"};
-  return kNames[static_cast<int>(type)];
-}
-
 /// Parameters that are integers, and the arrays that the text reads them from.
 class Integers {
  public:
@@ -59,10 +54,11 @@ CudaProgram cuda_program(const KernelSource& kernel, bool wide) {
   program.is_wide = wide;
   std::string parameters;
   for (const ArraySpec& input : kernel.inputs) {
-    parameters += (parameters.empty() ? "const " : ", const ") + std::string(cuda_type(input.type)) + "* " + input.name;
+    parameters += (parameters.empty() ? "const " : ", const ") + std::string(type_name(input.type, Platform::cuda)) +
+                  "* " + input.name;
   }
   for (const ArraySpec& output : kernel.outputs) {
-    parameters += std::string(", ") + cuda_type(output.type) + "* " + output.name;
+    parameters += std::string(", ") + type_name(output.type, Platform::cuda) + "* " + output.name;
   }
   const auto asks_for = [&](const std::string& name) { return kernel.source.find(name) != std::string::npos; };
   Integers integers(parameters, wide);

@@ -17,17 +17,6 @@ constexpr int kMostChannels = 512;
 constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // of an axis: places and sums of them are 32-bit
 constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a launch
 
-const char* short_name(ElementType type) {
-  static constexpr const char* kNames[] = {"h", "b", "f", "i"};
-  return kNames[static_cast<int>(type)];
-}
-
-const char* type_name(FloatType type, Platform platform) {
-  if (type == FloatType::float32) return "float";
-  if (platform == Platform::metal) return type == FloatType::float16 ? "float16_t" : "bfloat16_t";
-  return type == FloatType::float16 ? "__half" : "__nv_bfloat16";
-}
-
 /// What stands before the bodies of an engine's kernels.
 std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, Platform platform) {
   using namespace text;
@@ -72,7 +61,7 @@ class Writer {
   std::string shared(const std::string& name, const std::string& type, int count) const;
   std::string at_site(const std::string& call) const;
   std::string axes(const std::string& shape) const;
-  std::string whole() const;
+  std::string shape_of(Array array) const { return spec_of(p_, array).name + "_shape"; }
   std::string call() const;
 
   const Problem p_;
@@ -173,11 +162,9 @@ std::string Writer::constants() const {
 
 /// Of MLX's pointer and strides.
 std::string Writer::tensor(const std::string& name) const {
-  std::size_t rank = 0;
-  for (const Array array : kernel_.inputs) {
-    const ArraySpec spec = spec_of(p_, array);
-    if (spec.name == name) rank = spec.shape.size();
-  }
+  const auto found = std::find_if(kernel_.inputs.begin(), kernel_.inputs.end(),
+                                  [&](Array array) { return spec_of(p_, array).name == name; });
+  const std::size_t rank = spec_of(p_, *found).shape.size();
   return "natten::tensor(" + name + ", " + name + "_strides, " + std::to_string(rank) + ")";
 }
 
@@ -195,7 +182,6 @@ std::string Writer::axes(const std::string& shape) const {
 /// The call, for the place of the threadgroup, `na_site`. A tile for each threadgroup, or a loop over some tiles where
 /// their gradients of rpb are summed up.
 std::string Writer::at_site(const std::string& call) const {
-  const auto shape_of = [&](Array array) { return spec_of(p_, array).name + "_shape"; };
   // Of the arrays on the side of keys, or of query, the lengths of the axes; of the held ones the heads.
   const Array key = kernel_.first_input(Side::keys), held = kernel_.first_input(kernel_.held);
   const std::string tokens = shape_of(key == Array::none ? Array::query : key);
@@ -218,13 +204,6 @@ std::string Writer::at_site(const std::string& call) const {
   text += call;
   if (!sums_bias_) return text;
   return "for (int na_group = " + group + ";; na_group += " + groups + ") {\n" + text + "}\n";
-}
-
-/// What a threadgroup that finds its tiles itself has to know of the problem.
-std::string Writer::whole() const {
-  const std::string key = spec_of(p_, kernel_.first_input(Side::keys)).name + "_shape";
-  const std::string held = spec_of(p_, kernel_.first_input(kernel_.held)).name + "_shape";
-  return axes(key) + ", " + key + "[0], " + held + "[4], " + (p_.has_lengths ? "na_lengths" : "nullptr");
 }
 
 /// A product of a warpgroup's 64 rows, in registers or in shared memory, with `columns` of shared memory: its operands
@@ -256,7 +235,7 @@ std::string warpgroup_product(const std::string& name, FloatType type, int colum
 /// The row's call with its words filled in, and the threadgroup memory that it works in.
 std::string Writer::call() const {
   std::string memory;
-  const bool has_warpgroups = plan_.engine == Engine::warpgroup;  // they find their tiles themselves
+  const bool has_warpgroups = plan_.engine == Engine::warpgroup;
   const bool has_parts = plan_.engine == Engine::decode;
   const bool has_rows = kernel_.has_tiles() && !has_warpgroups && !has_parts;
   if (has_warpgroups) memory = "extern __shared__ unsigned char na_memory[];\n";
@@ -273,7 +252,12 @@ std::string Writer::call() const {
   }
   const auto word = [&](const std::string& name) -> std::string {
     if (name == "rows") return has_warpgroups ? "na_memory" : has_parts ? "na_parts" : "na_rows_a, na_rows_b";
-    if (name == "site") return has_warpgroups ? whole() : "na_site";
+    if (name == "site" && has_warpgroups) {  // what finds its tiles itself has to know of the problem
+      const std::string key = shape_of(kernel_.first_input(Side::keys));
+      return axes(key) + ", " + key + "[0], " + shape_of(kernel_.first_input(kernel_.held)) + "[4], " +
+             (p_.has_lengths ? "na_lengths" : "nullptr");
+    }
+    if (name == "site") return "na_site";
     if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
     if (has_warpgroups) return "";
     if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
@@ -321,7 +305,7 @@ KernelText Writer::text() const {
   k.name = std::string("natten_") + kernel_.name + '_';
   if (!is_metal_) k.name += "sm" + std::to_string(target_.capability) + '_';
   for (const Array array : kernel_.inputs) {
-    if (has_array(p_, array)) k.name += short_name(spec_of(p_, array).type);
+    if (has_array(p_, array)) k.name += "hbfi"[static_cast<int>(type_of(p_, array))];
   }
   k.name += '_' + hash_of(k.header + k.source);
   if (!is_metal_) {  // MLX has no place for launch bounds, but it does write the kernel's name
@@ -334,6 +318,12 @@ KernelText Writer::text() const {
 }
 
 }  // namespace
+
+const char* type_name(ElementType type, Platform platform) {
+  static constexpr const char* kNames[][4] = {{"float16_t", "bfloat16_t", "float", "int"},
+                                              {"__half", "__nv_bfloat16", "float", "int"}};
+  return kNames[static_cast<int>(platform)][static_cast<int>(type)];
+}
 
 std::optional<std::string> objection(Target target) {
   if (target.platform != Platform::cuda || target.capability >= Target::kOldestCapability) return std::nullopt;
@@ -359,17 +349,16 @@ std::optional<std::string> objection(const Problem& p, Target target) {
   if (p.kernel_volume() > kMostThreads) return "a window of more than 2^31 keys";
   // A simdgroup for each entry sums the parts of its gradient. Also bounds what the parts need.
   if (p.heads * bias_entries(p) > kMostThreads / 32) return "a relative position bias of more than 2^26 entries";
-  std::vector<KernelId> kernels = forward_kernels(p);
-  for (const KernelId kernel : gradient_kernels(p)) kernels.push_back(kernel);
-  for (const KernelId kernel : kernels) {
-    const Plan plan = fast::plan(p, kernel, target);
-    if (grid_groups(p, kernel, plan) > kMostThreads / plan.threads ||
-        plan.tile_count() * p.batch > kMostThreads / plan.threads) {
-      return "more queries than a launch can address";
-    }
-    if (plan.shared_bytes() > most_shared_bytes(target.platform)) {
-      return std::string("kernel ") + kernel_name(kernel) + " needs " + std::to_string(plan.shared_bytes()) +
-             " bytes of threadgroup memory";
+  for (const Role role : {Role::forward, Role::backward}) {
+    for (const KernelId kernel : kernels_of(p, role)) {
+      const Plan plan = fast::plan(p, kernel, target);
+      if (std::max(grid_groups(p, kernel, plan), plan.tile_count() * p.batch) > kMostThreads / plan.threads) {
+        return "more queries than a launch can address";
+      }
+      if (plan.shared_bytes() > most_shared_bytes(target.platform)) {
+        return std::string("kernel ") + kernel_name(kernel) + " needs " + std::to_string(plan.shared_bytes()) +
+               " bytes of threadgroup memory";
+      }
     }
   }
   return std::nullopt;
@@ -383,8 +372,9 @@ KernelLaunch kernel_launch(const Problem& p, KernelId kernel, Target target) {
   const KernelRow& row = row_of(kernel);
   const Plan plan = fast::plan(p, kernel, target);
   // Those that rpb_sum adds up are the query gradient's, the kernel before it.
-  const std::int64_t parts =
-      kernel == KernelId::rpb_sum ? fast::plan(p, *(query_gradient_kernels(p).end() - 2), target).parts : plan.parts;
+  const std::int64_t parts = kernel == KernelId::rpb_sum
+                                 ? fast::plan(p, kernels_of(p, Role::backward_query).end()[-2], target).parts
+                                 : plan.parts;
   KernelLaunch k;
   for (const Array array : row.inputs) {
     if (has_array(p, array)) k.inputs.push_back(spec_of(p, array, parts));

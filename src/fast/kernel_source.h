@@ -36,6 +36,10 @@ enum class KernelId : std::uint8_t {
 // clang-format on
 
 enum class ElementType : std::uint8_t { float16, bfloat16, float32, int32 };
+const char* type_name(ElementType type, Platform platform);
+inline int element_size(ElementType type) {
+  return type <= ElementType::bfloat16 ? 2 : 4;
+}
 
 struct ArraySpec {
   std::string name;  ///< as it stands in the source, without `_shape` or `_strides`
@@ -88,10 +92,7 @@ KernelSource kernel_source(const Problem& problem, KernelId kernel, Target targe
 
 const char* kernel_name(KernelId kernel);
 
-/// Kernels that a call launches, in order: its forward; the gradients of query (attn) and rpb; of key and value; all.
-std::vector<KernelId> forward_kernels(const Problem& problem);
-std::vector<KernelId> query_gradient_kernels(const Problem& problem);
-std::vector<KernelId> key_gradient_kernels(const Problem& problem);
-std::vector<KernelId> gradient_kernels(const Problem& problem);
+/// What a part of the operation launches, in order.
+std::vector<KernelId> kernels_of(const Problem& problem, Role role);
 
 }  // namespace natten::fast

@@ -98,17 +98,6 @@ constexpr KernelRow kKernels[] = {
 };
 // clang-format on
 
-/// Forward, gradient on the side of queries, on the side of keys; by Op.
-constexpr KernelId kOfOp[][3] = {
-    {KernelId::forward, KernelId::backward_query, KernelId::backward_key_value},
-    {KernelId::qk, KernelId::qk_backward_query, KernelId::qk_backward_key},
-    {KernelId::av, KernelId::av_backward_attn, KernelId::av_backward_value},
-};
-
-KernelId of_op(const Problem& p, int which) {
-  return kOfOp[static_cast<int>(p.op)][which];
-}
-
 }  // namespace
 
 const char* engine_name(Engine engine) {
@@ -169,9 +158,11 @@ std::int64_t channels_of(const Problem& p, Array array) {
   return last == Last::head_dim ? p.head_dim : last == Last::value_dim ? p.value_dim : 0;
 }
 
-FloatType type_of(const Problem& p, Array array) {
-  const FloatType types[] = {p.query_type, p.key_type, p.value_type, FloatType::float32};  // in the order of Type
-  return types[static_cast<int>(array_row(array).type)];
+ElementType type_of(const Problem& p, Array array) {
+  const FloatType types[] = {p.query_type, p.key_type, p.value_type};  // in the order of Type
+  const Type type = array_row(array).type;
+  if (type >= Type::float32) return type == Type::int32 ? ElementType::int32 : ElementType::float32;
+  return static_cast<ElementType>(std::min(types[static_cast<int>(type)], FloatType::float32));
 }
 
 std::int64_t bias_entries(const Problem& p) {
@@ -182,13 +173,7 @@ std::int64_t bias_entries(const Problem& p) {
 
 ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
   const ArrayRow& row = array_row(array);
-  ArraySpec spec{row.name, ElementType::int32, {}};
-  if (row.type != Type::int32) {
-    const FloatType type = type_of(p, array);
-    spec.type = type == FloatType::float16    ? ElementType::float16
-                : type == FloatType::bfloat16 ? ElementType::bfloat16
-                                              : ElementType::float32;
-  }
+  ArraySpec spec{row.name, type_of(p, array), {}};
   if (row.shape == Shape::one) spec.shape = {1};
   if (row.shape == Shape::samples) spec.shape = {p.batch, kAxes};
   if (row.shape == Shape::spans) spec.shape = {kAxes, kSpanNumbers};
@@ -210,26 +195,19 @@ ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
   return spec;
 }
 
-std::vector<KernelId> forward_kernels(const Problem& p) {
-  return {of_op(p, 0)};
-}
-
-std::vector<KernelId> query_gradient_kernels(const Problem& p) {
+std::vector<KernelId> kernels_of(const Problem& p, Role role) {
+  constexpr KernelId kOfOp[][3] = {{KernelId::forward, KernelId::backward_query, KernelId::backward_key_value},
+                                   {KernelId::qk, KernelId::qk_backward_query, KernelId::qk_backward_key},
+                                   {KernelId::av, KernelId::av_backward_attn, KernelId::av_backward_value}};
+  const auto [forward, query_gradient, key_gradient] = kOfOp[static_cast<int>(p.op)];
+  if (role == Role::forward) return {forward};
   std::vector<KernelId> kernels;
   if (p.op == Op::attention) kernels.push_back(KernelId::delta);
-  kernels.push_back(of_op(p, 1));
-  if (p.has_rpb) kernels.push_back(KernelId::rpb_sum);
-  return kernels;
-}
-
-std::vector<KernelId> key_gradient_kernels(const Problem& p) {
-  if (p.op == Op::attention) return {KernelId::delta, of_op(p, 2)};
-  return {of_op(p, 2)};
-}
-
-std::vector<KernelId> gradient_kernels(const Problem& p) {
-  std::vector<KernelId> kernels = query_gradient_kernels(p);
-  kernels.push_back(of_op(p, 2));
+  if (role != Role::backward_key_value) {
+    kernels.push_back(query_gradient);
+    if (p.has_rpb) kernels.push_back(KernelId::rpb_sum);
+  }
+  if (role != Role::backward_query) kernels.push_back(key_gradient);
   return kernels;
 }
 

@@ -61,7 +61,7 @@ ArraySpec spec_of(const Problem& problem, Array array, std::int64_t parts = 1);
 Side side_of(Array array);
 /// D or Dv where that is the last axis, else 0.
 std::int64_t channels_of(const Problem& problem, Array array);
-FloatType type_of(const Problem& problem, Array array);
+ElementType type_of(const Problem& problem, Array array);
 
 /// Of one head's table; 0 where there is no rpb.
 std::int64_t bias_entries(const Problem& problem);

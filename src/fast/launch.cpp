@@ -9,6 +9,7 @@
 
 #include "fast/plan.h"
 #include "mlx/fast.h"
+#include "mlx/ops.h"
 #include "mlx/primitives.h"
 #ifdef NATTEN_BUILD_EMULATOR
 #include "mlx_node.h"
@@ -17,8 +18,6 @@
 namespace natten::fast {
 
 namespace {
-
-using Arrays = std::vector<mx::array>;
 
 mx::Dtype dtype(ElementType type) {
   const mx::Dtype types[] = {mx::float16, mx::bfloat16, mx::float32, mx::int32};  // in the order of ElementType
@@ -33,6 +32,18 @@ std::tuple<int, int, int> triple(const std::array<int, 3>& a) {
   return {a[0], a[1], a[2]};
 }
 
+struct Types {
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+
+  explicit Types(const std::vector<ArraySpec>& arrays) {
+    for (const ArraySpec& array : arrays) {
+      shapes.push_back(shape_of(array));
+      dtypes.push_back(dtype(array.type));
+    }
+  }
+};
+
 using Node = std::shared_ptr<mx::Primitive>;
 
 /// A kernel whose machine code is ours. MLX's node of one is made when the strides of its inputs are known; the last
@@ -44,7 +55,7 @@ class Precompiled {
     program_.text = {};
   }
 
-  Node node(const KernelLaunch& launch, const Arrays& inputs, const Arrays& outputs, mx::Stream stream) {
+  Node node(const KernelLaunch& launch, const Arrays& inputs, mx::Stream stream) {
     std::vector<int> scalars;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].ndim() != launch.inputs[i].shape.size()) throw std::logic_error("an input of another rank");
@@ -53,14 +64,9 @@ class Precompiled {
     }
     const std::lock_guard lock(mutex_);
     if (last_ && scalars_ == scalars && grid_ == launch.grid && last_->stream() == stream) return last_;
-    std::vector<mx::Shape> shapes;
-    std::vector<mx::Dtype> types;
-    for (const mx::array& output : outputs) {
-      shapes.push_back(output.shape());
-      types.push_back(output.dtype());
-    }
+    const Types outputs(launch.outputs);
     last_ = mx::fast::precompiled_cuda_kernel(
-                program_.name, code_->code(), inputs, shapes, types, {scalars.begin(), scalars.end()},
+                program_.name, code_->code(), inputs, outputs.shapes, outputs.dtypes, {scalars.begin(), scalars.end()},
                 triple(launch.grid), triple(launch.threadgroup), launch.dynamic_bytes, std::nullopt, false, stream)
                 .front()
                 .primitive_ptr();
@@ -84,30 +90,29 @@ class Precompiled {
 /// Both programs of a kernel: the wide one is made when strides need it.
 class PrecompiledKernel {
  public:
-  PrecompiledKernel(const Problem& problem, KernelId id, Target target)
-      : problem_(problem), id_(id), target_(target), narrow_(make(false)) {}
+  PrecompiledKernel(const Problem& problem, KernelId id, Target target, const KernelSource& source)
+      : problem_(problem), id_(id), target_(target), narrow_(cuda_program(source), target.capability) {}
 
-  Node node(const KernelLaunch& launch, const Arrays& inputs, const Arrays& outputs, mx::Stream stream) {
+  Node node(const KernelLaunch& launch, const Arrays& inputs, mx::Stream stream) {
     for (const mx::array& input : inputs) {
       if (needs_wide({input.shape().begin(), input.shape().end()}, {input.strides().begin(), input.strides().end()})) {
-        std::call_once(wide_is_made_, [this] { wide_ = make(true); });
-        return wide_->node(launch, inputs, outputs, stream);
+        std::call_once(wide_is_made_, [this] {
+          wide_.emplace(cuda_program(kernel_source(problem_, id_, target_), true), target_.capability);
+        });
+        return wide_->node(launch, inputs, stream);
       }
     }
-    return narrow_->node(launch, inputs, outputs, stream);
+    return narrow_.node(launch, inputs, stream);
   }
 
-  const CubinPtr& code() const { return narrow_->code(); }
+  const CubinPtr& code() const { return narrow_.code(); }
 
  private:
-  std::unique_ptr<Precompiled> make(bool wide) const {
-    return std::make_unique<Precompiled>(cuda_program(kernel_source(problem_, id_, target_), wide), target_.capability);
-  }
-
   Problem problem_;
   KernelId id_;
   Target target_;
-  std::unique_ptr<Precompiled> narrow_, wide_;
+  Precompiled narrow_;
+  std::optional<Precompiled> wide_;
   std::once_flag wide_is_made_;
 };
 
@@ -131,34 +136,34 @@ struct KernelCaches {
   }
 };
 
-KernelPtr kernel_of(const Problem& problem, KernelId id, Target target, const KernelLaunch& launch) {
+KernelPtr kernel_of(const Problem& problem, KernelId id, Target target) {
   KernelCaches& caches = KernelCaches::instance();
   const bool is_ours = !is_emulated() && is_compiled_here(target);
-  const std::string key = (is_ours ? "+" : "") + family_key(family_of(problem), id, target);
+  const std::string prefix = is_ours ? "+" : "", key = prefix + family_key(family_of(problem), id, target);
   const std::optional<std::string> name = caches.names.find(key);
   if (const auto found = name ? caches.kernels.find(*name) : std::nullopt) return *found;
-  KernelText text = kernel_text(problem, id, target);
-  const std::string kernel_name = (is_ours ? "+" : "") + text.name;
-  caches.names.insert(key, kernel_name, kernel_name.size());
-  if (const auto found = caches.kernels.find(kernel_name)) return *found;
+  const KernelSource source = kernel_source(problem, id, target);
+  caches.names.insert(key, prefix + source.name, source.name.size());
+  if (const auto found = caches.kernels.find(prefix + source.name)) return *found;
   auto kernel = std::make_shared<Kernel>();
-  const std::size_t bytes = text.header.size() + text.source.size();
+  kernel->text.name = source.name;
   if (is_emulated()) {
-    kernel->text = std::move(text);
+    kernel->text = source;
   } else if (is_ours) {
-    kernel->text.name = text.name;
-    kernel->precompiled = std::make_unique<PrecompiledKernel>(problem, id, target);
+    kernel->precompiled = std::make_unique<PrecompiledKernel>(problem, id, target, source);
   } else {
-    std::vector<std::string> inputs, outputs;
-    for (const ArraySpec& input : launch.inputs) inputs.push_back(input.name);
-    for (const ArraySpec& output : launch.outputs) outputs.push_back(output.name);
-    kernel->function =
-        target.platform == Platform::metal
-            ? mx::fast::metal_kernel(text.name, inputs, outputs, text.source, text.header, false)
-            : mx::fast::cuda_kernel(text.name, inputs, outputs, text.source, text.header, false, launch.dynamic_bytes);
-    kernel->text.name = text.name;
+    const auto names_of = [](const std::vector<ArraySpec>& arrays) {
+      std::vector<std::string> names;
+      for (const ArraySpec& array : arrays) names.push_back(array.name);
+      return names;
+    };
+    const std::vector<std::string> inputs = names_of(source.inputs), outputs = names_of(source.outputs);
+    kernel->function = target.platform == Platform::metal
+                           ? mx::fast::metal_kernel(source.name, inputs, outputs, source.source, source.header, false)
+                           : mx::fast::cuda_kernel(source.name, inputs, outputs, source.source, source.header, false,
+                                                   source.dynamic_bytes);
   }
-  caches.kernels.insert(kernel_name, kernel, bytes);
+  caches.kernels.insert(prefix + source.name, kernel, source.header.size() + source.source.size());
   return kernel;
 }
 
@@ -186,23 +191,18 @@ Node node_of(const KernelPtr& kernel, const KernelLaunch& launch, const Arrays& 
     return std::make_shared<metal_host::EmulatedKernel>(stream, KernelSource{kernel->text, launch});
   }
 #endif
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> types;
-  for (const ArraySpec& output : launch.outputs) {
-    shapes.push_back(shape_of(output));
-    types.push_back(dtype(output.type));
-  }
+  const Types outputs(launch.outputs);
   return kernel
-      ->function(inputs, shapes, types, triple(launch.grid), triple(launch.threadgroup), {}, std::nullopt, false,
-                 stream)
+      ->function(inputs, outputs.shapes, outputs.dtypes, triple(launch.grid), triple(launch.threadgroup), {},
+                 std::nullopt, false, stream)
       .front()
       .primitive_ptr();
 }
 
 struct Step {
-  Node node;                 ///< empty: made when the arrays are there
-  KernelPtr kernel;          ///< of that node
-  KernelLaunch launch;       ///< the same
+  Node node;  ///< empty: made of kernel and launch when the arrays are there
+  KernelPtr kernel;
+  KernelLaunch launch;
   std::vector<int> inputs;   ///< of the arrays of a launch: its inputs, then its outputs
   std::vector<int> outputs;  ///< the same
 };
@@ -231,7 +231,7 @@ class Launch : public mx::Primitive {
     for (const Step& step : steps_) {
       const Arrays from = select(step.inputs);
       Arrays to = select(step.outputs);
-      const Node node = step.node ? step.node : step.kernel->precompiled->node(step.launch, from, to, stream());
+      const Node node = step.node ? step.node : step.kernel->precompiled->node(step.launch, from, stream());
       (node.get()->*eval)(from, to);
     }
   }
@@ -289,15 +289,13 @@ Target target(mx::Device device) {
 std::vector<PreparedKernel> prepare(const Problem& call, bool gradients) {
   const Problem problem = nearest(call);
   const Target made_for = target();
-  std::vector<KernelId> ids = forward_kernels(problem);
-  if (gradients) {
-    const std::vector<KernelId> more = gradient_kernels(problem);
-    ids.insert(ids.end(), more.begin(), more.end());
-  }
   std::vector<PreparedKernel> prepared;
-  for (const KernelId id : ids) {
-    const KernelPtr kernel = kernel_of(problem, id, made_for, kernel_launch(problem, id, made_for));
-    prepared.push_back({kernel->text.name, kernel->precompiled ? kernel->precompiled->code() : nullptr});
+  for (const Role role : {Role::forward, Role::backward}) {
+    if (role != Role::forward && !gradients) continue;
+    for (const KernelId id : kernels_of(problem, role)) {
+      const KernelPtr kernel = kernel_of(problem, id, made_for);
+      prepared.push_back({kernel->text.name, kernel->precompiled ? kernel->precompiled->code() : nullptr});
+    }
   }
   return prepared;
 }
@@ -317,70 +315,75 @@ void clear_kernel_cache() {
   clear_plan_cache();
 }
 
-Arrays launch(const Problem& problem, const std::vector<KernelId>& ids, const std::vector<NamedArray>& inputs,
-              const std::vector<std::string>& results, mx::Stream stream) {
-  const Target made_for = target(stream.device);
+Arrays run_kernels(const Call& call) {
+  const Problem problem = nearest(call.problem);
+  const Target made_for = target(call.stream.device);
+  const std::vector<KernelId> ids = kernels_of(problem, call.role);
   std::vector<KernelLaunch> launches;
   for (const KernelId id : ids) launches.push_back(kernel_launch(problem, id, made_for));
 
+  const auto name_in_text = [](Argument argument) { return std::string("na_") + name_of(argument); };
   std::vector<std::string> names;
   Arrays arrays;  // of the whole launch; outputs are placeholders
-  for (const NamedArray& input : inputs) {
-    names.push_back(input.name);
-    arrays.push_back(input.array);
+  const Arguments arguments = inputs_of(call.problem, call.role);
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const bool is_dense =  // as kernels take them: no copy is made of what is so already
+        arguments[i] == Argument::rpb || arguments[i] == Argument::lengths || arguments[i] == Argument::lse;
+    names.push_back(name_in_text(arguments[i]));
+    arrays.push_back(is_dense ? mx::contiguous(call.inputs[i], false, call.stream) : call.inputs[i]);
   }
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> types;
-  const auto add_output = [&](const ArraySpec& spec) {
-    names.push_back(spec.name);
-    shapes.push_back(shape_of(spec));
-    types.push_back(dtype(spec.type));
-    arrays.emplace_back(shapes.back(), types.back(), nullptr, Arrays{});
-  };
-  for (const bool wanted : {true, false}) {
-    for (const KernelLaunch& launch : launches) {
-      for (const ArraySpec& output : launch.outputs) {
-        if (wanted == (std::find(results.begin(), results.end(), output.name) != results.end())) add_output(output);
-      }
-    }
+  // Results, what kernels hand on to each other, constants.
+  const Arguments results = outputs_of(call.problem, call.role);
+  std::vector<ArraySpec> outputs;
+  for (const KernelLaunch& launch : launches) {
+    outputs.insert(outputs.end(), launch.outputs.begin(), launch.outputs.end());
   }
+  std::stable_partition(outputs.begin(), outputs.end(), [&](const ArraySpec& output) {
+    return std::any_of(results.begin(), results.end(), [&](Argument a) { return name_in_text(a) == output.name; });
+  });
   Arrays constants;
-  const auto add_constant = [&](const auto* values, const ArraySpec& spec) {
-    add_output(spec);
-    constants.push_back(constant(values, spec));
+  const auto add_constant = [&](const auto* values, Array array) {
+    outputs.push_back(spec_of(problem, array));
+    constants.push_back(constant(values, outputs.back()));
   };
   const auto scale = static_cast<float>(problem.scale);
-  add_constant(&scale, spec_of(problem, Array::scale));
-  if (problem.spans) add_constant(span_numbers(problem).data(), spec_of(problem, Array::spans));
-  const auto index_of = [&](const ArraySpec& spec) {
-    const auto found = std::find(names.begin(), names.end(), spec.name);
-    if (found == names.end()) throw std::logic_error("no array " + spec.name + " for a kernel");
-    return static_cast<int>(found - names.begin());
+  add_constant(&scale, Array::scale);
+  if (problem.spans) add_constant(span_numbers(problem).data(), Array::spans);
+  Types types(outputs);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    names.push_back(outputs[i].name);
+    arrays.emplace_back(types.shapes[i], types.dtypes[i], nullptr, Arrays{});
+  }
+  const auto indices_of = [&](const std::vector<ArraySpec>& specs) {
+    std::vector<int> indices;
+    for (const ArraySpec& spec : specs) {
+      const auto found = std::find(names.begin(), names.end(), spec.name);
+      if (found == names.end()) throw std::logic_error("no array " + spec.name + " for a kernel");
+      indices.push_back(static_cast<int>(found - names.begin()));
+    }
+    return indices;
   };
   std::vector<Step> steps;
   std::string name;
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    Step step;
-    Arrays placeholders;
-    for (const ArraySpec& input : launches[i].inputs) {
-      step.inputs.push_back(index_of(input));
-      placeholders.push_back(arrays[step.inputs.back()]);
-    }
-    for (const ArraySpec& output : launches[i].outputs) step.outputs.push_back(index_of(output));
-    const KernelPtr kernel = kernel_of(problem, ids[i], made_for, launches[i]);
+    const KernelPtr kernel = kernel_of(problem, ids[i], made_for);
     name = kernel->text.name;
+    Step step{nullptr, kernel, {}, indices_of(launches[i].inputs), indices_of(launches[i].outputs)};
     if (kernel->precompiled) {
-      step.kernel = kernel;
       step.launch = std::move(launches[i]);
     } else {
-      step.node = node_of(kernel, launches[i], placeholders, stream);
+      Arrays placeholders;
+      for (const int index : step.inputs) placeholders.push_back(arrays[index]);
+      step.node = node_of(kernel, launches[i], placeholders, call.stream);
     }
     steps.push_back(std::move(step));
   }
-  return mx::array::make_arrays(
-      std::move(shapes), std::move(types),
-      std::make_shared<Launch>(stream, std::move(name), std::move(steps), std::move(constants)),
-      Arrays(arrays.begin(), arrays.begin() + static_cast<std::ptrdiff_t>(inputs.size())));
+  Arrays made = mx::array::make_arrays(
+      std::move(types.shapes), std::move(types.dtypes),
+      std::make_shared<Launch>(call.stream, std::move(name), std::move(steps), std::move(constants)),
+      Arrays(arrays.begin(), arrays.begin() + static_cast<std::ptrdiff_t>(arguments.size())));
+  made.erase(made.begin() + static_cast<std::ptrdiff_t>(results.size()), made.end());
+  return made;
 }
 
 }  // namespace natten::fast

@@ -7,13 +7,10 @@
 #include "fast/compiler.h"
 #include "fast/kernel_source.h"
 #include "fast/lru_cache.h"
-#include "mlx/array.h"
 #include "mlx/device.h"
-#include "mlx/stream.h"
+#include "ops/tier.h"
 
 namespace natten::fast {
-
-namespace mx = mlx::core;
 
 /// The platform that this library's MLX compiles kernels for.
 #ifdef __APPLE__
@@ -27,11 +24,6 @@ bool is_emulated();
 /// What kernels of a call would be made for now. Where there is no GPU: for Metal, as the tier is named there.
 Target target(mx::Device device = mx::Device::gpu);
 
-struct NamedArray {
-  std::string name;
-  mx::array array;
-};
-
 /// What becomes of a kernel, for those who wait for it.
 struct PreparedKernel {
   std::string name;
@@ -44,11 +36,7 @@ std::vector<PreparedKernel> prepare(const Problem& problem, bool gradients);
 CacheUsage kernel_cache_usage();
 void clear_kernel_cache();
 
-/// One primitive that runs `kernels` of a `nearest` problem one after the other. Its inputs are `inputs` in order, of
-/// which each kernel takes those that it names; its first outputs are `results`, and what the kernels hand on to each
-/// other follows.
-std::vector<mx::array> launch(const Problem& problem, const std::vector<KernelId>& kernels,
-                              const std::vector<NamedArray>& inputs, const std::vector<std::string>& results,
-                              mx::Stream stream);
+/// One primitive that runs the kernels of a call one after the other. What they hand on to each other is outputs, too.
+Arrays run_kernels(const Call& call);
 
 }  // namespace natten::fast

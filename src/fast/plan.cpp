@@ -123,21 +123,21 @@ void finish_streams(const KernelRow& kernel, Plan& plan) {
 }
 
 void choose_extent(const Problem& p, const KernelRow& kernel,
-                   double (*cost_of)(const Problem&, const KernelRow&, const Plan&), Plan& plan) {
+                   const std::function<double(const Problem&, const KernelRow&, Plan&)>& cost_of, Plan& plan) {
   const int positions = plan.threads / plan.lanes * plan.run;
   double best = std::numeric_limits<double>::max();
-  std::array<int, 3> chosen = plan.extent;
+  Plan chosen = plan;
   for (int e0 = 1; e0 <= positions; e0 *= 2) {
     for (int e1 = plan.run_axis == 1 ? plan.run : 1; e0 * e1 <= positions; e1 *= 2) {
       plan.extent = {e0, e1, positions / (e0 * e1)};
-      if (plan.extent[2] < (plan.run_axis == 2 ? plan.run : 1)) continue;
+      if (plan.extent[plan.run_axis] % plan.run != 0) continue;
       const double cost = cost_of(p, kernel, plan);
       if (cost >= best) continue;
       best = cost;
-      chosen = plan.extent;
+      chosen = plan;
     }
   }
-  plan.extent = chosen;
+  plan = chosen;
 }
 
 void override_from_environment(Plan& plan) {
@@ -158,7 +158,12 @@ void override_from_environment(Plan& plan) {
                   {"stages", &Plan::stages, 2, 16},
                   {"repeat", &Plan::repeat, 1, 64},
                   {"split", &Plan::split_axis, 0, 2},
-                  {"pingpong", &Plan::ping_pong, 0, 1}};
+                  {"pingpong", &Plan::ping_pong, 0, 1},
+                  // override_of() has these.
+                  {"parts", nullptr, 1, std::numeric_limits<int>::max()},
+                  {"matrix", nullptr, 0, 0},
+                  {"decode", nullptr, 0, 0},
+                  {"warpgroup", nullptr, 0, 1}};
   const char* text = std::getenv("NATTEN_FAST_TILE");
   std::istringstream items(text ? text : "");
   for (std::string item; std::getline(items, item, ',');) {
@@ -166,13 +171,10 @@ void override_from_environment(Plan& plan) {
     const char* value = item.c_str() + std::min(name.size() + 1, item.size());
     const int number = std::atoi(value);
     bool is_used =
-        (name == "parts" && number >= 1) || (name == engine_name(Engine::matrix) && number == 0) ||
-        (name == engine_name(Engine::decode) && number == 0) ||
-        (name == engine_name(Engine::warpgroup) && (number == 0 || number == 1)) ||
-        (name == "extent" && std::sscanf(value, "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]) == 3);
+        name == "extent" && std::sscanf(value, "%dx%dx%d", &plan.extent[0], &plan.extent[1], &plan.extent[2]) == 3;
     for (const auto& [field_name, field, least, most] : kNumbers) {
       if (name != field_name || number < least || number > most) continue;
-      plan.*field = number;
+      if (field) plan.*field = number;
       is_used = true;
     }
     const bool is_whole = plan.threads % 32 == 0 && std::has_single_bit(unsigned(plan.lanes)) && plan.vector % 4 == 0 &&
@@ -241,10 +243,6 @@ CacheUsage plan_cache_usage() {
 }
 void clear_plan_cache() {
   plans().clear();
-}
-
-int element_size(FloatType type) {
-  return type == FloatType::float32 ? 4 : type == FloatType::float64 ? 8 : 2;
 }
 
 int Stream::row_bytes() const {

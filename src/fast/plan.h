@@ -15,7 +15,7 @@ namespace natten::fast {
 /// one), B those of dout with value.
 struct Stream {
   int channels = 0;
-  FloatType type = FloatType::float32;
+  ElementType type = ElementType::float32;
   int slices = 0;  ///< channel vectors per lane
   int pitch = 0;   ///< elements from row to row of threadgroup memory
   int width = 0;   ///< matrix units: channels with zeros up to the multiple that they take
@@ -91,6 +91,8 @@ int query_classes(const Axis& axis);
 int query_step(const Axis& axis);
 AxisConstants axis_constants(const Axis& axis);
 
-int element_size(FloatType type);
+inline int element_size(FloatType type) {
+  return type == FloatType::float32 ? 4 : type == FloatType::float64 ? 8 : 2;
+}
 
 }  // namespace natten::fast

@@ -71,41 +71,34 @@ double mean_met(const Problem& p, int a, int extent, bool keys) {
   return sum / count;
 }
 
-/// The box of a warpgroup's 64 positions, and the axis on which warpgroups lie side by side, that multiply least. The
-/// mask has a channel for each coordinate of a box, 16 in all.
-void choose_box(const Problem& p, bool keys, Plan& plan) {
-  constexpr int kPositions = 64, kMaskChannels = 16;
+/// What a box of a warpgroup's 64 positions multiplies, with the axis, chosen here, on which warpgroups then lie side
+/// by side. The mask has a channel for each coordinate of a box, 16 in all.
+double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
+  constexpr int kMaskChannels = 16;
   constexpr double kTileCost = 128;  // queries, results, indices: in keys that a warpgroup multiplies
-  double best = std::numeric_limits<double>::max();
-  std::array<int, 3> chosen{};
+  const bool keys = kernel.holds_keys();
   const int proper = proper_axes(p);
-  for (int e0 = 1; e0 <= kPositions; e0 *= 2) {
-    for (int e1 = 1; e0 * e1 <= kPositions; e1 *= 2) {
-      const std::array<int, 3> extent{e0, e1, kPositions / (e0 * e1)};
-      if (extent[plan.run_axis] % plan.run != 0) continue;
-      for (int split = 0; split < kAxes; ++split) {
-        if (p.axes[split].length == 1 && proper > 0) continue;  // its coordinates tell nothing
-        int channels = 0;
-        double tiles = 1, met = 1;
-        bool outside = false;
-        for (int a = 0; a < kAxes; ++a) {
-          const int all = extent[a] * (a == split ? plan.warpgroups : 1);
-          outside = outside || (p.axes[a].length == 1 && all > 1);
-          channels += p.axes[a].length == 1 ? 0 : std::max(2, extent[a]);
-          tiles *= double(tiles_on(p, a, all, keys));
-          met *= mean_met(p, a, extent[a], keys);
-        }
-        if (outside || (proper > 1 && channels > kMaskChannels)) continue;
-        const double cost = tiles * (met + kTileCost);
-        if (cost < best) {
-          best = cost;
-          chosen = extent;
-          plan.split_axis = split;
-        }
-      }
+  double met = 1, best = std::numeric_limits<double>::max();
+  for (int a = 0; a < kAxes; ++a) met *= mean_met(p, a, plan.extent[a], keys);
+  for (int split = 0; split < kAxes; ++split) {
+    if (p.axes[split].length == 1 && proper > 0) continue;  // its coordinates tell nothing
+    int channels = 0;
+    double tiles = 1;
+    bool outside = false;
+    for (int a = 0; a < kAxes; ++a) {
+      const int all = plan.extent[a] * (a == split ? plan.warpgroups : 1);
+      outside = outside || (p.axes[a].length == 1 && all > 1);
+      channels += p.axes[a].length == 1 ? 0 : std::max(2, plan.extent[a]);
+      tiles *= double(tiles_on(p, a, all, keys));
+    }
+    if (outside || (proper > 1 && channels > kMaskChannels)) continue;
+    const double cost = tiles * (met + kTileCost);
+    if (cost < best) {
+      best = cost;
+      plan.split_axis = split;
     }
   }
-  plan.extent = chosen;
+  return best;
 }
 
 }  // namespace
@@ -130,7 +123,8 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   // Beside the sums of both gradients registers hold up to 128 channels more.
   plan.hold_shared = keys && p.head_dim + p.value_dim > 128;
   override_from_environment(plan);
-  choose_box(p, keys, plan);
+  plan.threads = 128;  // of one warpgroup
+  choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;

@@ -1,6 +1,8 @@
 // What planners share. One for each engine, in a file of its own; plan.cpp asks them in order of preference.
 #pragma once
 
+#include <functional>
+
 #include "fast/plan.h"
 
 namespace natten::fast {
@@ -28,9 +30,9 @@ void choose_lanes(Plan& plan, Platform platform, int channels);
 /// Rows of threadgroup memory, once lanes and vectors are known.
 void finish_streams(const KernelRow& kernel, Plan& plan);
 
-/// The box, of as many positions as the threads hold, that costs least.
+/// The box, of as many positions as the threads hold, that costs least; and whatever else the cost has chosen with it.
 void choose_extent(const Problem& p, const KernelRow& kernel,
-                   double (*cost_of)(const Problem&, const KernelRow&, const Plan&), Plan& plan);
+                   const std::function<double(const Problem&, const KernelRow&, Plan&)>& cost_of, Plan& plan);
 
 void override_from_environment(Plan& plan);
 /// A number of NATTEN_FAST_TILE that concerns more than one plan; -1 where it is not there.

@@ -1,6 +1,7 @@
 #include "fast/spans.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -57,14 +58,9 @@ std::array<std::int32_t, kAxes * kSpanNumbers> span_numbers(const Problem& p) {
   std::array<std::int32_t, kAxes * kSpanNumbers> numbers;
   for (int a = 0; a < kAxes; ++a) {
     const AxisRows rows = rows_of(p, a);
-    const std::int32_t of_axis[kSpanNumbers] = {static_cast<std::int32_t>(p.axes[a].length),
-                                                rows.first_query,
-                                                rows.queries,
-                                                rows.query_row,
-                                                rows.query_rows,
-                                                rows.first_key,
-                                                rows.keys};
-    std::copy_n(of_axis, kSpanNumbers, numbers.begin() + a * kSpanNumbers);
+    static_assert(sizeof rows == (kSpanNumbers - 1) * sizeof numbers[0]);
+    numbers[a * kSpanNumbers] = static_cast<std::int32_t>(p.axes[a].length);
+    std::memcpy(&numbers[a * kSpanNumbers + 1], &rows, sizeof rows);
   }
   return numbers;
 }

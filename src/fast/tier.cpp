@@ -5,7 +5,6 @@
 #include "fast/launch.h"
 #include "fast/plan.h"
 #include "mlx/device.h"
-#include "mlx/ops.h"
 
 namespace natten {
 namespace {
@@ -20,44 +19,10 @@ Objection objection_to_kernels(const Problem& p, Role role) {
   return fast::objection(fast::nearest(p), fast::target());
 }
 
-std::vector<KernelId> kernels_of(const Problem& p, Role role) {
-  switch (role) {
-    case Role::forward:
-      return fast::forward_kernels(p);
-    case Role::backward_query:
-      return fast::query_gradient_kernels(p);
-    case Role::backward_key_value:
-      return fast::key_gradient_kernels(p);
-    default:
-      return fast::gradient_kernels(p);
-  }
-}
-
-std::string kernel_name_of(Argument argument) {
-  return std::string("na_") + name_of(argument);
-}
-
-Arrays run_kernels(const Call& call) {
-  const Arguments arguments = inputs_of(call.problem, call.role);
-  std::vector<fast::NamedArray> inputs;
-  for (std::size_t i = 0; i < arguments.size(); ++i) {
-    const bool is_dense =  // as kernels take them: no copy is made of what is so already
-        arguments[i] == Argument::rpb || arguments[i] == Argument::lengths || arguments[i] == Argument::lse;
-    const mx::array& a = call.inputs[i];
-    inputs.push_back({kernel_name_of(arguments[i]), is_dense ? mx::contiguous(a, false, call.stream) : a});
-  }
-  std::vector<std::string> results;
-  for (const Argument result : outputs_of(call.problem, call.role)) results.push_back(kernel_name_of(result));
-  Arrays outputs =
-      fast::launch(fast::nearest(call.problem), kernels_of(call.problem, call.role), inputs, results, call.stream);
-  outputs.erase(outputs.begin() + static_cast<std::ptrdiff_t>(results.size()), outputs.end());
-  return outputs;
-}
-
 KernelChoice choice(const Problem& call) {
   const Problem p = fast::nearest(call);
   const fast::Target target = fast::target();
-  const KernelId kernel = fast::forward_kernels(p).front();
+  const KernelId kernel = fast::kernels_of(p, Role::forward).front();
   return {fast::kernel_name(kernel), fast::plan(p, kernel, target).describe()};
 }
 
@@ -71,8 +36,8 @@ std::string costs(const Problem& call) {
   const Problem p = fast::nearest(call);
   const fast::Target target = fast::target();
   std::string lines = "on " + tier_name();
-  for (const std::vector<KernelId>& kernels : {fast::forward_kernels(p), fast::gradient_kernels(p)}) {
-    for (const KernelId id : kernels) lines += "\n" + describe(fast::cost(p, id, target));
+  for (const Role role : {Role::forward, Role::backward}) {
+    for (const KernelId id : fast::kernels_of(p, role)) lines += "\n" + describe(fast::cost(p, id, target));
   }
   return lines;
 }
@@ -87,7 +52,7 @@ Tier fast_tier() {
     return fast::objection(fast::target());
   };
   tier.supports = objection_to_kernels;
-  tier.run = run_kernels;
+  tier.run = fast::run_kernels;
   tier.choice = choice;
   tier.cost = costs;
   tier.is_fused = true;

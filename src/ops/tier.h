@@ -22,14 +22,6 @@ using Arrays = std::vector<mx::array>;
 /// Why a tier cannot serve a call; nothing when it can.
 using Objection = std::optional<std::string>;
 
-/// The part of an operation that a tier computes.
-enum class Role : std::uint8_t {
-  forward,
-  backward_query,      ///< gradients of what queries have: query and rpb, or attn
-  backward_key_value,  ///< gradients of what keys have: key and value, as far as the operation reads them
-  backward,            ///< both from one pass, which a tier need not have
-};
-
 // clang-format off
 /// Inputs, results, cotangents of results, gradients of inputs in the order of the inputs.
 enum class Argument : std::uint8_t {

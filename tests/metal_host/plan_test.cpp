@@ -389,8 +389,8 @@ TEST(Plans, FitOrAreRefused) {
           continue;
         }
         ++served;
-        for (const KernelId kernel : forward_kernels(p)) expect_fits(p, kernel, target);
-        for (const KernelId kernel : gradient_kernels(p)) expect_fits(p, kernel, target);
+        for (const KernelId kernel : kernels_of(p, Role::forward)) expect_fits(p, kernel, target);
+        for (const KernelId kernel : kernels_of(p, Role::backward)) expect_fits(p, kernel, target);
       }
     }
   };
