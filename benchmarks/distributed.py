@@ -1,10 +1,12 @@
 """How much slower a call is when ranks of this machine share it, at the same number of threads in all.
 
 This process times the plain call on all threads; ranks are processes that have their part of the threads and of the
-field, connected by the ring backend. They take turns, so that other programs disturb both alike. The floor is what
-the same ranks take where each has its halo already: what is above it is messages, and keys put next to their halo.
+field, connected by the ring backend, or by MPI, whose waiting ranks give their core away. They take turns, so that
+other programs disturb both alike. The floor is what the same ranks take where each has its halo already: what is above
+it is messages, and keys put next to their halo.
 
     python benchmarks/distributed.py [--ranks 2 4] [--threads 2] [--rounds 9] [--overlap] [--cpu] [--limit 1.15]
+                                     [--backend ring|mpi]
 
 With --late: how long rank 0 goes on computing after rank 1, which begins late, sends its halo, with and without
 messages on a stream of their own. What has been computed meanwhile is overlap.
@@ -13,6 +15,7 @@ messages on a stream of their own. What has been computed meanwhile is overlap.
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import json
 import os
 import statistics
@@ -22,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +99,16 @@ def steps_of_rank(
 
 
 def rank_main(args: argparse.Namespace) -> None:
-    """Times what standard input asks for, [case, kind, direction, repeats], and answers with seconds."""
-    group = mx.distributed.init(strict=True, backend="ring")
+    """Times what the other end of a socket asks for, (case, kind, direction, repeats), and answers with seconds."""
+    group = mx.distributed.init(strict=True, backend=args.backend)
+    asked = Client(args.rank, "AF_UNIX")
     link = mx.new_stream(mx.cpu) if args.overlap else None
     made: dict[str, dict[str, dict[str, Callable[[], Any]]]] = {}
-    for line in sys.stdin:
-        name, kind, direction, repeats = json.loads(line)
+    while True:
+        try:
+            name, kind, direction, repeats = asked.recv()
+        except EOFError:
+            return
         if name not in made:
             made[name] = steps_of_rank(name, group, link)
         step = made[name][kind][direction]
@@ -109,39 +117,40 @@ def rank_main(args: argparse.Namespace) -> None:
             time.sleep(args.late * (group.rank() > 0))
             start = time.time()
             mx.eval(step())
-            print(json.dumps([start, time.time()]), flush=True)
+            asked.send((start, time.time()))
         else:
-            print(json.dumps(seconds_of(step, repeats)), flush=True)
+            asked.send(seconds_of(step, repeats))
 
 
 class Ranks:
     """Processes of this machine that wait for work."""
 
-    def __init__(
-        self, count: int, threads: int, port: int, folder: Path, overlap: bool = False, late: float = 0.0
-    ) -> None:
-        hosts = folder / f"{count}.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port + rank}"] for rank in range(count)]))
-        environment = {**os.environ, "MLX_HOSTFILE": str(hosts), "NATTEN_NUM_THREADS": str(max(1, threads // count))}
-        command = [sys.executable, __file__, "--rank", "--late", str(late), *(["--overlap"] if overlap else [])]
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env={**environment, "MLX_RANK": str(rank)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
+    def __init__(self, count: int, folder: Path, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--backend", args.backend, "--late", str(args.late)]
+        command += ["--overlap"] * args.overlap + ["--rank", str(folder / "socket")]
+        environment = {**os.environ, "NATTEN_NUM_THREADS": str(max(1, args.threads // count))}
+        with Listener(command[-1], "AF_UNIX") as listener:
+            if args.backend == "mpi":
+                # Open MPI without its development files has no libmpi.so, which MLX looks for. Waiting ranks give their
+                # core away; a container may forbid reading another process' memory.
+                environment["MLX_MPI_LIBNAME"] = ctypes.util.find_library("mpi") or "libmpi.so"
+                launch = f"mpirun -n {count} --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1"
+                launch += " --bind-to none --mca btl_vader_single_copy_mechanism none"
+                self.processes = [subprocess.Popen([*launch.split(), *command], env=environment)]
+            else:
+                hosts = folder / "hosts.json"
+                hosts.write_text(json.dumps([[f"127.0.0.1:{args.port + rank}"] for rank in range(count)]))
+                environment["MLX_HOSTFILE"] = str(hosts)
+                self.processes = [
+                    subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(count)
+                ]
+            self.ranks = [listener.accept() for _ in range(count)]
 
     def answers(self, *work: Any) -> list[Any]:
         """Of every rank."""
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(work) + "\n")
-            process.stdin.flush()
-        return [json.loads(process.stdout.readline()) for process in self.processes if process.stdout is not None]
+        for rank in self.ranks:
+            rank.send(work)
+        return [rank.recv() for rank in self.ranks]
 
     def seconds(self, *work: Any) -> tuple[float, float]:
         """Of the slowest by the clock, of all ranks' processors."""
@@ -150,9 +159,9 @@ class Ranks:
 
     def close(self) -> None:
         """End them."""
+        for rank in self.ranks:
+            rank.close()
         for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.close()
             process.wait(30)
 
 
@@ -185,7 +194,7 @@ def measure_late(args: argparse.Namespace) -> None:
     print(f"{'case':10} messages on         ms of rank 0 after rank 1 began, {args.late} s late")
     for overlap in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            ranks = Ranks(2, args.threads, args.port, Path(folder), overlap, args.late)
+            ranks = Ranks(2, Path(folder), argparse.Namespace(**{**vars(args), "overlap": overlap}))
             try:
                 for name in args.cases:
                     ranks.answers(name, "spread", "forward", 1)
@@ -211,7 +220,8 @@ def main() -> int:
     parser.add_argument("--late", type=float, default=0.0, help="seconds; measures overlap instead")
     parser.add_argument("--port", type=int, default=32700)
     parser.add_argument("--limit", type=float, help="exit 1 where a ratio is above")
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--backend", choices=["ring", "mpi"], default="ring")
+    parser.add_argument("--rank", metavar="SOCKET", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         rank_main(args)
@@ -226,7 +236,8 @@ def main() -> int:
     print(f"{'case':10} {'direction':9} ranks  plain ms  spread ms  ratio  floor   ({args.threads} threads in all)")
     for index, count in enumerate(args.ranks):
         with tempfile.TemporaryDirectory() as folder:
-            ranks = Ranks(count, args.threads, args.port + 16 * index, Path(folder), args.overlap)
+            args.port += 16 * (index > 0)  # those of the ranks before may not be free yet
+            ranks = Ranks(count, Path(folder), args)
             try:
                 for name in args.cases:
                     for direction in args.directions:

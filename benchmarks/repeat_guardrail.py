@@ -38,7 +38,7 @@ def judged(path: Path, thresholds: dict[str, Any]) -> list[str]:
     short = []
     for row in found["rows"]:
         if "ratios" in row:
-            reasons = guardrail.shortfalls(row, thresholds, found["machine"]["cpu_target"])
+            reasons = guardrail.shortfalls(row, thresholds, found["machine"])
             reasons += [] if row["floors"] else ["no threshold"]
         else:
             reasons = [row["reason"]] if found["tiers"][row["tier"]]["available"] else []

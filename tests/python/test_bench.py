@@ -242,15 +242,23 @@ def test_a_missing_gpu_is_bad_input(capsys):
 # Guardrails
 
 
-def thresholds(tmp_path, floors: dict[str, float], release: dict[str, Any] | None = None) -> str:
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(guardrail, "PAUSES", (0.0, 0.0, 0.01))
+
+
+def this_machine() -> dict[str, Any]:
+    return {name: machine.describe()[name] for name in ("processor", "cpu_target")}
+
+
+def thresholds(
+    tmp_path, floors: dict[str, float], ratios: dict[str, Any] | None = None, on: dict[str, str] | None = None
+) -> str:
     path = tmp_path / "thresholds.json"
     per_direction = dict.fromkeys((FORWARD, GRAD_QUERY, STEP), floors)
-    content = {
-        "cases_version": cases.VERSION,
-        "floors": {"nanobind": {SMALL.name: per_direction}},
-        "release": release or {},
-    }
-    path.write_text(json.dumps(content))
+    stored = {"version": "0.0.1", "margin": 0.5, "floors": {"nanobind": {SMALL.name: per_direction}}}
+    stored |= {"ratios": ratios or {}, **this_machine(), **(on or {})}
+    path.write_text(json.dumps({"cases_version": cases.VERSION, "machines": [stored]}))
     return str(path)
 
 
@@ -268,18 +276,23 @@ def test_guardrail_passes_and_fails_by_its_floors(small, tmp_path, capsys, direc
 
 
 @needs_compiled
-def test_guardrail_compares_with_the_last_release_on_the_same_target(small, tmp_path, capsys):
-    target = natten_mlx._ext.cpu_target()
+def test_guardrail_compares_with_what_a_release_reached_on_such_a_machine(small, tmp_path, capsys):
     ratios = {"nanobind": {SMALL.name: {FORWARD: {"of_fma": 1e6}}}}
-    release = {"version": "0.0.1", "margin": 0.5, "cpu_target": target, "ratios": ratios}
-    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 0.01}, release)) == 1
+    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 0.01}, ratios)) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "of release 0.0.1" in said and f"Held to the floors, and to release 0.0.1 on {target}." in said
-    another = {**release, "cpu_target": "another"}
-    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 1e6, "of_fma": 1e-9}, another)) == 0
+    kind = ", ".join(this_machine().values())
+    assert "of release 0.0.1" in said and f"Held to the floors, and to release 0.0.1 on {kind}." in said
+
+
+@needs_compiled
+@pytest.mark.parametrize("other", [{"cpu_target": "another"}, {"processor": "another"}])
+def test_guardrail_on_another_machine_holds_the_share_of_the_peak(small, tmp_path, capsys, other):
+    ratios = {"nanobind": {SMALL.name: {FORWARD: {"of_fma": 1e6}}}}
+    assert run_guardrail(thresholds(tmp_path, {"vs_pure": 1e6, "of_fma": 1e-9}, ratios, other)) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"of the share of the peak alone: release 0.0.1 was measured on another, not {target}." in said
-    assert run_guardrail(thresholds(tmp_path, {"of_fma": 1e6}, another)) == 1
+    kind = ", ".join(this_machine().values())
+    assert f"Held to the lowest floors of the share of the peak alone: none are stored for {kind}." in said
+    assert run_guardrail(thresholds(tmp_path, {"of_fma": 1e6}, on=other)) == 1
 
 
 @needs_compiled
@@ -301,7 +314,7 @@ def test_guardrail_fails_without_a_threshold_and_for_wrong_results(small, tmp_pa
 
 def test_guardrail_refuses_a_file_for_other_cases(small, tmp_path, capsys):
     path = tmp_path / "old.json"
-    path.write_text('{"cases_version": 0, "floors": {}, "release": {}}')
+    path.write_text('{"cases_version": 0, "machines": []}')
     assert run_guardrail(str(path)) == 2
     assert "for version 0 of the cases" in capsys.readouterr().err
     path.write_text("[")
@@ -310,20 +323,34 @@ def test_guardrail_refuses_a_file_for_other_cases(small, tmp_path, capsys):
 
 
 def test_every_guarded_case_has_floors():
-    stored = guardrail.load()
     for case in cases.select(["guardrail"]):
-        assert set(stored["floors"]["nanobind"][case.name]) == set(case.directions)
-        assert all(floors for floors in stored["floors"]["nanobind"][case.name].values())
+        for direction in case.directions:
+            row = {"tier": "nanobind", "case": case.name, "direction": direction, "ratios": {"of_fma": 1e-9}}
+            for kind in (*guardrail.load()["machines"], {"processor": "another", "cpu_target": "X"}):
+                assert guardrail.shortfalls(row, guardrail.load(), kind)
+                assert "of_fma" in row["floors"]
+
+
+def report_of(*rows: dict[str, Any]) -> dict[str, Any]:
+    kind = {"cpu_target": "X", "processor": "Y", "versions": {"natten-mlx": "1"}}
+    full = [{"tier": "nanobind", "case": "a", "direction": FORWARD, **row} for row in rows]
+    return {"rows": full, "machine": kind, "plan": {"trim_head": 0}}
 
 
 def test_thresholds_are_made_of_the_lowest_ratio():
-    def made(vs_pure: float) -> dict[str, Any]:
-        row = {"tier": "nanobind", "case": "a", "direction": FORWARD, "ratios": {"vs_pure": vs_pure}}
-        return {"rows": [row], "machine": {"versions": {"natten-mlx": "1"}, "cpu_target": "X", "processor": "Y"}}
-
-    found = guardrail.thresholds_of([made(10), made(20), made(40)], part=0.5, margin=0.6)
+    reports = [report_of({"ratios": {"vs_pure": found}}) for found in (10, 20, 40)]
+    found = guardrail.thresholds_of(reports, part=0.5, margin=0.6)
     assert found["floors"] == {"nanobind": {"a": {FORWARD: {"vs_pure": 5.0}}}}
-    assert found["release"]["ratios"] == {"nanobind": {"a": {FORWARD: {"vs_pure": 20.0}}}}
+    assert found["ratios"] == {"nanobind": {"a": {FORWARD: {"vs_pure": 20.0}}}}
+    assert (found["processor"], found["cpu_target"], found["version"]) == ("Y", "X", "1")
+
+
+def test_thresholds_are_made_of_a_table():
+    timed = {"flops": 4e9, "fma_gflops": 10.0}
+    rows = [{"tier": "pure", "raw": [[8.0]], **timed}, {"raw": [[2.0]], **timed}]
+    found = guardrail.thresholds_of([report_of(*rows)], part=0.5, margin=0.6, with_release=False)
+    assert found["floors"] == {"nanobind": {"a": {FORWARD: {"of_fma": 0.1, "vs_pure": 2.0}}}}
+    assert found["ratios"] == {}
 
 
 # Comparison with alternatives

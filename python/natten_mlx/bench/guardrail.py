@@ -1,16 +1,19 @@
 """Guardrails: each case must reach ratios that hold on a noisy machine too. They are stored in thresholds.json.
 
 Two floors per case and direction, on one thread: the speed relative to `pure`, and useful operations relative to the
-multiply-add peak, both from the same run, each as the median of the rounds' ratios. And a part of the ratios that the
-last release reached. On another SIMD target than the release was measured on, only the share of the peak is held:
-`pure`, which vectors do not speed up, is nearer to narrow ones. A report says which applied. Cases that fall short are
-measured again when the others are done, for machines have other users.
+multiply-add peak, both from the same run, each as the median of the rounds' ratios. And a part of the ratios that a
+release reached. They are kept for each kind of machine (processor and SIMD target) that they were measured on: Zen 4
+multiplies half as fast as a Xeon with the same instructions, so that the share of its peak is twice as large, and
+`pure`, which multiplying does not bind, is nearer. On another machine the lowest floors of the share of the peak are
+held alone. A report says which applied. Cases that fall short are measured again when the others are done, and once
+more after a pause, for machines have other users.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,7 +24,7 @@ from natten_mlx.bench import cases as table_of_cases
 from natten_mlx.bench import cost
 from natten_mlx.bench.calls import REFERENCE, Reference, choice
 from natten_mlx.bench.cases import FORWARD, Case
-from natten_mlx.bench.machine import Limits
+from natten_mlx.bench.machine import Limits, describe
 from natten_mlx.bench.measure import Plan
 from natten_mlx.bench.report import machine_line, markdown_table, why_not
 from natten_mlx.bench.table import OK, Progress, Report, Row, header, measure_direction
@@ -31,7 +34,8 @@ UNGUARDED = "no threshold"
 RATIOS = ("vs_pure", "of_fma")
 # Beyond this many operations of the forward `pure` takes seconds: it is not timed, and checks one head only.
 PURE_FLOPS = 1.5e8
-ATTEMPTS = 3
+PAUSES = (0.0, 0.0, 30.0)
+"""Seconds before each attempt."""
 
 
 def directions(case: Case, wanted: str) -> list[str]:
@@ -52,8 +56,8 @@ def load(path: str | None = None) -> dict[str, Any]:
         raise ValueError(f"can't read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(stored, dict) or not {"cases_version", "floors", "release"} <= stored.keys():
-        raise ValueError(f"{path or 'thresholds.json'} holds no thresholds: expected cases_version, floors and release")
+    if not isinstance(stored, dict) or not {"cases_version", "machines"} <= stored.keys():
+        raise ValueError(f"{path or 'thresholds.json'} holds no thresholds: expected cases_version and machines")
     if stored["cases_version"] != table_of_cases.VERSION:
         raise ValueError(
             f"{path or 'thresholds.json'} is for version {stored['cases_version']} of the cases, "
@@ -76,24 +80,40 @@ def ratios(row: Row, baseline: Row | None, trim_head: int) -> dict[str, float]:
     return result
 
 
-def shortfalls(row: Row, thresholds: dict[str, Any], target: str) -> list[str]:
+def kind_of_machine(machine: dict[str, Any]) -> tuple[str, str]:
+    """What thresholds are kept for: processor and SIMD target."""
+    return machine["processor"], machine["cpu_target"]
+
+
+def own_thresholds(thresholds: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any] | None:
+    """Those that were measured on this kind of machine."""
+    kind = kind_of_machine(machine)
+    return next((stored for stored in thresholds["machines"] if kind_of_machine(stored) == kind), None)
+
+
+def _of(ratios_of_tiers: dict[str, Any], row: Row) -> dict[str, float]:
+    found = ratios_of_tiers.get(row["tier"], {}).get(row["case"], {}).get(row["direction"], {})
+    return dict(found)
+
+
+def shortfalls(row: Row, thresholds: dict[str, Any], machine: dict[str, Any]) -> list[str]:
     """What the ratios of `row` do not reach. Fills in the floors."""
-    tier, case, direction = row["tier"], row["case"], row["direction"]
-    release = thresholds["release"]
-    floors = thresholds["floors"].get(tier, {}).get(case, {}).get(direction, {})
-    is_same = release.get("cpu_target", target) == target
-    row["floors"] = {name: floor for name, floor in floors.items() if is_same or name == "of_fma"}
+    own = own_thresholds(thresholds, machine)
+    row["floors"] = _of(own["floors"], row) if own else {}
+    if not row["floors"]:
+        others = [_of(stored["floors"], row) for stored in thresholds["machines"]]
+        shares = [floors["of_fma"] for floors in others if "of_fma" in floors]
+        row["floors"] = {"of_fma": min(shares)} if shares else {}
     short = [
         f"{name} {row['ratios'][name]:.3g} < {floor:.3g}"
         for name, floor in row["floors"].items()
         if name in row["ratios"] and row["ratios"][name] < floor
     ]
-    if release.get("cpu_target") == target:
-        earlier = release.get("ratios", {}).get(tier, {}).get(case, {}).get(direction, {})
+    if own:
         short += [
-            f"{name} {row['ratios'][name]:.3g} < {release['margin']:g} x {value:.3g} of release {release['version']}"
-            for name, value in earlier.items()
-            if name in row["ratios"] and row["ratios"][name] < release["margin"] * value
+            f"{name} {row['ratios'][name]:.3g} < {own['margin']:g} x {value:.3g} of release {own['version']}"
+            for name, value in _of(own["ratios"], row).items()
+            if name in row["ratios"] and row["ratios"][name] < own["margin"] * value
         ]
     return short
 
@@ -111,9 +131,12 @@ def run(
     _ext.set_cpu_threads(threads)
     try:
         limits = Limits(plan.cpu_clock)
+        machine = describe()
         judged: dict[tuple[str, str], list[Row]] = {}
         pending = {(case.name, direction) for case in chosen for direction in directions(case, wanted)}
-        for _ in range(ATTEMPTS):
+        for pause in PAUSES:
+            if pending:
+                time.sleep(pause)
             for case in chosen:
                 again = [direction for direction in directions(case, wanted) if (case.name, direction) in pending]
                 if not again:
@@ -125,21 +148,20 @@ def run(
                     progress(f"{case.name} {direction}")
                     timed = list(tiers) if expensive else None
                     measured = measure_direction(case, direction, choices, plan, limits, expected, timed)
-                    judged[case.name, direction] = _judge(measured, plan, thresholds)
+                    judged[case.name, direction] = _judge(measured, plan, thresholds, machine)
             pending = {place for place, found in judged.items() if any(row["status"] == SHORT for row in found)}
         rows = [row for found in judged.values() for row in found]
         report = header("guardrail", plan, limits)
     finally:
         _ext.set_cpu_threads(0)
-    release = {name: thresholds["release"].get(name) for name in ("version", "cpu_target")}
-    return {**report, "direction": wanted, "release": release, "rows": rows}
+    return {**report, "direction": wanted, "held_to": held_to(thresholds, machine), "rows": rows}
 
 
 def _is_expensive(case: Case) -> bool:
     return cost.flops(case.form, FORWARD, cost.size(case)) > PURE_FLOPS
 
 
-def _judge(measured: list[Row], plan: Plan, thresholds: dict[str, Any]) -> list[Row]:
+def _judge(measured: list[Row], plan: Plan, thresholds: dict[str, Any], machine: dict[str, Any]) -> list[Row]:
     """Rows of the tiers other than `pure`, with ratios, floors and a verdict."""
     baseline = next(row for row in measured if row["tier"] == REFERENCE)
     rows = [row for row in measured if row["tier"] != REFERENCE]
@@ -147,7 +169,7 @@ def _judge(measured: list[Row], plan: Plan, thresholds: dict[str, Any]) -> list[
         if row["status"] != OK:
             continue
         row["ratios"] = ratios(row, baseline, plan.trim_head)
-        short = shortfalls(row, thresholds, _ext.cpu_target())
+        short = shortfalls(row, thresholds, machine)
         if short:
             row.update(status=SHORT, reason="; ".join(short))
         elif not row["floors"]:
@@ -185,27 +207,35 @@ def markdown(report: Report) -> str:
     short = [f"- {row['case']} {row['direction']} on {row['tier']}: {row['reason']}\n" for row in failures(report)]
     table = markdown_table(COLUMNS, [cells(row) for row in report["rows"]])
     verdict = "".join(short) or "All within their thresholds.\n"
-    return f"{machine_line(report)}\n\n{table}\n{verdict}{held_to(report)}\n"
+    return f"{machine_line(report)}\n\n{table}\n{verdict}{report['held_to']}\n"
 
 
-def held_to(report: Report) -> str:
+def held_to(thresholds: dict[str, Any], machine: dict[str, Any]) -> str:
     """A sentence: which thresholds applied on this machine."""
-    release, target = report["release"], report["machine"]["cpu_target"]
-    if release["cpu_target"] == target:
-        return f"Held to the floors, and to release {release['version']} on {target}."
-    if release["cpu_target"] is None:
-        return "Held to the floors: no release is stored."
-    why = f"release {release['version']} was measured on {release['cpu_target']}, not {target}"
-    return f"Held to the floors of the share of the peak alone: {why}."
+    own = own_thresholds(thresholds, machine)
+    processor, target = kind_of_machine(machine)
+    if own is None:
+        return f"Held to the lowest floors of the share of the peak alone: none are stored for {processor}, {target}."
+    release = f", and to release {own['version']}" if own["ratios"] else ""
+    return f"Held to the floors{release} on {processor}, {target}."
 
 
-def thresholds_of(reports: Sequence[Report], part: float, margin: float) -> dict[str, Any]:
-    """Thresholds made of one or more reports: floors are `part` of the lowest ratio, the release's are the medians."""
+def thresholds_of(reports: Sequence[Report], part: float, margin: float, with_release: bool = True) -> dict[str, Any]:
+    """Thresholds of one kind of machine: floors are `part` of the lowest ratio, the release's ratios are the medians.
+
+    Reports are of guardrails or tables. Of a machine that was not idle no release's ratios should be kept.
+    """
     collected: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
     for report in reports:
+        baselines = {(row["case"], row["direction"]): row for row in report["rows"] if row["tier"] == REFERENCE}
         for row in report["rows"]:
+            if row["tier"] == REFERENCE:
+                continue
             place = collected.setdefault(row["tier"], {}).setdefault(row["case"], {}).setdefault(row["direction"], {})
-            for name, value in row.get("ratios", {}).items():
+            found = row.get("ratios", {})
+            if not found and "raw" in row:
+                found = ratios(row, baselines.get((row["case"], row["direction"])), report["plan"]["trim_head"])
+            for name, value in found.items():
                 place.setdefault(name, []).append(value)
 
     def reduced(function: Any) -> dict[str, Any]:
@@ -223,13 +253,10 @@ def thresholds_of(reports: Sequence[Report], part: float, margin: float) -> dict
 
     machine = reports[0]["machine"]
     return {
-        "cases_version": table_of_cases.VERSION,
+        "processor": machine["processor"],
+        "cpu_target": machine["cpu_target"],
+        "version": machine["versions"]["natten-mlx"],
+        "margin": margin,
         "floors": reduced(lambda values: part * min(values)),
-        "release": {
-            "version": machine["versions"]["natten-mlx"],
-            "cpu_target": machine["cpu_target"],
-            "processor": machine["processor"],
-            "margin": margin,
-            "ratios": reduced(statistics.median),
-        },
+        "ratios": reduced(statistics.median) if with_release else {},
     }
