@@ -43,13 +43,6 @@ std::vector<Problem> feature_probes(int rank, Op op, DeviceType device) {
   add([](Problem&, Axis& a) { a.gna_stride = 2; });
   add([](Problem&, Axis& a) { a.is_causal = true; });
   add([](Problem&, Axis& a) { a.is_circular = true; });
-  if (rank > 1) {
-    add([](Problem& p, Axis& a) {
-      p.axes[kAxes - 2].is_circular = true;
-      a.is_causal = true;
-      a.gna_stride = 2;
-    });
-  }
   add([](Problem&, Axis& a) {
     a.is_causal = true;
     a.kernel_size = 2 * kProbeLength;

@@ -2,7 +2,6 @@
 #include "ops/tier.h"
 
 #include "native/cpu/forward_plan.h"
-#include "native/cpu/tuning.h"
 #include "native/primitives.h"
 
 namespace natten {
@@ -11,10 +10,6 @@ namespace {
 Objection objection_to_cpu_kernels(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a kernel for each gradient";
   if (p.device != DeviceType::cpu) return "compiled kernels run on the CPU device only";
-  if (p.is_circular() && !cpu::is_tiled(p)) {
-    return "a circular axis beside a causal last axis with a gna_stride, in a split form of more than " +
-           std::to_string(cpu::tuning::kMostPackedSlots) + " slots, or on the target SCALAR";
-  }
   for (FloatType type : {p.query_type, p.key_type, p.value_type}) {
     if (type == FloatType::float64) return "float64 is computed by the pure tier only";
   }
@@ -37,7 +32,7 @@ Tier compiled_tier() {
   tier.takes_pieces = [](const Problem& p) {
     // Windows that wrap find their keys by their number among all of an axis.
     const auto wraps = [&](int a) { return p.axes[a].is_circular && p.span(a).key_rows >= p.axes[a].length; };
-    return cpu::is_tiled(p) && p.op == Op::attention && !wraps(p.pieces->axis);
+    return p.op == Op::attention && !wraps(p.pieces->axis);
   };
   tier.is_fused = true;
   return tier;

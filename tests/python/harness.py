@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import pytest
 
 import natten_mlx
 from cases import Case
@@ -24,17 +23,6 @@ FORWARD_TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 GRADIENT_TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
 
 Arrays = dict[str, np.ndarray]
-
-
-def takes(tier: str, case: Case) -> bool:
-    if tier == "nanobind" and any(case.is_circular):  # the generic compiled kernels have no circular axes
-        return not (case.is_causal[-1] and case.gna_stride[-1] > 1)
-    return True
-
-
-def skip_unless_taken(tier: str, case: Case) -> None:
-    if not takes(tier, case):
-        pytest.skip(f"{tier} does not take such axes")
 
 
 def tiers() -> list[str]:

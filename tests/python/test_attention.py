@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 
 import natten_mlx
 from cases import HALF_TABLE, TABLE, Case, calls
@@ -19,8 +19,6 @@ from harness import (
     gradient_dtypes_match,
     naive_attention,
     rounded,
-    skip_unless_taken,
-    takes,
     to_mlx,
     to_numpy,
     vjp,
@@ -81,13 +79,11 @@ def check_half(case: Case) -> None:
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_attention(tier: str, case: Case) -> None:
-    skip_unless_taken(tier, case)
     check_attention(case)
 
 
 @pytest.mark.parametrize("case", [case for case in TABLE if case.extra is None], ids=str)
 def test_split(tier: str, case: Case) -> None:
-    skip_unless_taken(tier, case)
     check_split(case)
 
 
@@ -99,13 +95,11 @@ def test_half(tier: str, case: Case) -> None:
 
 @given(case=calls())
 def test_attention_random(tier: str, case: Case) -> None:
-    assume(takes(tier, case))
     check_attention(case)
 
 
 @given(case=calls(with_extra=False))
 def test_split_random(tier: str, case: Case) -> None:
-    assume(takes(tier, case))
     check_split(case)
 
 
@@ -119,7 +113,6 @@ ROUNDED_OUT = Case(
 @given(case=calls(dtypes=("float16", "bfloat16")))
 @example(case=ROUNDED_OUT)
 def test_half_random(tier: str, case: Case) -> None:
-    assume(takes(tier, case))
     check_half(case)
 
 

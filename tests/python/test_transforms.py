@@ -16,7 +16,6 @@ from harness import (
     check_split_form,
     device,
     rounded,
-    skip_unless_taken,
     split_av,
     split_qk,
     to_mlx,
@@ -59,7 +58,6 @@ def check_gradients(case: Case, grads: list[mx.array], arrays: dict[str, np.ndar
 
 @pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN, SEVERAL_BLOCKS], ids=str)
 def test_compile(tier: str, case: Case) -> None:
-    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     out, lse = case.call(arrays).forward()
     compiled = mx.compile(call)
@@ -159,7 +157,6 @@ def test_shapeless_compile_is_right_or_raises(tier: str, case: Case, with_gradie
 @pytest.mark.parametrize("case", [*CASES[:4], *BEYOND_PLAIN[:2], SEVERAL_BLOCKS], ids=str)
 def test_vmap_over_any_input(tier: str, case: Case, mapped: tuple[int, ...]) -> None:
     """Forward, and the gradient inside of vmap: each example has its own gradient, drpb too."""
-    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     examples = [rounded(case.with_(seed=seed).arrays(), "float32") for seed in (1, 2, 3)]
     axes = tuple(0 if i in mapped else None for i in range(len(names)))
@@ -300,7 +297,6 @@ def test_vmap_of_the_split_form(tier: str, case: Case) -> None:
 
 @pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN], ids=str)
 def test_checkpoint(tier: str, case: Case) -> None:
-    skip_unless_taken(tier, case)
     names, call, arrays, inputs = prepared(case)
     loss = loss_of(mx.checkpoint(call), to_mlx(arrays["dout"]), to_mlx(arrays["dlse"]))
     check_gradients(case, mx.grad(loss, argnums=list(range(len(names))))(*inputs), arrays, names)
@@ -340,7 +336,6 @@ def check_second_order(case: Case, tolerance: float) -> None:
 
 @pytest.mark.parametrize("case", [*CASES, *BEYOND_PLAIN], ids=str)
 def test_jvp_and_second_derivatives(tier: str, case: Case) -> None:
-    skip_unless_taken(tier, case)
     check_second_order(case, 1e-3)
 
 

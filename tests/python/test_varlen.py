@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import natten_mlx
@@ -19,9 +19,7 @@ from harness import (
     function,
     lengths_array,
     rounded,
-    skip_unless_taken,
     succeeds,
-    takes,
     to_mlx,
     to_numpy,
     vjp,
@@ -95,20 +93,17 @@ def check_padding(case: Case, poison: float) -> None:
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 7.0])
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 def test_padding_reaches_nothing(tier: str, case: Case, poison: float) -> None:
-    skip_unless_taken(tier, case)
     check_padding(case, poison)
 
 
 @given(case=calls(with_lengths=True), poison=st.sampled_from([np.nan, np.inf, 5.0]))
 def test_padding_reaches_nothing_random(tier: str, case: Case, poison: float) -> None:
-    assume(takes(tier, case))
     check_padding(case, poison)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None], ids=str)
 def test_padding_reaches_nothing_in_the_split_form(tier: str, case: Case, poison: float) -> None:
-    skip_unless_taken(tier, case)
     clean = rounded(case.arrays(), "float32")
     arrays = poisoned(case, clean, poison)
     check_split_form(case, clean, 1e-5, 1e-4, lambda name: to_mlx(arrays[name]))
@@ -117,13 +112,11 @@ def test_padding_reaches_nothing_in_the_split_form(tier: str, case: Case, poison
 @pytest.mark.parametrize("case", [case for case in OPTIONS if case.extra is None and not case.span], ids=str)
 def test_each_sample_is_the_call_on_its_slice(tier: str, case: Case) -> None:
     """Without the oracle: a padded sample gives what its unpadded slice gives."""
-    skip_unless_taken(tier, case)
     arrays = case.arrays()
     names, call = attention(case)
     out, lse = call(*(to_mlx(arrays[name]) for name in names))
     for b, lengths in enumerate(case.lengths):
         alone = replace(case, spatial=lengths, batch=1, lengths=None)
-        skip_unless_taken(tier, alone)
         window = tuple(slice(0, length) for length in lengths)
         slices = [to_mlx(arrays[n] if n == "rpb" else arrays[n][(slice(b, b + 1), *window)]) for n in names]
         small, small_lse = attention(alone)[1](*slices)
@@ -138,7 +131,6 @@ def test_varlen_functions(tier: str, case: Case, dtype: mx.Dtype) -> None:
     arrays = case.arrays()
     q, k, v = (to_mlx(arrays[name]) for name in ("query", "key", "value"))
     call = function(case, "_varlen")
-    skip_unless_taken(tier, case)
     names = case.parameters() | case.placement()
     kernel_size, dilation = names.pop("kernel_size"), names.pop("dilation")
     lengths = lengths_array(case, dtype)

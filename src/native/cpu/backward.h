@@ -1,4 +1,4 @@
-// The tiled kernel of the fused backward pass: one sweep over the keys yields dq, drpb, dk and dv, or some of them.
+// The fused backward pass: one sweep over the keys yields dq, drpb, dk and dv, or some of them.
 #pragma once
 
 #include "native/cpu/tile_tasks.h"
@@ -14,8 +14,5 @@ struct Gradients {
 
   Wanted wanted() const { return {query != nullptr, key != nullptr}; }
 };
-
-/// For problems that supports_tiles() accepts.
-void tiled(const AttentionInputs& inputs, const SavedForward& saved, const Gradients& gradients);
 
 }  // namespace natten::cpu::backward

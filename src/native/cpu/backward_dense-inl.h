@@ -26,6 +26,7 @@ class DenseSweep final : public BackwardSweep {
       : BackwardSweep(inputs, saved, gradients, task) {
     is_dense_ = true;
     packs_late_ = true;
+    checks_finite_ = true;
     const bool in_chunks = axes_[2].kernel_size > tuning::kDenseChunk;
     if (!in_chunks) fold_row();
     const auto& queries = group_[2]->queries;
@@ -54,7 +55,7 @@ class DenseSweep final : public BackwardSweep {
   }
 
   /// Whether no zero weight met an infinity or a NaN, which would have spread to queries that do not attend it.
-  bool is_finite() const { return is_finite_; }
+  bool is_finite() const { return !met_infinity_; }
 
  private:
   /// A tile's windows, in places from the first packed one.
@@ -80,21 +81,6 @@ class DenseSweep final : public BackwardSweep {
   Span all_keys() const { return {part_[2].keys.start - first_place_, part_[2].keys.end - first_place_}; }
   std::int64_t dquery_size() const { return kLanes * round_up(dim_, 4); }
 
-  static bool all_finite(const float* from, std::int64_t count) {
-    const TileTag d;
-    auto sum = hn::Zero(d);
-    for (std::int64_t i = 0; i < count; i += kLanes) sum = hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
-    return hn::GetLane(hn::SumOfLanes(d, sum)) == 0.0f;
-  }
-
-  void check_keys(std::int64_t block_row, const Span& places) {
-    const float* row = key_memory_ + block_row * key_row_size_ + keys_[0].offset;
-    is_finite_ &= all_finite(row + places.start * pitch_, size_of(places) * pitch_);
-  }
-  void check_queries(const float* tile) {
-    is_finite_ &= all_finite(tile + query_, pitch_ * kLanes) && all_finite(tile + dout_, value_pitch_ * kLanes);
-  }
-
   void multiply_block(std::int64_t k0, const Span& k1s) override {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       const std::int64_t block_row = k1 - k1s.start;
@@ -106,16 +92,13 @@ class DenseSweep final : public BackwardSweep {
         sweep_chunks(k0, k1, owned);
         continue;
       }
-      check_keys(block_row, all_keys());
       for (const QueryRow& row : rows_[block_row]) sweep_tiles(block_row, row, owned);
     }
   }
 
   void pack_pair(const QueryRow& row, std::size_t tile) {
     for (std::size_t i = tile; i < std::min(tile + kDenseTiles, tiles_.size()); ++i) {
-      float* to = row.tiles + (i - tile) * tile_size_;
-      pack_tile(row.q0, row.q1, row.head, tiles_[i], to);
-      check_queries(to);
+      pack_tile(row.q0, row.q1, row.head, tiles_[i], row.tiles + (i - tile) * tile_size_);
     }
   }
 
@@ -147,7 +130,7 @@ class DenseSweep final : public BackwardSweep {
         load_rows(region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first_place_ + begin),
                   size_of(keys), key.dim, key_memory_ + key.offset, key.pitch());
       }
-      check_keys(0, {0, size_of(keys)});
+      check_finite(key_memory_ + keys_[0].offset, size_of(keys) * pitch_);
       std::fill_n(dkey_memory_, dkey_row_size_, 0.0f);
       const TileSpan tiles = tiles_of(keys);
       for (const QueryRow& row : rows_[0]) {
@@ -339,7 +322,6 @@ class DenseSweep final : public BackwardSweep {
   std::vector<DenseTile> dense_tiles_;
   std::size_t ring_tiles_ = 0;    ///< whose gradients wait at a time, of one head
   std::int64_t chunk_start_ = 0;  ///< place of the first packed key
-  bool is_finite_ = true;
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

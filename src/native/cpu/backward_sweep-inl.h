@@ -88,6 +88,8 @@ class BackwardSweep : public TileSweep {
       clear_empty_rows(to + lse_, tile.count, query, pitch_);
       clear_empty_rows(to + lse_, tile.count, dout, value_pitch_);
     }
+    check_finite(query, kLanes * pitch_);
+    check_finite(dout, kLanes * value_pitch_);
   }
 
   /// Whether the tile has a query all of whose logits are -inf: its weights and gradients are zero.
@@ -133,14 +135,15 @@ class BackwardSweep : public TileSweep {
     }
     if (owned > 0) {
       point_to(pointers_[2], dquery_t_);
-      call_tiles(kAddKeys, tile, keys, dim_, pointers_[2], owned, slots, dlogits);
+      add_keys(tile, keys, dim_, pointers_[2], owned, slot, slots, dlogits);
     }
     if (owned_key) {
       point_to(pointers_[0], dout_);
       point_to(pointers_[1], query_);
-      call_keys(tile, probabilities, pointers_[0], count, slots, summed_keys(1, tile, block_row) + slot * value_pitch_,
-                value_pitch_);
-      call_keys(tile, dlogits, pointers_[1], count, slots, summed_keys(0, tile, block_row) + slot * pitch_, pitch_);
+      add_queries(tile, probabilities, pointers_[0], count, slot, slots,
+                  summed_keys(1, tile, block_row) + slot * value_pitch_, value_pitch_);
+      add_queries(tile, dlogits, pointers_[1], count, slot, slots, summed_keys(0, tile, block_row) + slot * pitch_,
+                  pitch_);
     }
   }
 

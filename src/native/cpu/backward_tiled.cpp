@@ -45,7 +45,9 @@ bool run_matrix_task(const AttentionInputs& inputs, const SavedForward& saved, c
                      const Task& task);
 }  // namespace backward
 
-void backward::tiled(const AttentionInputs& inputs, const SavedForward& saved, const Gradients& gradients) {
+namespace {
+
+void run(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients) {
   const Problem& p = inputs.problem;
   const Wanted wanted = gradients.wanted();
   const bool is_strided = p.axes[0].stride * p.axes[1].stride * p.axes[2].stride > 1;
@@ -62,6 +64,22 @@ void backward::tiled(const AttentionInputs& inputs, const SavedForward& saved, c
     if (on_matrix_unit && backward::run_matrix_task(inputs, saved, gradients, task)) return;
     NATTEN_DISPATCH(run_backward)(inputs, saved, gradients, task);
   });
+}
+
+}  // namespace
+
+void attention_backward_query(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb) {
+  run(inputs, saved, {&dq, drpb, nullptr, nullptr});
+}
+
+void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
+                                  const Tensor& dv) {
+  run(inputs, saved, {nullptr, nullptr, &dk, &dv});
+}
+
+void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb,
+                        const Tensor& dk, const Tensor& dv) {
+  run(inputs, saved, {&dq, drpb, &dk, &dv});
 }
 
 }  // namespace natten::cpu

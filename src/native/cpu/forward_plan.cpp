@@ -4,13 +4,13 @@
 #include <cstring>
 
 #include "native/cpu/matrix_plan.h"
-#include "native/cpu/split.h"
 #include "native/cpu/target.h"
 #include "native/cpu/tensor.h"
 #include "native/cpu/thread_pool.h"
 #include "native/cpu/tuning.h"
 
-namespace natten::cpu::forward {
+namespace natten::cpu {
+namespace forward {
 
 // One task of the kernel of that name.
 void run_task(const Pass& pass, const Task& task);
@@ -25,7 +25,6 @@ Design choose_design(const Problem& p) {
 }
 
 Design choose_vector_design(const Problem& p) {
-  if (cpu_target() == "SCALAR" || cpu_target() == "EMU128") return Design::generic;
   const bool is_one_axis = p.axes[0].kernel_size == 1 && p.axes[1].kernel_size == 1;
   if (!is_one_axis) return Design::shift;
   const std::int64_t channels = p.head_dim + p.value_dim, kernel_size = p.axes[2].kernel_size;
@@ -134,9 +133,7 @@ Partition partition_of(const Problem& p) {
 }
 
 Description describe(const Problem& p) {
-  if (p.op != Op::attention) return {split::supports(p) ? "split, tiled" : "split, generic", cpu_target()};
-  const std::string backward = supports_tiles(p) ? "; backward tiled" : "; backward generic";
-  if (choose_design(p) == Design::generic) return {"generic" + backward, "one query at a time, " + cpu_target()};
+  if (p.op != Op::attention) return {"split", cpu_target()};
   const auto parts = partition_of(p).parts;
   std::string tile;
   for (int a = kAxes - p.rank; a < kAxes; ++a) {
@@ -151,10 +148,13 @@ Description describe(const Problem& p) {
                            : design == Design::few_queries ? "few queries"
                                                            : "query lanes";
   tile += design == Design::shift && is_segmented(p) ? " queries, windows in segments" : " queries";
-  return {name + backward, "tasks of " + tile + ", " + cpu_target()};
+  return {name, "tasks of " + tile + ", " + cpu_target()};
 }
 
-void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
+}  // namespace forward
+
+void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse) {
+  using namespace forward;
   const Problem& p = inputs.problem;
   if (p.batch == 0) return;
   const Grid outputs = output_grid(p);
@@ -196,4 +196,4 @@ void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse) {
   });
 }
 
-}  // namespace natten::cpu::forward
+}  // namespace natten::cpu

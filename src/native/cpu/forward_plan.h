@@ -9,7 +9,6 @@
 namespace natten::cpu::forward {
 
 enum class Design {
-  generic,      ///< one query at a time
   query_lanes,  ///< lanes are queries, keys are broadcast: long windows along one axis
   direct,       ///< lanes are channels, nothing is packed: where memory binds
   few_queries,  ///< lanes are channels, nothing is copied: a few queries of long windows, as a step of decoding has
@@ -53,7 +52,5 @@ struct FewTask {
   float* sums;   ///< of the segment; of the first one where they are joined
   bool is_join;  ///< of the sums of all segments
 };
-
-void tiled(const AttentionInputs& inputs, const Tensor& out, float* lse);
 
 }  // namespace natten::cpu::forward

@@ -37,9 +37,6 @@ struct AttentionInputs {
   const std::int32_t* lengths = nullptr;
 };
 
-/// Whether tiled kernels compute the problem and its gradients; otherwise generic ones do, where no axis is circular.
-bool is_tiled(const Problem& problem);
-
 /// out [B, O0, O1, O2, Hq, Dv], lse dense float32 [B, O0, O1, O2, Hq].
 void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse);
 

@@ -19,11 +19,4 @@ struct Call {
   float* drpb = nullptr;       ///< sums: becomes the sum of the slots
 };
 
-/// Whether the following compute this problem; otherwise the generic kernels do.
-bool supports(const Problem& problem);
-
-void products(const AttentionInputs& inputs, const Call& call);  ///< writes slots
-void sums(const AttentionInputs& inputs, const Call& call);      ///< writes queries
-void key_sums(const AttentionInputs& inputs, const Call& call);  ///< writes keys
-
 }  // namespace natten::cpu::split

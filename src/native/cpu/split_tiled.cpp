@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "native/cpu/split.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,7 +16,7 @@ namespace {
 
 /// What the three sweeps of the split form share: a packed tile holds one vector of channels per query, and its slots,
 /// [slot][lane]. In memory the slots of a query are one row, and those of neighbouring queries far apart: every row is
-/// read or written once, not a few slots for every row of keys.
+/// read or written once, not a few slots for every row of keys, unless the slots are too many for that.
 class SplitSweep : public TileSweep {
  protected:
   SplitSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task, Wanted wanted)
@@ -22,23 +24,36 @@ class SplitSweep : public TileSweep {
         call_(call),
         pitch_(round_up(call.dim, kLanes)),
         volume_(inputs.problem.kernel_volume()),
+        packs_slots_(volume_ <= tuning::kMostPackedSlots),
         slots_(std::max(round_up(call.dim, 4), pitch_) * kLanes) {
-    widest_ = std::max(call.dim, volume_);
-    tile_size_ = slots_ + round_up(volume_, 4) * kLanes;
+    widest_ = packs_slots_ ? std::max(call.dim, volume_) : call.dim;
+    tile_size_ = slots_ + (packs_slots_ ? round_up(volume_, 4) * kLanes : 0);
   }
 
   TensorRows channel_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
     return call_.over_tokens ? region_.query_rows(call_.queries, query_head(head), q0, q1, q2)
                              : region_.out_rows(call_.queries, query_head(head), q0, q1, q2);
   }
-  TensorRows slot_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head) const {
-    return region_.out_rows(call_.slots, query_head(head), q0, q1, q2);
+  /// From slot `first` on.
+  TensorRows slot_rows(std::int64_t q0, std::int64_t q1, std::int64_t q2, std::int64_t head, std::int64_t first) const {
+    TensorRows rows = region_.out_rows(call_.slots, query_head(head), q0, q1, q2);
+    rows.data += first * element_size(rows.type);
+    return rows;
   }
 
-  void load_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) const {
-    const std::int64_t pitch = round_up(volume_, kLanes);
-    load_tile(slot_rows(q0, q1, tile.query, head), tile, volume_, buffer_, pitch);
-    transpose_in(buffer_, pitch, round_up(volume_, 4), 1.0f, to + slots_, kLanes);
+  void load_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, std::int64_t first,
+                  std::int64_t count, float* to) const {
+    const std::int64_t pitch = round_up(count, kLanes);
+    load_tile(slot_rows(q0, q1, tile.query, head, first), tile, count, buffer_, pitch);
+    transpose_in(buffer_, pitch, round_up(count, 4), 1.0f, to, kLanes);
+  }
+  void store_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, std::int64_t first,
+                   std::int64_t count, const float* from) const {
+    store_transposed(from, count, 1.0f, tile,
+                     [&](std::int64_t query) { return slot_rows(q0, q1, query, head, first); });
+  }
+  void load_packed_slots(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) const {
+    if (packs_slots_) load_slots(q0, q1, head, tile, 0, volume_, to + slots_);
   }
 
   /// scores[row][slot][lane], zeros in empty slots whatever stands in memory.
@@ -46,7 +61,9 @@ class SplitSweep : public TileSweep {
                      float* scores) const {
     const TileTag d;
     for (int r = 0; r < count; ++r, scores += score_size_) {
-      const float* from = rows[r].tiles + tile_start + slots_ + (rows[r].slot + slot) * kLanes;
+      const QueryRow& row = rows[r];
+      if (!packs_slots_) load_slots(row.q0, row.q1, row.head, tile, row.slot + slot, slots, scores);
+      const float* from = packs_slots_ ? row.tiles + tile_start + slots_ + (row.slot + slot) * kLanes : scores;
       for (int s = 0; s < slots; ++s) {
         auto score = hn::Load(d, from + s * kLanes);
         if (tile.is_masked) score = hn::IfThenZeroElse(empty_lanes(tile, slot + s), score);
@@ -61,6 +78,7 @@ class SplitSweep : public TileSweep {
 
   const split::Call& call_;
   const std::int64_t pitch_, volume_;
+  const bool packs_slots_;
   const std::int64_t slots_;  ///< place of the slots in a packed tile
 };
 
@@ -76,12 +94,18 @@ class ProductsSweep final : public SplitSweep {
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
     load_tile(channel_rows(q0, q1, tile.query, head), tile, call_.dim, buffer_, pitch_);
     transpose_in(buffer_, pitch_, round_up(call_.dim, 4), call_.factor, to, kLanes);
-    std::fill_n(to + slots_, round_up(volume_, 4) * kLanes, call_.empty);
+    if (packs_slots_) {
+      std::fill_n(to + slots_, round_up(volume_, 4) * kLanes, call_.empty);
+    } else if (axes_[0].is_causal || axes_[1].is_causal || axes_[2].is_causal) {
+      std::fill_n(scores_[0], score_size_, call_.empty);
+      for (std::int64_t slot = 0; slot < volume_; slot += slot_rows_) {
+        store_slots(q0, q1, head, tile, slot, std::min<std::int64_t>(slot_rows_, volume_ - slot), scores_[0]);
+      }
+    }
   }
 
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
-    store_transposed(from + slots_, volume_, 1.0f, tile,
-                     [&](std::int64_t query) { return slot_rows(q0, q1, query, head); });
+    if (packs_slots_) store_slots(q0, q1, head, tile, 0, volume_, from + slots_);
   }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int, int slot, int slots,
@@ -92,15 +116,17 @@ class ProductsSweep final : public SplitSweep {
                scores_[0]);
     const auto empty_value = hn::Set(d, call_.empty);
     for (int r = 0; r < count; ++r) {
-      const float* scores = scores_[0] + r * score_size_;
-      const float* bias = bias_of(call_.rpb, rows[r]);
-      float* to = rows[r].tiles + tile_start + slots_ + (rows[r].slot + slot) * kLanes;
+      const QueryRow& row = rows[r];
+      float* scores = scores_[0] + r * score_size_;
+      const float* bias = bias_of(call_.rpb, row);
+      float* to = packs_slots_ ? row.tiles + tile_start + slots_ + (row.slot + slot) * kLanes : scores;
       for (int s = 0; s < slots; ++s) {
         auto score = hn::Load(d, scores + s * kLanes);
         if (bias != nullptr) score = hn::Add(score, bias_lanes(tile, bias + slot + s));
         if (tile.is_masked) score = hn::IfThenElse(empty_lanes(tile, slot + s), empty_value, score);
         hn::Store(score, d, to + s * kLanes);
       }
+      if (!packs_slots_) store_slots(row.q0, row.q1, row.head, tile, row.slot + slot, slots, scores);
     }
   }
 };
@@ -116,7 +142,7 @@ class SumsSweep final : public SplitSweep {
  private:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
     std::fill_n(to, slots_, 0.0f);
-    load_slots(q0, q1, head, tile, to);
+    load_packed_slots(q0, q1, head, tile, to);
   }
   void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) override {
     store_transposed(from, call_.dim, call_.factor, tile,
@@ -128,8 +154,7 @@ class SumsSweep final : public SplitSweep {
     gather_scores(tile, tile_start, rows, count, slot, slots, scores_[0]);
     for (int r = 0; r < count; ++r) add_bias_gradient(tile, rows[r], slot, slots, scores_[0] + r * score_size_);
     point_to(pointers_[0], rows, count, tile_start);
-    call_tiles(kAddKeys, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
-               scores_[0]);
+    add_keys(tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slot, slots, scores_[0]);
   }
 };
 
@@ -149,7 +174,8 @@ class KeySumsSweep final : public SplitSweep {
     for (std::int64_t c = 0; c < pitch_ * kLanes; c += kLanes) {
       hn::Store(hn::Mul(factor, hn::Load(d, to + c)), d, to + c);
     }
-    load_slots(q0, q1, head, tile, to);
+    check_finite(to, pitch_ * kLanes);
+    load_packed_slots(q0, q1, head, tile, to);
   }
   void store_tile(std::int64_t, std::int64_t, std::int64_t, const Tile&, float*) override {}
 
@@ -158,7 +184,8 @@ class KeySumsSweep final : public SplitSweep {
     if (!owned_key) return;
     gather_scores(tile, tile_start, rows, count, slot, slots, scores_[0]);
     point_to(pointers_[0], rows, count, tile_start);
-    call_keys(tile, scores_[0], pointers_[0], count, slots, summed_keys(0, tile, block_row) + slot * pitch_, pitch_);
+    add_queries(tile, scores_[0], pointers_[0], count, slot, slots, summed_keys(0, tile, block_row) + slot * pitch_,
+                pitch_);
   }
 };
 
@@ -183,18 +210,13 @@ HWY_EXPORT(run_products);
 HWY_EXPORT(run_sums);
 HWY_EXPORT(run_key_sums);
 
-namespace split {
-bool supports(const Problem& p) {
-  return supports_tiles(p) && p.kernel_volume() <= tuning::kMostPackedSlots;
-}
-
 namespace {
+
+using split::Call;
 
 double flops_of(const Problem& p, const Call& call) {
   return 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) * static_cast<double>(p.kernel_volume() * call.dim);
 }
-
-}  // namespace
 
 void products(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
@@ -223,6 +245,35 @@ void key_sums(const AttentionInputs& inputs, const Call& call) {
   });
 }
 
-}  // namespace split
+}  // namespace
+
+void qk(const AttentionInputs& inputs, const Tensor& logits) {
+  const Problem& p = inputs.problem;
+  products(inputs, {inputs.key, inputs.query, true, logits, p.head_dim, static_cast<float>(p.scale),
+                    -std::numeric_limits<float>::infinity(), inputs.rpb});
+}
+
+void qk_backward_query(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dq, float* drpb) {
+  const Problem& p = inputs.problem;
+  sums(inputs, {inputs.key, dq, true, dlogits, p.head_dim, static_cast<float>(p.scale), 0.0f, nullptr, drpb});
+}
+
+void qk_backward_key(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dk) {
+  const Problem& p = inputs.problem;
+  key_sums(inputs, {dk, inputs.query, true, dlogits, p.head_dim, static_cast<float>(p.scale)});
+}
+
+void av(const AttentionInputs& inputs, const Tensor& attn, const Tensor& out) {
+  sums(inputs, {inputs.value, out, false, attn, inputs.problem.value_dim});
+}
+
+void av_backward_attn(const AttentionInputs& inputs, const Tensor& dout, const Tensor& dattn) {
+  products(inputs, {inputs.value, dout, false, dattn, inputs.problem.value_dim});
+}
+
+void av_backward_value(const AttentionInputs& inputs, const Tensor& attn, const Tensor& dout, const Tensor& dv) {
+  key_sums(inputs, {dv, dout, false, attn, inputs.problem.value_dim});
+}
+
 }  // namespace natten::cpu
 #endif  // HWY_ONCE

@@ -50,7 +50,8 @@ class SweepMemory {
         axes_(task.plan->sample.axes),
         group_(region_.group),
         part_(region_.part),
-        heads_(problem.heads / problem.kv_heads) {
+        heads_(problem.heads / problem.kv_heads),
+        checks_finite_(axes_[2].is_causal && axes_[2].gna_stride > 1) {
     make_row();
   }
 
@@ -86,7 +87,7 @@ class SweepMemory {
     key_row_size_ = dkey_row_size_ = 0;
     for (KeyTensor& key : keys_) {
       key.offset = key_row_size_;
-      key_row_size_ += is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
+      key_row_size_ += packed_size(key);
     }
     for (KeyTensor& key : dkeys_) {
       key.offset = dkey_row_size_;
@@ -131,6 +132,9 @@ class SweepMemory {
            2 * Scratch::bytes<float>(score_rows_ * score_size_) + Scratch::bytes<float>(buffer_size()) +
            3 * Scratch::bytes<float*>(score_rows_) + Scratch::bytes<float>(extra_);
   }
+  std::int64_t packed_size(const KeyTensor& key) const {
+    return is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
+  }
   std::int64_t packed_places() const { return chunk_ > 0 ? std::min(places_, chunk_) : places_; }
 
   void take_memory(Scratch& scratch) {
@@ -153,12 +157,31 @@ class SweepMemory {
     return ring_memory_ + (ring_slot(q0, q1) * heads_ + head) * row_size_;
   }
 
+  /// Of the problem, where heads of a task's own are counted from its first.
+  std::int64_t query_head(std::int64_t head) const { return region_.task.kv_heads.start * heads_ + head; }
+
+  /// This row's position bias from the first slot of the kernel's last axis on.
+  const float* bias_of(const float* rpb, const QueryRow& row) const {
+    return rpb == nullptr ? nullptr : rpb + query_head(row.head) * bias_table_ + row.bias;
+  }
+
+  /// What is multiplied by weights is checked where a weight of zero, of an empty slot, may meet what others attend.
+  void check_finite(const float* from, std::int64_t count) {
+    if (!checks_finite_ || met_infinity_) return;
+    const TileTag d;
+    auto sum = hn::Zero(d);
+    for (std::int64_t i = 0; i < count; i += kLanes) sum = hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
+    met_infinity_ = hn::GetLane(hn::SumOfLanes(d, sum)) != 0.0f;
+  }
+
   const Problem& problem_;
   Region region_;
   const std::array<Axis, kAxes>& axes_;
   const AxisGroup* const* const group_;
   const AxisPart* const part_;
   const std::int64_t heads_;     ///< query heads of the key head
+  bool checks_finite_;           ///< an empty slot may be a key that other queries attend
+  bool met_infinity_ = false;    ///< or a NaN, see check_finite()
   std::int64_t score_size_ = 0;  ///< floats of a row's scores, [slot][lane]
   float* scores_[2] = {};        ///< of some rows each
   float* buffer_ = nullptr;      ///< [lane][pitch of the widest rows, or slots]

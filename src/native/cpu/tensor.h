@@ -33,23 +33,6 @@ inline char* row_of(const Tensor& tensor, std::int64_t batch, Place at, std::int
   return static_cast<char*>(data) + offset * element_size(tensor.type);
 }
 
-/// Calls visit(first, count, address) for runs of `count` rows of the last axis, `step` apart, in one piece each.
-template <class Visit>
-void for_each_run(const Tensor& tensor, std::int64_t batch, Place at, std::int64_t head, std::int64_t step,
-                  std::int64_t count, Visit&& visit) {
-  for (std::int64_t done = 0; done < count;) {
-    std::int64_t end = count;
-    if (tensor.cut_axis == kAxes - 1) {
-      for (const std::int64_t border : {tensor.end, tensor.first}) {
-        if (at[2] < border) end = std::min(end, done + (border - at[2] + step - 1) / step);
-      }
-    }
-    visit(done, end - done, row_of(tensor, batch, at, head));
-    at[2] += (end - done) * step;
-    done = end;
-  }
-}
-
 /// The positions of [batch, A0, A1, A2] in row-major order.
 struct Grid {
   std::int64_t batch;

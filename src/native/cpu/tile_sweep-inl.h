@@ -204,15 +204,41 @@ class TileSweep : protected SweepMemory {
     });
   }
 
-  void call_keys(const Tile& tile, const float* scores, const float* const* queries, int rows, int slots, float* keys,
-                 std::int64_t pitch) {
-    for_each_piece(slots, kMostKeys, [&](int slot, int slot_count) {
-      for (std::int64_t c = 0; c < pitch; c += 2 * kLanes) {
-        const int vecs = c + kLanes < pitch ? 2 : 1;
-        kAddQueries[slot_count - 1][vecs - 1]({scores + slot * kLanes, score_size_, queries, c, rows,
-                                               keys + slot * pitch + c, pitch, tile.offset, tile.count});
+  /// Adds the keys of some slots from `first` on, weighted by their scores, to rows of queries.
+  void add_keys(const Tile& tile, const float* keys, std::int64_t channels, float* const* queries, int rows, int first,
+                int slots, float* scores) {
+    if (!is_careful(tile)) return call_tiles(kAddKeys, tile, keys, channels, queries, rows, slots, scores);
+    const TileTag d;
+    const TileIndices indices = hn::SetTableIndices(d, tile.offset);
+    for (int s = 0; s < slots; ++s) {
+      const auto is_empty = empty_lanes(tile, first + s);
+      for (int r = 0; r < rows; ++r) {
+        const auto score = hn::Load(d, scores + r * score_size_ + s * kLanes);
+        for (std::int64_t c = 0; c < channels; ++c) {
+          const auto key = hn::IfThenZeroElse(is_empty, load_keys<false>(keys + c * row_pitch_ + s, indices));
+          float* query = queries[r] + c * kLanes;
+          hn::Store(hn::MulAdd(score, key, hn::Load(d, query)), d, query);
+        }
       }
-    });
+    }
+  }
+
+  /// The transpose: adds rows of queries to the keys.
+  void add_queries(const Tile& tile, const float* scores, const float* const* queries, int rows, int first, int slots,
+                   float* keys, std::int64_t pitch) {
+    const auto add = [&](int query, int count, int begin) {
+      for_each_piece(slots - begin, kMostKeys, [&](int piece, int slot_count) {
+        const int slot = begin + piece;
+        for (std::int64_t c = 0; c < pitch; c += 2 * kLanes) {
+          const int vecs = c + kLanes < pitch ? 2 : 1;
+          kAddQueries[slot_count - 1][vecs - 1]({scores + slot * kLanes + query, score_size_, queries,
+                                                 query * pitch + c, rows, keys + slot * pitch + c, pitch,
+                                                 tile.offset + query, count});
+        }
+      });
+    };
+    if (!is_careful(tile)) return add(0, tile.count, 0);
+    for (int q = 0; q < tile.count; ++q) add(q, 1, std::clamp(tile.empty_slots[q] - first, 0, slots));
   }
 
   /// Lanes of a slot whose window does not hold it.
@@ -221,13 +247,6 @@ class TileSweep : protected SweepMemory {
     return hn::RebindMask(TileTag(), hn::Gt(hn::LoadU(di, tile.empty_slots), hn::Set(di, slot)));
   }
 
-  /// Of the problem, where heads of a task's own are counted from its first.
-  std::int64_t query_head(std::int64_t head) const { return region_.task.kv_heads.start * heads_ + head; }
-
-  /// This row's position bias from the first slot of the kernel's last axis on.
-  const float* bias_of(const float* rpb, const QueryRow& row) const {
-    return rpb == nullptr ? nullptr : rpb + query_head(row.head) * bias_table_ + row.bias;
-  }
   HWY_INLINE TileVec bias_lanes(const Tile& tile, const float* bias) const {
     const hn::Rebind<std::int32_t, TileTag> di;
     return tile.one_bias ? hn::Set(TileTag(), bias[tile.bias[0]])
@@ -260,6 +279,8 @@ class TileSweep : protected SweepMemory {
   bool is_folded_ = false;                   ///< see fold_row()
 
  private:
+  bool is_careful(const Tile& tile) const { return met_infinity_ && tile.is_masked; }
+
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
     const std::vector<QueryRow>& rows = rows_[block_row];
     const int kernel_size = static_cast<int>(axes_[2].kernel_size);
@@ -351,6 +372,7 @@ class TileSweep : protected SweepMemory {
       for (const KeyTensor& key : keys_) {
         if (key.tensor != nullptr && chunk_ == 0) pack_keys(key, k0, k1, row + key.offset);
       }
+      if (chunk_ == 0) check_finite(row + keys_[0].offset, packed_size(keys_[0]));
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {

@@ -10,13 +10,6 @@
 
 namespace natten::cpu {
 
-bool supports_tiles(const Problem& problem) {
-  // A causal window with a shared leader can have empty slots on keys that other queries attend; the product of their
-  // zero weight with a NaN there must not reach this query.
-  const Axis& last = problem.axes[2];
-  return !(last.is_causal && last.gna_stride > 1);
-}
-
 void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value) {
   const double elements = static_cast<double>(grid.size() * heads * dim);
   parallel_for(grid.batch * grid.extent[0], elements, [&](std::int64_t item) {

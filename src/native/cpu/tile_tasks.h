@@ -64,9 +64,6 @@ class TaskList {
 /// Of a sweep of tiles, one key/value head per task.
 Partition sweep_partition(const Problem& problem);
 
-/// Whether a sweep of tiles computes this problem; otherwise the generic kernels do.
-bool supports_tiles(const Problem& problem);
-
 /// Sweeps everything, in parallel. `drpb`, when given, becomes the sum over the tasks, in their order.
 void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run);
 

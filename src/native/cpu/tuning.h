@@ -12,12 +12,7 @@ namespace natten::cpu::tuning {
 /// (benchmarks/cpp/pool_bench).
 inline constexpr double kSerialFlops = 2e6;
 
-/// Queries (or keys) of one work item of the generic kernels.
-inline constexpr int kGenericItem = 64;
-
-/// Work items of the generic kernels over which the gradient of the position bias is summed separately, all heads
-/// together; and the memory of all such partial sums, of any kernel.
-inline constexpr int kBiasGradientParts = 64;
+/// Memory of all partial sums of the gradient of the position bias.
 inline constexpr std::int64_t kBiasGradientBytes = 128 << 20;
 /// Tables of windows of the samples that run at a time, where lengths differ.
 inline constexpr std::int64_t kPlanBytes = 16 << 20;

@@ -68,7 +68,7 @@ TEST_P(EmptyQuery, AlongSeveralAxes) {
   p.axes[1] = {9, 5, 1, 1, 1, false};
   p.axes[2] = {20, 7, 1, 1, 1, false};
   run_case(p, {0, 100, 101, 539});
-  p.axes[2] = {20, 7, 1, 1, 3, true};  // the generic kernels
+  p.axes[2] = {20, 7, 1, 1, 3, true};  // empty slots that are keys of other queries
   run_case(p, {0, 100, 101, 539});
 }
 

@@ -5,11 +5,6 @@
 namespace natten::cpu::testing {
 namespace {
 
-/// GCC's scalar target, and clang's.
-bool is_scalar() {
-  return cpu_target() == "SCALAR" || cpu_target() == "EMU128";
-}
-
 class Forward : public EveryTarget {
  protected:
   static void run(std::uint64_t seed, const Problem& problem) {
@@ -65,7 +60,7 @@ TEST_P(Forward, FewQueries) {
       if (seed % 6 == 1) p.key_type = p.value_type = FloatType::bfloat16;
       p.has_rpb = seed % 3 == 2;
       p.has_lengths = seed % 7 == 1;
-      if (p.queries(2) <= 8) EXPECT_TRUE(is_scalar() || forward::describe(p).kernel.starts_with("few queries"));
+      if (p.queries(2) <= 8) EXPECT_TRUE(forward::describe(p).kernel.starts_with("few queries"));
       run(seed++, p);
       if (HasFailure()) return;
     }
@@ -173,7 +168,7 @@ TEST_P(Forward, Segments) {
     p.has_rpb = seed % 3 == 1;
     p.has_lengths = seed % 4 == 1;
     if (seed % 5 == 0) p.key_type = p.value_type = FloatType::bfloat16;
-    EXPECT_TRUE(is_scalar() || forward::is_segmented(p));
+    EXPECT_TRUE(forward::is_segmented(p));
     run(seed++, p);
   };
   run_case({{40, 40, 2, 1, 1, false}, {41, 41, 3, 1, 1, false}}, 4);
@@ -198,23 +193,17 @@ TEST_P(Forward, EveryHeadDimension) {
 NATTEN_ON_EVERY_TARGET(Forward);
 
 TEST(Design, IsDescribed) {
-  if (is_scalar()) GTEST_SKIP() << "the scalar target has the generic kernel only";
   Problem p = plain_problem(1, 1, 32);
   p.axes[2] = {4096, 7, 1, 1, 1, false};
-  EXPECT_EQ(forward::describe(p).kernel, "direct; backward tiled");
+  EXPECT_EQ(forward::describe(p).kernel, "direct");
   p.axes[2] = {4096, 31, 1, 1, 1, false};
-  EXPECT_EQ(forward::describe(p).kernel, "query lanes; backward tiled");
+  EXPECT_EQ(forward::describe(p).kernel, "query lanes");
   p.spans = std::array{whole(p.axes[0]), whole(p.axes[1]), AxisSpan{4000, 1, 3985, 31}};
-  EXPECT_EQ(forward::describe(p).kernel, "few queries; backward tiled");
+  EXPECT_EQ(forward::describe(p).kernel, "few queries");
   p.spans.reset();
   p.head_dim = p.value_dim = 16;
   p.axes[2].kernel_size = 7;
-  EXPECT_EQ(forward::describe(p).kernel, "shift; backward tiled");
-  const std::vector<std::string> targets = cpu_targets();
-  if (std::find(targets.begin(), targets.end(), "SCALAR") == targets.end()) return;  // Arm always has NEON
-  set_cpu_target("SCALAR");
-  EXPECT_EQ(forward::describe(p).kernel, "generic; backward tiled");
-  set_cpu_target("");
+  EXPECT_EQ(forward::describe(p).kernel, "shift");
 }
 
 }  // namespace

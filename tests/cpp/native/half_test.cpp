@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "native/cpu/row_ops.h"
+#include "native/cpu/kernels.h"
 #include "native/cpu/target.h"
 
 namespace natten::cpu {
@@ -80,22 +80,40 @@ TEST(BFloat, RoundsToNearestEven) {
   EXPECT_EQ(to_float(result), -INFINITY);
 }
 
-TEST(RowOps, ConvertLikeTheScalarFunctionsOnEveryTarget) {
-  const std::vector<float> floats = interesting_floats();
+/// One row of `channels`.
+Tensor row(void* data, std::int64_t channels, FloatType type) {
+  return {data, {channels, channels, channels, channels, channels}, type};
+}
+
+/// A window of one key, whose weight is 1: a copy from one type to another.
+void copy(const Tensor& from, std::int64_t channels, const Tensor& to) {
+  Problem p;
+  p.rank = p.batch = p.heads = p.kv_heads = p.head_dim = 1;
+  p.value_dim = channels;
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  p.value_type = from.type;
+  float zero = 0, lse;
+  attention_forward({p, row(&zero, 1, FloatType::float32), row(&zero, 1, FloatType::float32), from}, to, &lse);
+}
+
+TEST(Conversions, AreTheScalarFunctionsOnEveryTarget) {
+  std::vector<float> floats = interesting_floats();
   const std::int64_t count = floats.size();
   for (const std::string& target : cpu_targets()) {
     set_cpu_target(target);
     for (const FloatType type : {FloatType::float16, FloatType::bfloat16}) {
       std::vector<std::uint16_t> stored(count);
       std::vector<float> loaded(count);
-      row_ops(type).store(floats.data(), count, stored.data());
-      row_ops(type).load(stored.data(), count, loaded.data());
+      copy(row(floats.data(), count, FloatType::float32), count, row(stored.data(), count, type));
+      copy(row(stored.data(), count, type), count, row(loaded.data(), count, FloatType::float32));
       with_storage_type(type, [&](auto storage) {
         if constexpr (sizeof(storage) == 2) {
           for (std::int64_t i = 0; i < count; ++i) {
             from_float(floats[i], storage);
             const float want = to_float(storage);
-            EXPECT_TRUE(std::isnan(want) ? std::isnan(loaded[i]) : stored[i] == storage.bits && loaded[i] == want)
+            // The sum of a window is not -0.
+            const bool is_same = stored[i] == storage.bits || floats[i] == 0;
+            EXPECT_TRUE(std::isnan(want) ? std::isnan(loaded[i]) : is_same && loaded[i] == want)
                 << target << " " << floats[i];
           }
         }
@@ -105,21 +123,36 @@ TEST(RowOps, ConvertLikeTheScalarFunctionsOnEveryTarget) {
   set_cpu_target("");
 }
 
-TEST(RowOps, ExponentialIsAccurateOnEveryTarget) {
+// Two keys, one of which has the logit 0 and a value of 0.
+TEST(Exponential, IsAccurateOnEveryTarget) {
+  std::vector<float> x = {-INFINITY, -1000.0f, NAN, 0.0f};
+  for (float v = -87.0f; v < 80.0f; v += 0.0137f) x.push_back(v);
+  Problem p;
+  p.rank = p.heads = p.kv_heads = p.head_dim = p.value_dim = 1;
+  p.batch = static_cast<std::int64_t>(x.size());
+  p.scale = 1;
+  p.axes.fill(Axis{1, 1, 1, 1, 1, false});
+  p.axes[2] = {2, 2, 1, 1, 1, false};
+  std::vector<float> key(2 * x.size(), 0.0f), value(key), query(key.size(), 1.0f), out(key.size()), lse(key.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    key[2 * i] = x[i];
+    value[2 * i] = 1;
+  }
+  const auto tensor = [](std::vector<float>& values) {
+    return Tensor{values.data(), {2, 2, 2, 1, 1}, FloatType::float32};
+  };
   for (const std::string& target : cpu_targets()) {
     set_cpu_target(target);
-    std::vector<float> x, y;
-    for (float v = -87.2f; v < 80.0f; v += 0.0137f) x.push_back(v);
-    y = x;
-    exp_row(y.data(), y.size(), 0.0f);
-    for (std::size_t i = 0; i < x.size(); ++i)
-      EXPECT_NEAR(y[i] / std::exp(static_cast<double>(x[i])), 1.0, 4e-7) << x[i];
-    float special[] = {-INFINITY, -1000.0f, NAN, 0.0f};
-    exp_row(special, 4, 0.0f);
-    EXPECT_EQ(special[0], 0.0f);
-    EXPECT_EQ(special[1], 0.0f);
-    EXPECT_TRUE(std::isnan(special[2]));
-    EXPECT_EQ(special[3], 1.0f);
+    attention_forward({p, tensor(query), tensor(key), tensor(value)}, tensor(out), lse.data());
+    EXPECT_EQ(out[0], 0.0f);
+    EXPECT_EQ(out[2], 0.0f);
+    EXPECT_TRUE(std::isnan(out[4]));
+    EXPECT_EQ(out[6], 0.5f);
+    for (std::size_t i = 4; i < x.size(); ++i) {
+      const double want = 1 / (1 + std::exp(-static_cast<double>(x[i])));
+      // The logit times log2(e) is rounded.
+      EXPECT_NEAR(out[2 * i] / want, 1.0, 4e-7 + 1e-7 * std::abs(x[i])) << target << " " << x[i];
+    }
   }
   set_cpu_target("");
 }

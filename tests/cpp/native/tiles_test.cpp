@@ -89,31 +89,89 @@ TEST_P(Tiles, DenseBlocks) {
   run_case(4, p);
 }
 
-// A zero weight times a NaN is one: blocks of keys and queries must not let it out of the windows.
-TEST_P(Tiles, NotANumberStaysInItsWindows) {
-  constexpr std::int64_t kLength = 120, kDim = 8, kPlace = 60, kReach = 15;
-  Problem p = one_axis(kLength, 2 * kReach + 1, kDim);
-  p.has_rpb = false;
-  const auto tensor = [&](std::vector<float>& values) {
-    return Tensor{values.data(), {kLength * kDim, kLength * kDim, kLength * kDim, kDim, kDim}, FloatType::float32};
-  };
-  for (const int poisoned : {0, 1, 2}) {
-    std::vector<std::vector<float>> values(8, std::vector<float>(kLength * kDim, 0.5f));
-    std::vector<float> lse(kLength);
-    auto &query = values[0], &key = values[1], &dout = values[2], &value = values[3], &out = values[4];
-    AttentionInputs inputs{p, tensor(query), tensor(key), tensor(value), nullptr, nullptr};
-    attention_forward(inputs, tensor(out), lse.data());
-    values[poisoned][kPlace * kDim] = std::numeric_limits<float>::quiet_NaN();
-    auto &dq = values[5], &dk = values[6], &dv = values[7];
-    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr}, tensor(dq), nullptr, tensor(dk),
-                       tensor(dv));
-    for (std::int64_t i = 0; i < kLength; ++i) {
-      const bool is_near = std::abs(i - kPlace) <= kReach;
-      // A key spoils the gradients of the queries that attend it, a query or its gradient those of its keys.
-      EXPECT_EQ(std::isnan(poisoned == 1 ? dq[i * kDim] : dk[i * kDim]), is_near) << "array " << poisoned << ", " << i;
-      if (poisoned != 1) EXPECT_EQ(std::isnan(dv[i * kDim]), is_near) << "array " << poisoned << ", " << i;
+/// One array of a head of 8 channels, and what a NaN in it does to others.
+class Poisoned {
+ public:
+  explicit Poisoned(const Problem& p) : p_(p), tokens_(p.axes[2].length) {}
+
+  static constexpr std::int64_t kDim = 8, kPlace = 60;
+
+  Tensor tensor(std::vector<float>& values, std::int64_t dim = kDim) const {
+    return {values.data(), {tokens_ * dim, tokens_ * dim, tokens_ * dim, dim, dim}, FloatType::float32};
+  }
+  std::vector<float> array(std::int64_t dim = kDim) const { return std::vector<float>(tokens_ * dim, 0.5f); }
+  static void poison(std::vector<float>& values) { values[kPlace * kDim] = std::numeric_limits<float>::quiet_NaN(); }
+
+  /// A key spoils the gradients of the queries that attend it, a query or its gradient those of its keys.
+  void expect(const char* what, const std::vector<float>& got, bool by_key) const {
+    for (std::int64_t i = 0; i < tokens_; ++i) {
+      const Span keys = window(p_.axes[2], by_key ? i : kPlace, tokens_);
+      EXPECT_EQ(std::isnan(got[i * kDim]), contains(keys, by_key ? kPlace : i)) << what << " " << i;
     }
   }
+
+ private:
+  const Problem& p_;
+  const std::int64_t tokens_;
+};
+
+// A zero weight times a NaN is one. It must not leave the windows by blocks of keys and queries, nor by the empty slots
+// of a causal window that shares its leader, which are keys of others.
+TEST_P(Tiles, NotANumberStaysInItsWindows) {
+  for (const Axis& axis : {Axis{120, 31, 1, 1, 1, false}, Axis{120, 30, 1, 1, 5, true}, Axis{120, 7, 1, 1, 3, true},
+                           Axis{120, 7, 1, 1, 7, true}}) {
+    Problem p = one_axis(axis.length, axis.kernel_size, Poisoned::kDim);
+    p.axes[2] = axis;
+    p.has_rpb = false;
+    const Poisoned all(p);
+    for (const int poisoned : {0, 1, 2}) {
+      std::vector<std::vector<float>> values(8, all.array());
+      std::vector<float> lse(axis.length);
+      auto &query = values[0], &key = values[1], &dout = values[2], &value = values[3], &out = values[4];
+      const AttentionInputs inputs{p, all.tensor(query), all.tensor(key), all.tensor(value), nullptr, nullptr};
+      attention_forward(inputs, all.tensor(out), lse.data());
+      Poisoned::poison(values[poisoned]);
+      auto &dq = values[5], &dk = values[6], &dv = values[7];
+      attention_backward(inputs, {all.tensor(out), lse.data(), all.tensor(dout), nullptr}, all.tensor(dq), nullptr,
+                         all.tensor(dk), all.tensor(dv));
+      SCOPED_TRACE("K " + std::to_string(axis.kernel_size) + " array " + std::to_string(poisoned));
+      poisoned == 1 ? all.expect("dq", dq, true) : all.expect("dk", dk, false);
+      if (poisoned != 1) all.expect("dv", dv, false);
+    }
+    std::vector<float> slots = all.array(axis.kernel_size), rows = all.array(), sums = all.array();
+    Poisoned::poison(rows);
+    const AttentionInputs inputs{p, all.tensor(rows), all.tensor(rows), all.tensor(rows), nullptr, nullptr};
+    const Tensor weights = all.tensor(slots, axis.kernel_size);
+    qk_backward_query(inputs, weights, all.tensor(sums), nullptr);
+    all.expect("dq of logits", sums, true);
+    qk_backward_key(inputs, weights, all.tensor(sums));
+    all.expect("dk of logits", sums, false);
+    av(inputs, weights, all.tensor(sums));
+    all.expect("av", sums, true);
+    av_backward_value(inputs, weights, all.tensor(rows), all.tensor(sums));
+    all.expect("dv of av", sums, false);
+  }
+}
+
+// More slots than are packed: each row of keys reads or writes its own.
+TEST_P(Tiles, ManySlots) {
+  Problem p = plain_problem(2, 2, 5);
+  p.kv_heads = 1;
+  p.has_rpb = true;
+  p.axes[1] = {34, 33, 1, 1, 1, false};
+  p.axes[2] = {41, 32, 2, 1, 1, false};
+  run(1, p, {&KernelCase::run_split});
+  p.has_lengths = true;
+  p.batch = 2;
+  p.query_type = p.key_type = FloatType::bfloat16;
+  p.axes[1] = {14, 50, 1, 1, 1, true};
+  p.axes[2] = {37, 70, 1, 2, 3, true};
+  run(2, p, {&KernelCase::run_split});
+  p = plain_problem(3, 1, 3);
+  p.axes[0] = {5, 3, 1, 1, 1, true};
+  p.axes[1] = {12, 6, 1, 2, 1, false};
+  p.axes[2] = {100, 67, 1, 1, 4, false};
+  run(3, p, {&KernelCase::run_split});
 }
 
 // Rows too wide for the cache at once; the windows of a strip may reach over the next one.
