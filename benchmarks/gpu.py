@@ -34,6 +34,7 @@ class Case(NamedTuple):
     gna_stride: tuple[int, ...] = (1, 1, 1)
     scale: float | None = None
     dtypes: tuple[str, ...] = HALF
+    has_rpb: bool = False
     has_rival: bool = False  # FlexAttention and dense attention are measured beside it
 
     @property
@@ -63,6 +64,8 @@ CASES: dict[str, Case] = {
     "1d-8192-k127": Case(4, (8192,), 8, 64, (127,)),
     "2d-128-k33": Case(2, (128, 128), 12, 64, (33, 33)),
     **{f"2d-64-k7-d{dim}": Case(16, (64, 64), 8, dim, (7, 7)) for dim in (12, 48, 80, 96)},
+    "2d-56-k7-rpb": Case(64, (56, 56), 4, 32, (7, 7), dtypes=("float16", "tf32"), has_rpb=True),
+    "2d-256-k13-rpb": Case(1, (256, 256), 8, 64, (13, 13), dtypes=("float16", "tf32"), has_rpb=True),
     **{
         f"decoder-stage{stage}": Case(1, grid, heads, 64, kernel, scale=1.0, dtypes=("bfloat16",))
         for stage, (grid, heads, kernel) in enumerate(DECODER, 1)
@@ -75,7 +78,8 @@ def describe(name: str) -> str:
     case = CASES[name]
     shape = "x".join(map(str, (case.batch, *case.spatial, case.heads, case.head_dim)))
     shared = f" gna_stride {'x'.join(map(str, case.options['gna_stride']))}" if max(case.gna_stride) > 1 else ""
-    return f"na{len(case.spatial)}d {shape} K {'x'.join(map(str, case.kernel_size))}{shared}"
+    bias = " rpb" if case.has_rpb else ""
+    return f"na{len(case.spatial)}d {shape} K {'x'.join(map(str, case.kernel_size))}{shared}{bias}"
 
 
 ROUNDS = 7
@@ -121,27 +125,31 @@ def run_mlx(pairs: list[tuple[str, str]], tf32: bool) -> list[dict[str, Any]]:
         case = CASES[name]
         function_of_rank = getattr(natten_mlx, f"na{len(case.spatial)}d")
 
-        def attention(q, k, v, call=function_of_rank, case=case):
-            return call(q, k, v, case.kernel_size, **case.options)
+        def attention(q, k, v, *rpb, call=function_of_rank, case=case):
+            return call(q, k, v, case.kernel_size, rpb=rpb[0] if rpb else None, **case.options)
 
         mx.random.seed(0)
         shape = (case.batch, *case.spatial, case.heads, case.head_dim)
         kind = mx.float32 if dtype == "tf32" else getattr(mx, dtype)
         q, k, v, dout = (mx.random.normal(shape).astype(kind) for _ in range(4))
-        mx.eval(q, k, v, dout)
+        inputs = [q, k, v]
+        if case.has_rpb:
+            inputs.append(mx.random.normal((case.heads, *(2 * size - 1 for size in case.kernel_size))))
+        mx.eval(inputs, dout)
 
-        def forward(q=q, k=k, v=v, attention=attention):
-            return [attention(q, k, v)]
+        def forward(inputs=inputs, attention=attention):
+            return [attention(*inputs)]
 
-        def training(q=q, k=k, v=v, dout=dout, attention=attention):
-            out, grads = mx.vjp(attention, [q, k, v], [dout])
+        def training(inputs=inputs, dout=dout, attention=attention):
+            out, grads = mx.vjp(attention, inputs, [dout])
             return [*out, *grads]
 
         row: dict[str, Any] = {"implementation": "natten-mlx", "case": name, "dtype": dtype}
         try:
-            explained = natten_mlx.explain(q, k, v, case.kernel_size, **case.options)
+            rpb = inputs[3] if case.has_rpb else None
+            explained = natten_mlx.explain(q, k, v, case.kernel_size, rpb=rpb, **case.options)
             row |= {"tier": explained.tier, "kernel": explained.kernel, "tile": explained.tile}
-            row |= relative_errors(mx, natten_mlx, attention, [q, k, v, dout], case.kernel_size)
+            row |= relative_errors(mx, natten_mlx, attention, [*inputs, dout], case.kernel_size)
             for label, function in (("forward", forward), ("training", training)):
 
                 def run_many(n, function=function):
@@ -160,12 +168,12 @@ def relative_errors(
     mx: Any, natten_mlx: Any, attention: Any, arrays: list, kernel: tuple[int, ...]
 ) -> dict[str, float]:
     """Largest differences from the pure tier relative to the largest value, on a crop of one sample and one head: of
-    the result, and of the gradients of query, key and value."""
+    the result, and of the gradients of what it is made of."""
     if compile_only:
         return {}
     beyond = 512 if math.prod(kernel) < 4096 else 4  # the pure tier gathers every window
     cut = (slice(0, 1), *(slice(0, min(3 * size, size + beyond)) for size in kernel), slice(0, 1))
-    *inputs, dout = (x[cut] for x in arrays)
+    *inputs, dout = (x[:1] if i == 3 < len(arrays) - 1 else x[cut] for i, x in enumerate(arrays))  # the fourth: a bias
     results = []
     for backend in ("fast_cuda", "pure"):
         natten_mlx.set_backend(backend)

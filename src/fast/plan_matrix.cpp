@@ -20,7 +20,7 @@ bool suits_matrix(const Problem& p, const KernelRow& kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
   const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
   return has_type && p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) &&
-         fits(p.value_dim) && !kernel.sums_bias(p) && (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
+         fits(p.value_dim) && (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
 }
 
 /// What warps multiply, with what loading costs. A warp skips what lies before and after its own span of the region,
@@ -41,8 +41,19 @@ double matrix_cost(const Problem& p, const KernelRow& kernel, const Plan& plan) 
   return tiles * (of_warp + kLoad * met + kTileCost);
 }
 
-/// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them.
-bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, Plan& plan) {
+/// Of each simdgroup's 16 queries the gradients of a bias table, and a block of logit gradients with 8 spare columns.
+void reserve_bias_sums(const Problem& p, Plan& plan) {
+  plan.stage_columns = ceil_div64(bias_entries(p), 16) + plan.block + 8;
+}
+
+/// Streamed positions for which there is threadgroup memory.
+int most_rows(int most_shared, const Plan& plan) {
+  return (most_shared - 4 * plan.stage_columns * plan.positions()) / plan.position_bytes;
+}
+
+/// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them, or threadgroup
+/// memory too small.
+bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, int most_shared, Plan& plan) {
   std::int64_t region = 1;
   int bits = 0;
   for (int a = 0; a < kAxes; ++a) {
@@ -54,7 +65,9 @@ bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_byt
   constexpr int kWordBits = 32, kMostRegion = 1 << 19;
   constexpr int kMostRows = 128;
   if (bits > kWordBits || region > kMostRegion) return false;
-  const int fitting = most_bytes / plan.position_bytes / plan.block * plan.block;
+  const int room = most_rows(most_shared, plan);
+  if (room < plan.block) return false;
+  const int fitting = std::min(most_bytes / plan.position_bytes, room) / plan.block * plan.block;
   const int rows = std::clamp(fitting, plan.block, kMostRows);
   const int chunks = ceil_div64(region, rows);
   plan.chunk = ceil_div64(ceil_div64(region, chunks), plan.block) * plan.block;
@@ -68,6 +81,7 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
   const int role = static_cast<int>(kernel.tile_class);  // forward or a gradient
+  const bool sums_bias = kernel.sums_bias(p);
   const bool metal = target.platform == Platform::metal;
   plan.run = 2;
   plan.lanes = 4;
@@ -84,9 +98,11 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
     // float32 takes twice the registers for what is held, and twice the threadgroup memory.
     constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {1, 1, 1}};
-    plan.threads = width == 2 ? 256 : 128;
+    plan.threads = width == 2 && !sums_bias ? 256 : 128;
     plan.groups = (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
-    plan.block = width == 2 && role == 2 ? 16 : 32;
+    // Not measured: each simdgroup has a table, and more of a thread's numbers are alive where a bias is summed.
+    if (sums_bias) plan.groups = width == 2 ? 2 : plan.groups - 1;
+    plan.block = width == 2 && (role == 2 || sums_bias) ? 16 : 32;
     most_bytes = 36 * kKilobyte;
   }
   for (Stream* s : {&plan.a, &plan.b}) {
@@ -98,7 +114,16 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   plan.position_bytes += 4 + 2 * 8;  // packed coordinates, places in both arrays
   choose_extent(p, kernel, matrix_cost, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
-  if (!choose_matrix_chunk(p, kernel, most_bytes, plan)) return std::nullopt;
+  const int most_shared = most_shared_bytes(target.platform);
+  if (sums_bias) {
+    if (bias_entries(p) > most_shared) return std::nullopt;
+    reserve_bias_sums(p, plan);
+    if (most_rows(most_shared, plan) < plan.block) {
+      plan.block = 16;
+      reserve_bias_sums(p, plan);
+    }
+  }
+  if (!choose_matrix_chunk(p, kernel, most_bytes, most_shared, plan)) return std::nullopt;
   override_from_environment(plan);
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
   return plan;

@@ -230,6 +230,12 @@ TEST(Catches, MissingBarrier) {
   const std::string simd = "  simdgroup_barrier(mem_flags::mem_threadgroup);\n";
   EXPECT_EQ((Probe{write + simd + "  y[i] = tile[i ^ 1];\n"}.error()), "");
   EXPECT_NE((Probe{write + simd + "  y[i] = tile[i ^ 32];\n"}.error()), "");
+  // Whoever read before it is done, within the simd-group.
+  const std::string reads = write + simd + "  y[i] = tile[i ^ 1];\n" + simd + "  y[i] += tile[i ^ 2];\n";
+  EXPECT_EQ((Probe{reads + simd + "  tile[i ^ 2] = 0.0f;\n"}.error()), "");
+  EXPECT_EQ((Probe{write + simd + "  y[i] = tile[i ^ 1];\n" + simd + "  tile[i] += 1.0f;\n"}.error()), "");
+  EXPECT_NE((Probe{reads + "  tile[i ^ 1] = 0.0f;\n"}.error()), "");
+  EXPECT_NE((Probe{reads + simd + "  tile[i ^ 32] = 0.0f;\n"}.error()), "");
 }
 
 TEST(Catches, RacesAndGapsInOutputs) {

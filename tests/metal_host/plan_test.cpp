@@ -74,12 +74,17 @@ TEST(MatrixUnits, TakeNoMixtureOfTypes) {
   }
 }
 
-TEST(MatrixUnits, LeaveTheGradientOfABiasToMultiplyAdds) {
-  Problem p = attention(f16, 64, 64);
-  p.has_rpb = true;
-  EXPECT_EQ(plan(p, KernelId::forward, Platform::cuda).engine, Engine::matrix);
-  EXPECT_EQ(plan(p, KernelId::backward_query, Platform::cuda).engine, Engine::simt);
-  EXPECT_EQ(plan(p, KernelId::backward_key_value, Platform::cuda).engine, Engine::matrix);
+TEST(MatrixUnits, TakeTheGradientOfABias) {
+  for (const FloatType type : {f16, bf16, f32}) {
+    for (const std::int64_t dim : {8, 32, 64, 80, 128}) {
+      Problem p = attention(type, dim, dim);
+      p.has_rpb = true;
+      for (const Target target : {Target(Platform::metal), Target{Platform::cuda, 80, true}}) {
+        EXPECT_EQ(on_matrix_units(p, target), 3) << dim;
+        EXPECT_LE(plan(p, KernelId::backward_query, target).shared_bytes(), most_shared_bytes(target.platform)) << dim;
+      }
+    }
+  }
 }
 
 TEST(MatrixUnits, TakeEveryWindow) {

@@ -3,6 +3,7 @@
 //   where a lane's elements lie: of each block of 16 rows and 8 columns it holds (row, column), (row, column + 1) and
 //     the same eight rows further down;
 //   Held: the warp's 16 stationary positions as a left operand, from device memory;
+//   simd_barrier: of the warp, for threadgroup memory;
 //   multiply_rows: sums += held * transpose(streamed rows);  add_rows: sums += weights * streamed rows.
 namespace natten {
 
@@ -25,6 +26,10 @@ NATTEN_FN int lane_of_pair(Lane lane, int pair) {
 /// From the lane of this row whose pair is `distance` away, by exclusive or.
 NATTEN_FN float exchange_pairs(float x, int distance) {
   return exchange(x, distance);
+}
+
+NATTEN_FN void simd_barrier() {
+  __syncwarp();
 }
 
 template <class T, int kChannels>

@@ -20,6 +20,10 @@ inline float exchange_pairs(float x, int distance) {
   return exchange(x, distance % 2 + distance / 2 * 8);
 }
 
+inline void simd_barrier() {
+  metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
+}
+
 template <class T>
 using Matrix = metal::simdgroup_matrix<T, 8, 8>;
 

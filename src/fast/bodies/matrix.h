@@ -112,17 +112,24 @@ NATTEN_FN void bias_entries(NA_THREAD int (&entry)[2], const NA_THREAD Tile& til
   NA_UNROLL for (int r = 0; r < 2; ++r) entry[r] = rpb_entry(tile, pair_of<kQueries>(tile, items, first, r, 0));
 }
 
-/// Adds the bias of pairs that meet. Along each axis of the region the entry moves with a key, or against a query.
+/// From a bias entry with the region's first position to that with another: along each axis it moves with a key, or
+/// against a query.
+template <bool kQueries>
+NATTEN_FN int bias_offset(unsigned word) {
+  const int c0 = int(word >> NA_SHIFT_0 & ((1u << NA_BITS_0) - 1)) * (kQueries ? 1 : -NA_STEP_0);
+  const int c1 = int(word >> NA_SHIFT_1 & ((1u << NA_BITS_1) - 1)) * (kQueries ? 1 : -NA_STEP_1);
+  const int c2 = int(word & ((1u << NA_BITS_2) - 1)) * (kQueries ? 1 : -NA_STEP_2);
+  return (c0 * (2 * NA_KERNEL_SIZE_1 - 1) + c1) * (2 * NA_KERNEL_SIZE_2 - 1) + c2;
+}
+
+/// Adds the bias of pairs that meet.
 template <bool kQueries, class P>
 NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_BLOCK / 8][4], P rpb, const NA_THREAD int (&entry)[2],
                         const NA_THREAD Meeting& m, const NA_THREADGROUP unsigned* words, Lane lane) {
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
     NA_UNROLL for (int e = 0; e < 2; ++e) {
       const unsigned word = words[8 * i + 2 * lane.pair + e];
-      const int c0 = int(word >> NA_SHIFT_0 & ((1u << NA_BITS_0) - 1)) * (kQueries ? 1 : -NA_STEP_0);
-      const int c1 = int(word >> NA_SHIFT_1 & ((1u << NA_BITS_1) - 1)) * (kQueries ? 1 : -NA_STEP_1);
-      const int c2 = int(word & ((1u << NA_BITS_2) - 1)) * (kQueries ? 1 : -NA_STEP_2);
-      const int offset = (c0 * (2 * NA_KERNEL_SIZE_1 - 1) + c1) * (2 * NA_KERNEL_SIZE_2 - 1) + c2;
+      const int offset = bias_offset<kQueries>(word);
       NA_UNROLL for (int r = 0; r < 2; ++r) {
         if (meets(m, r, word)) logits[i][2 * r + e] += NA_LOG2_E * float(rpb[entry[r] + offset]);
       }

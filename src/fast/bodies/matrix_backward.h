@@ -1,6 +1,66 @@
-// The fused gradients on matrix units: as backward.h, in blocks of streamed positions. That of the relative position
-// bias is left to backward.h.
+// The fused gradients on matrix units: as backward.h, in blocks of streamed positions.
 namespace natten {
+
+#define NA_STAGE_PITCH (NA_BLOCK + 8)  // of logit gradients: eight rows of fragments in distinct banks
+
+/// Gradient of the bias table on matrix units. A simdgroup sums its own queries in a table in threadgroup memory, each
+/// block query by query: the keys of one have distinct entries, so lanes add at once and the order is fixed. After each
+/// tile the tables are added to the threadgroup's in device memory.
+struct MatrixBiasGradient {
+  BiasGradient sums;
+  NA_THREADGROUP float* tables;  ///< of the simdgroups
+  NA_THREADGROUP float* table;
+  NA_THREADGROUP float* staged;  ///< a block's logit gradients by query
+  bool inside[2];                ///< whether the thread's queries exist
+
+  NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch,
+                       Lane lane) NA_THREAD {
+    if (!NA_BIAS_GRADIENT) return;
+    sums.begin(tile, partials, scratch);
+    tables = scratch;
+    table = scratch + lane.index / 32 * (16 * NA_STAGE_COLUMNS);
+    staged = table + 16 * (NA_STAGE_COLUMNS - NA_STAGE_PITCH);
+    NA_UNROLL for (int r = 0; r < 2; ++r) inside[r] = is_inside<true>(tile, r);
+    for (int i = lane.index % 32; i < NA_RPB_SIZE; i += 32) table[i] = 0.0f;
+    simd_barrier();
+  }
+
+  /// Of pairs that meet, whose bits are set in `met`. `entry`: of the thread's queries with the region's first key.
+  NATTEN_FN void add(const NA_THREAD float (&gradients)[NA_BLOCK / 8][4], unsigned met, const NA_THREAD int (&entry)[2],
+                     const NA_THREADGROUP unsigned* words, Lane lane) NA_THREAD {
+    if (!NA_BIAS_GRADIENT) return;
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        const bool on = inside[e / 2] && ((met >> (4 * i + e)) & 1u) != 0;
+        staged[(lane.row + e / 2 * 8) * NA_STAGE_PITCH + 8 * i + 2 * lane.pair + e % 2] = on ? gradients[i][e] : 0.0f;
+      }
+    }
+    simd_barrier();
+    const int key = lane.index % 32;
+    const bool has_key = key < NA_BLOCK;
+    const int offset = bias_offset<true>(words[has_key ? key : 0]);
+    NA_UNROLL for (int r = 0; r < 2; ++r) {
+      float added[8];
+      NA_UNROLL for (int q = 0; q < 8; ++q) added[q] = has_key ? staged[(8 * r + q) * NA_STAGE_PITCH + key] : 0.0f;
+      NA_UNROLL for (int q = 0; q < 8; ++q) {
+        const int at = from_lane(entry[r], lane_of_pair(Lane{0, q, 0}, 0)) + offset;
+        if (added[q] != 0.0f) table[at] += added[q];
+        simd_barrier();
+      }
+    }
+  }
+
+  NATTEN_FN void end(Lane lane) NA_THREAD {
+    if (!NA_BIAS_GRADIENT) return;
+    barrier();
+    for (int i = lane.index; i < NA_RPB_SIZE; i += NA_THREADS) {
+      float sum = 0.0f;
+      NA_UNROLL for (int s = 0; s < NA_THREADS / 32; ++s) sum += tables[s * (16 * NA_STAGE_COLUMNS) + i];
+      sums.partial[i] += sum;
+    }
+    barrier();
+  }
+};
 
 template <bool kQueries, class StreamedA, class StreamedB, class LseP, class DeltaP, class BiasP>
 struct MatrixBackward {
@@ -14,6 +74,7 @@ struct MatrixBackward {
   NA_THREADGROUP unsigned* words;
   NA_THREADGROUP Offset* offsets;
   BiasP rpb;
+  MatrixBiasGradient bias_gradient;
   float factor;  ///< of logits, to powers of two
   int bias_entry[2];
   NA_THREADGROUP float* lses;  ///< of streamed queries, in powers of two; their deltas follow
@@ -50,6 +111,8 @@ struct MatrixBackward {
             weights[i][e] * (gradients[i][e] - (kQueries ? held_delta[e / 2] : lses[NA_CHUNK + streamed]));
       }
     }
+    // Done again with kCareful, a tile has the same logit gradients: they do not depend on what does not meet.
+    if (!kCareful) bias_gradient.add(gradients, met, bias_entry, words + row, lane);
     if (!kQueries) add_weighted<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH, lane);
     add_weighted<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH, lane);
   }
@@ -59,7 +122,7 @@ template <bool kQueries, class HeldA, class HeldB, class StreamedA, class Stream
           class BiasP, class TA, class TB>
 NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> streamed_a,
                                   Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
-                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float*,
+                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
                                   NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
                                   NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
                                   NA_THREADGROUP Offset* offsets, Site site, float scale) {
@@ -70,6 +133,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
   const Tile tile = tile_of<kQueries>(matrix_site(site, body.lane));
   clear_blocks(body.sum_a);
   clear_blocks(body.sum_b);
+  body.bias_gradient.begin(tile, drpb, scratch, body.lane);
   if (!tile.empty) {
     const Items items = items_of<kQueries>(tile);
     const Region region = region_of(tile);
@@ -111,6 +175,7 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
       clear_blocks(body.sum_b);
     }
   }
+  body.bias_gradient.end(body.lane);
   float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
   to_vectors(vectors_a, body.sum_a, body.lane.pair);
   store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);

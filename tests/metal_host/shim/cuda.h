@@ -30,6 +30,7 @@ typedef const int64_t* Strides;
 
 #define __syncthreads() metal_host_barrier(__LINE__, true, true)
 #define __syncthreads_or(value) metal_host_any(__LINE__, (value) != 0)
+#define __syncwarp() metal_host_simd_barrier(__LINE__, true, true)
 #define __any_sync(mask, value) metal::simd_any(value)
 #define __all_sync(mask, value) metal::simd_all(value)
 #define __shfl_xor_sync(mask, value, distance) metal::simd_shuffle_xor(value, distance)

@@ -42,8 +42,10 @@ class ByteHistory {
     if (unordered(by, writer_, write_epoch_, write_simd_epoch_)) {
       return "is written by another thread, with no barrier before this read";
     }
-    const bool first = read_group_ != by.group || read_epoch_ != by.epoch;
     const Who me{by.thread, by.simdgroup};
+    // Earlier reads by the same simdgroup are before whatever this one is before.
+    const bool first = read_group_ != by.group || read_epoch_ != by.epoch ||
+                       (reader_.simdgroup == me.simdgroup && read_simd_epoch_ != by.simd_epoch);
     if (first) {
       reader_ = me;
     } else {
