@@ -58,7 +58,6 @@ class Function {
   }
 
   Objection objection(const Problem& problem) const {
-    if (const char* what = beyond_plain(problem)) return std::string(what) + " is not in the interface of modules";
     const nb::gil_scoped_acquire gil;
     const nb::object result = callable_(to_dict(problem));
     return result.is_none() ? Objection() : Objection(nb::cast<std::string>(nb::str(result)));

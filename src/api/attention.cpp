@@ -55,7 +55,7 @@ std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
   validate_length_values(caller, p, *lengths);
   const mx::array table = canonical_lengths(*lengths, p.rank, s);
   // What tiers check of lengths is that they lie from least_length() to the axis's length.
-  const bool is_checked = is_concrete(*lengths) || !beyond_plain(p);
+  const bool is_checked = is_concrete(*lengths) || options_of(p) == 0;
   return is_checked ? table : pure::legal_lengths(p, table, s);
 }
 

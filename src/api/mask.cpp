@@ -42,9 +42,8 @@ Problem problem_of(const Caller& caller, const mx::Shape& shape, const Neighborh
   for (mx::Shape* array : {&query, &key}) array->insert(array->end(), {leading(options.rpb), 1});
   const std::optional<PerAxis<std::int64_t>> lengths(std::vector<std::int64_t>(shape.begin(), shape.end()));
   const Spec queries(query, mx::float32), keys(key, mx::float32);
-  return validate_attention(
-      caller, queries, keys, keys, neighborhood,
-      {{options.query_start, options.key_start, lengths}, {}, options.rpb, options.lengths, device});
+  return validate_attention(caller, queries, keys, keys, neighborhood,
+                            {{options.query_start, options.key_start, lengths}, device, options.lengths, options.rpb});
 }
 
 void check(const Caller& caller, const mx::Shape& shape, const MaskOptions& options, mx::Device device) {

@@ -192,7 +192,8 @@ TierPtr choose_tier(const Caller& caller, const Problem& problem) {
   if (is_fallback(all, problem, chosen)) {
     std::string message;
     for (std::size_t i = all.first; i < chosen; ++i) message += told(i) + "; ";
-    Registry::instance().log_once(message + "falling back to tier '" + all.tiers[chosen]->name + "'");
+    Registry::instance().log_once("[" + caller.name + "] " + message + "falling back to tier '" +
+                                  all.tiers[chosen]->name + "'");
   }
   return all.tiers[chosen];
 }

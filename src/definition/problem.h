@@ -88,15 +88,22 @@ inline bool is_float64(const Problem& p) {
   return p.query_type == FloatType::float64 || p.key_type == FloatType::float64 || p.value_type == FloatType::float64;
 }
 
-/// What a call has beyond whole axes on which each window has K keys or a causal border cuts it; null where it has
-/// nothing.
-inline const char* beyond_plain(const Problem& p) {
-  if (p.spans) return "a span of queries or keys";
-  for (const Axis& axis : p.axes) {
-    if (axis.is_circular) return "a circular axis";
-    if (axis.dilation > axis.length / axis.kernel_size) return "a causal kernel longer than its axis";
+/// What a call may have beyond whole axes on which each window has K keys or a causal border cuts it. A tier gets only
+/// calls with options that it names (Tier::takes), so that nobody has to remember to decline a new one.
+enum Option : unsigned { kSpan = 1, kCircularAxis = 2, kLongCausalKernel = 4 };
+inline constexpr const char* kOptionNames[] = {"a span of queries or keys", "a circular axis",
+                                               "a causal kernel longer than its axis"};
+
+inline unsigned options_of(const Problem& p) {
+  // All fields by name: a new one does not compile until it is decided whether it is an option.
+  const auto& [op, rank, device, batch, heads, kv_heads, head_dim, value_dim, axes, scale, query_type, key_type,
+               value_type, has_rpb, has_lengths, spans, pieces] = p;  // pieces: Tier::takes_pieces
+  unsigned options = spans ? kSpan : 0;
+  for (const auto& [length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular] : axes) {
+    if (is_circular) options |= kCircularAxis;
+    if (dilation > length / kernel_size) options |= kLongCausalKernel;
   }
-  return nullptr;
+  return options;
 }
 
 }  // namespace natten

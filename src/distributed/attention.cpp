@@ -44,13 +44,16 @@ Arguments arguments_of(const mx::array& query, const mx::array& key, const mx::a
   a.add("is_causal", values_of(n.is_causal), 3);
   a.add("gna_stride", values_of(n.gna_stride), 3);
   a.add("is_circular", values_of(n.is_circular), 3);
-  const bool has_number = options.scale && !options.scale->array;
-  a.add_number("scale", has_number ? std::optional(options.scale->number) : std::nullopt);
-  a.add_array("scale", options.scale ? std::optional<Spec>(options.scale->array) : std::nullopt);
-  a.add_array("additional_keys", options.additional_keys);
-  a.add_array("additional_values", options.additional_values);
-  a.add_array("rpb", options.rpb);
-  a.add_array("lengths", options.lengths);
+  // All options by name: a new one does not compile until it is decided how ranks agree on it.
+  const auto& [scale, additional_keys, additional_values, rpb, lengths, stream, query_start, key_start, shape] =
+      options;  // each rank's own: where its rows lie, which validation refuses, and how it runs
+  const bool has_number = scale && !scale->array;
+  a.add_number("scale", has_number ? std::optional(scale->number) : std::nullopt);
+  a.add_array("scale", scale ? std::optional<Spec>(scale->array) : std::nullopt);
+  a.add_array("additional_keys", additional_keys);
+  a.add_array("additional_values", additional_values);
+  a.add_array("rpb", rpb);
+  a.add_array("lengths", lengths);
   a.add("overlap", slabs.overlap ? Ints{*slabs.overlap ? 1 : 0} : Ints{}, 1);
   return a;
 }

@@ -55,6 +55,7 @@ Tier fast_tier() {
   tier.run = fast::run_kernels;
   tier.choice = choice;
   tier.cost = costs;
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
   tier.is_fused = true;
   return tier;
 }

@@ -34,6 +34,7 @@ Tier compiled_tier() {
     const auto wraps = [&](int a) { return p.axes[a].is_circular && p.span(a).key_rows >= p.axes[a].length; };
     return p.op == Op::attention && !wraps(p.pieces->axis);
   };
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
   tier.is_fused = true;
   return tier;
 }

@@ -1,6 +1,7 @@
 #include "ops/tier.h"
 
 #include <algorithm>
+#include <bit>
 #include <stdexcept>
 
 namespace natten {
@@ -80,6 +81,9 @@ const mx::array& Call::operator[](Argument argument) const {
 }
 
 Objection objection(const Tier& tier, const Problem& problem) {
+  if (const unsigned missing = options_of(problem) & ~tier.takes) {
+    return std::string(kOptionNames[std::countr_zero(missing)]) + " is not among the options of this tier";
+  }
   for (const Role role : {Role::forward, Role::backward_query, Role::backward_key_value}) {
     if (Objection reason = tier.supports(problem, role)) return reason;
   }

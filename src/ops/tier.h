@@ -92,6 +92,7 @@ struct Tier {
   /// Whether a call that it takes may have its keys in pieces; unset: none may.
   std::function<bool(const Problem&)> takes_pieces;
 
+  unsigned takes = 0;                  ///< the options (problem.h) that its calls may have
   bool is_fused = false;               ///< the forward never stores the attention matrix
   bool differentiated_by_mlx = false;  ///< MLX differentiates and maps what `run` returns, which is the forward only
 };

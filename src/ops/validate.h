@@ -51,18 +51,21 @@ struct Placement {
   const std::optional<PerAxis<std::int64_t>>& shape;
 };
 
-/// What validation reads of a call's options; as long as these exist.
+/// What validation reads of a call's options, as far as the operation has them; as long as these exist.
 struct Given {
   Placement placement;
-  std::optional<Scale> scale;
-  std::optional<Spec> rpb, lengths;
   mx::Device device;
+  std::optional<Spec> lengths = {}, rpb = {};
+  std::optional<Scale> scale = {};
 };
 template <class Options>
 Given given_of(const Options& options, mx::Device device) {
-  const Placement placement{options.query_start, options.key_start, options.shape};
-  if constexpr (requires { options.rpb; }) return {placement, options.scale, options.rpb, options.lengths, device};
-  return {placement, {}, {}, options.lengths, device};
+  Given given{{options.query_start, options.key_start, options.shape}, device, options.lengths};
+  if constexpr (requires { options.scale; }) given.scale = options.scale;
+  if constexpr (requires { options.rpb; }) {
+    if (options.rpb) given.rpb.emplace(*options.rpb);
+  }
+  return given;
 }
 
 /// A value for every axis, or for each of them: any, or from 1 to 2^60.

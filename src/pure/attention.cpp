@@ -311,6 +311,7 @@ Tier pure_tier() {
     return block_objection(pure::cut_of(p));
   };
   tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
   tier.differentiated_by_mlx = true;
   tier.run = [](const Call& call) {
     const Op op = call.problem.op;

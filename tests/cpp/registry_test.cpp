@@ -45,6 +45,19 @@ TEST_F(Registry, AutoTellsOfWhatEndsOnPure) {
   EXPECT_NE(told[0].find("falling back to tier 'pure'"), std::string::npos) << told[0];
 }
 
+/// Also a tier whose predicate takes everything.
+TEST(Options, AreDeclinedByTiersThatDoNotNameThem) {
+  Tier tier;
+  tier.supports = [](const Problem&, Role) { return Objection(); };
+  Problem p = problem(DeviceType::cpu, FloatType::float32);
+  EXPECT_FALSE(objection(tier, p));
+  p.axes[2].is_circular = true;
+  tier.takes = kSpan | kLongCausalKernel;
+  EXPECT_EQ(objection(tier, p), "a circular axis is not among the options of this tier");
+  tier.takes |= kCircularAxis;
+  EXPECT_FALSE(objection(tier, p));
+}
+
 TEST_F(Registry, AutoTellsOfAGpuThatEndsOnPure) {
   Problem p = problem(DeviceType::gpu, FloatType::float32);
   const bool has_gpu = support_matrix().at(kFast).available;
