@@ -98,7 +98,8 @@ inline unsigned options_of(const Problem& p) {
   // All fields by name: a new one does not compile until it is decided whether it is an option.
   const auto& [op, rank, device, batch, heads, kv_heads, head_dim, value_dim, axes, scale, query_type, key_type,
                value_type, has_rpb, has_lengths, spans, pieces] = p;  // pieces: Tier::takes_pieces
-  unsigned options = spans ? kSpan : 0;
+  unsigned options = 0;
+  if (spans) options |= kSpan;
   for (const auto& [length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular] : axes) {
     if (is_circular) options |= kCircularAxis;
     if (dilation > length / kernel_size) options |= kLongCausalKernel;

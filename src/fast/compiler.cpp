@@ -28,7 +28,7 @@ class Job : public Cubin {
   Job(const CudaProgram& program, int capability) : name_(program.name), text_(program.text), capability_(capability) {}
 
   const std::string& code() const override;
-  bool is_compiled() const override { return is_compiled_; }
+  bool is_compiled() const override { return made_.is_compiled; }
 
   /// Makes the code unless somebody has begun to.
   void run();
@@ -38,7 +38,7 @@ class Job : public Cubin {
 
   struct Made {
     std::string code;
-    bool is_compiled;
+    bool is_compiled = false;
   };
   Made make() const;
 
@@ -49,8 +49,7 @@ class Job : public Cubin {
 
   State state_ = State::waiting;  // under the mutex of the workers, as is process_
   pid_t process_ = 0;             // that runs it: what another process began before a fork goes on only there
-  bool is_compiled_ = false;
-  std::string code_;
+  Made made_;
   std::exception_ptr error_;
 };
 using JobPtr = std::shared_ptr<Job>;
@@ -125,7 +124,7 @@ const std::string& Job::code() const {
   std::unique_lock lock(all.mutex);
   all.changed.wait(lock, [this] { return state_ == State::done; });
   if (error_) std::rethrow_exception(error_);
-  return code_;
+  return made_.code;
 }
 
 void Job::run() {
@@ -136,7 +135,7 @@ void Job::run() {
     state_ = State::running;
     process_ = getpid();
   }
-  Made made{};
+  Made made;
   std::exception_ptr error;
   try {
     made = make();
@@ -145,8 +144,7 @@ void Job::run() {
   }
   const std::lock_guard lock(all.mutex);  // also because a fork must not see half of this
   state_ = State::done;
-  code_ = std::move(made.code);
-  is_compiled_ = made.is_compiled;
+  made_ = std::move(made);
   error_ = std::move(error);
   text_ = {};
   all.changed.notify_all();

@@ -6,42 +6,6 @@ namespace natten::fast {
 
 namespace {
 
-/// Parameters that are integers, and the arrays that the text reads them from.
-class Integers {
- public:
-  Integers(std::string& parameters, bool wide) : parameters_(parameters), is_wide_(wide) {}
-
-  void add_shape(const std::string& name, std::size_t rank) {
-    add_array("int", name + "_shape", rank, [&] { return next(); });
-  }
-  void add_strides(const std::string& name, std::size_t rank) {
-    if (!is_wide_) return add_array("int", name + "_strides", rank, [&] { return next(); });
-    add_array("long long", name + "_strides", rank, [&] {
-      const std::string low = next();
-      return "(long long)(((unsigned long long)(unsigned)" + next() + " << 32) | (unsigned)" + low + ")";
-    });
-  }
-  const std::string& arrays() const { return arrays_; }
-
- private:
-  template <class Element>
-  void add_array(const std::string& type, const std::string& name, std::size_t rank, const Element& element) {
-    arrays_ += "const " + type + " " + name + "[] = {";
-    for (std::size_t i = 0; i < rank; ++i) arrays_ += (i == 0 ? "" : ", ") + element();
-    arrays_ += "};\n";
-  }
-  std::string next() {
-    const std::string name = "na_integer_" + std::to_string(count_++);
-    parameters_ += ", int " + name;
-    return name;
-  }
-
-  std::string& parameters_;
-  bool is_wide_;
-  std::string arrays_;
-  int count_ = 0;
-};
-
 bool fits(std::int64_t stride) {
   return stride == static_cast<std::int32_t>(stride);
 }
@@ -60,17 +24,33 @@ CudaProgram cuda_program(const KernelSource& kernel, bool wide) {
   for (const ArraySpec& output : kernel.outputs) {
     parameters += std::string(", ") + type_name(output.type, Platform::cuda) + "* " + output.name;
   }
-  const auto asks_for = [&](const std::string& name) { return kernel.source.find(name) != std::string::npos; };
-  Integers integers(parameters, wide);
+  // Integers are parameters, from which arrays are made where the text asks for them.
+  std::string arrays;
+  int count = 0;
+  const auto next = [&] {
+    const std::string name = "na_integer_" + std::to_string(count++);
+    parameters += ", int " + name;
+    return name;
+  };
+  const auto add_array = [&](const std::string& name, std::size_t rank, bool in_halves) {
+    if (kernel.source.find(name) == std::string::npos) return false;
+    arrays += std::string("const ") + (in_halves ? "long long " : "int ") + name + "[] = {";
+    for (std::size_t i = 0; i < rank; ++i) {
+      const std::string low = next();
+      arrays += i == 0 ? "" : ", ";
+      arrays +=
+          in_halves ? "(long long)(((unsigned long long)(unsigned)" + next() + " << 32) | (unsigned)" + low + ")" : low;
+    }
+    arrays += "};\n";
+    return true;
+  };
   for (const ArraySpec& input : kernel.inputs) {
-    program.takes_shape.push_back(asks_for(input.name + "_shape"));
-    program.takes_strides.push_back(asks_for(input.name + "_strides"));
-    if (program.takes_shape.back()) integers.add_shape(input.name, input.shape.size());
-    if (program.takes_strides.back()) integers.add_strides(input.name, input.shape.size());
+    program.takes_shape.push_back(add_array(input.name + "_shape", input.shape.size(), false));
+    program.takes_strides.push_back(add_array(input.name + "_strides", input.shape.size(), wide));
   }
   program.text = text::types_cuda + kernel.header +
                  "extern \"C\" __global__ void __launch_bounds__(NA_THREADS, NA_GROUPS) " + program.name + "(" +
-                 parameters + ") {\n" + integers.arrays() + kernel.source + "}\n";
+                 parameters + ") {\n" + arrays + kernel.source + "}\n";
   return program;
 }
 

@@ -5,9 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <string_view>
 #include <vector>
 
@@ -38,42 +39,6 @@ std::optional<std::string> unpacked(const std::string& key, std::string_view fil
   const std::string start = std::to_string(key.size()) + '\n' + key;
   if (hash_of(body) != hash || !body.starts_with(start)) return std::nullopt;
   return std::string(body.substr(start.size()));
-}
-
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int operator*() const { return number_; }
-
- private:
-  int number_;
-};
-
-std::optional<std::string> read_all(int file) {
-  std::string bytes;
-  char buffer[1 << 16];
-  for (;;) {
-    const ssize_t count = read(file, buffer, sizeof buffer);
-    if (count == 0) return bytes;
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return std::nullopt;
-    bytes.append(buffer, static_cast<std::size_t>(count));
-  }
-}
-
-bool write_all(int file, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t count = write(file, bytes.data(), bytes.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return false;
-    bytes.remove_prefix(static_cast<std::size_t>(count));
-  }
-  return true;
 }
 
 struct File {
@@ -120,13 +85,10 @@ files::path DiskCache::file_of(const std::string& key) const {
 std::optional<std::string> DiskCache::find(const std::string& key) const {
   if (folder_.empty()) return std::nullopt;
   const files::path path = file_of(key);
-  std::optional<std::string> contents;
-  {
-    const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (*file < 0) return std::nullopt;
-    const std::optional<std::string> bytes = read_all(*file);
-    if (bytes) contents = unpacked(key, *bytes);
-  }
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return std::nullopt;
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const std::optional<std::string> contents = unpacked(key, bytes);
   if (contents) {
     utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
   } else {
@@ -142,9 +104,13 @@ bool DiskCache::insert(const std::string& key, const std::string& contents) cons
   mkdir(folder_.c_str(), 0700);  // what is in it will run
   const files::path path = file_of(key);
   std::string temporary = (folder_ / path.stem()).string() + std::string(kTemporary) + "XXXXXX";
-  const Descriptor file(mkostemp(temporary.data(), O_CLOEXEC));
-  if (*file < 0) return false;
-  if (!write_all(*file, packed(key, contents)) || rename(temporary.c_str(), path.c_str()) != 0) {
+  const int made = mkostemp(temporary.data(), O_CLOEXEC);
+  if (made < 0) return false;
+  close(made);
+  std::ofstream file(temporary, std::ios::binary);
+  file << packed(key, contents);
+  file.close();
+  if (!file || rename(temporary.c_str(), path.c_str()) != 0) {
     unlink(temporary.c_str());
     return false;
   }

@@ -1,6 +1,7 @@
 #include "native/primitives.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <vector>
@@ -80,6 +81,16 @@ struct Launch {
   }
 };
 
+// [B, A0, A1, A2, H, C], row-major at `data`.
+Tensor dense_tensor(const mx::array& a, void* data) {
+  Tensor tensor;
+  tensor.data = data;
+  tensor.type = float_type(a.dtype());
+  std::int64_t stride = 1;
+  for (int i = 5; i-- > 0;) tensor.strides[i] = stride *= a.shape(i + 1);
+  return tensor;
+}
+
 // Hands out the inputs of a primitive one after the other, as raw memory.
 class Reader {
  public:
@@ -89,14 +100,11 @@ class Reader {
   /// [B, A0, A1, A2, H, C] read in place when its last axis is dense; of keys in pieces also the two before.
   Tensor tensor(bool is_piece = false) {
     const mx::array& a = *next_++;
-    Tensor tensor;
-    tensor.type = float_type(a.dtype());
     const bool is_token_dense = a.strides(3) == std::int64_t{a.shape(4)} * a.shape(5);
     const bool in_place = a.size() == 0 || ((a.shape(5) == 1 || a.strides(5) == 1) && (!is_piece || is_token_dense));
-    tensor.data = in_place ? const_cast<char*>(a.data<char>()) : copy(a);
-    for (int i = 4; i >= 0; --i) {
-      tensor.strides[i] = in_place ? a.strides(i) : (i == 4 ? a.shape(5) : tensor.strides[i + 1] * a.shape(i + 1));
-    }
+    if (!in_place) return dense_tensor(a, copy(a));
+    Tensor tensor = dense_tensor(a, const_cast<char*>(a.data<char>()));
+    std::copy_n(a.strides().begin(), 5, tensor.strides);
     return tensor;
   }
 
@@ -162,7 +170,7 @@ class KernelPrimitive : public mx::Primitive {
     std::vector<Tensor> tensors;
     for (mx::array& output : outputs) {
       if (output.ndim() == 6) {
-        tensors.push_back(dense_tensor(output));
+        tensors.push_back(dense_tensor(output, output.data<char>()));
       } else {
         launch.float_output = output.data<float>();
       }
@@ -195,63 +203,33 @@ class KernelPrimitive : public mx::Primitive {
   void read(Reader reader, Launch& launch) const {
     AttentionInputs& inputs = launch.inputs;
     SavedForward& saved = launch.saved;
-    inputs.problem = problem_;
-    const bool is_cut = problem_.pieces.has_value();
-    Tensor key_before, value_before;
+    std::array<Tensor, static_cast<int>(Argument::dlogits) + 1> tensors;
+    const auto tensor = [&](Argument argument) -> Tensor& { return tensors[static_cast<int>(argument)]; };
     for (const Argument argument : inputs_of(problem_, role_)) {
-      switch (argument) {
-        case Argument::query:
-          inputs.query = reader.tensor();
-          break;
-        case Argument::key:
-          inputs.key = reader.tensor(is_cut);
-          break;
-        case Argument::value:
-          inputs.value = reader.tensor(is_cut);
-          break;
-        case Argument::key_before:
-          key_before = reader.tensor(is_cut);
-          break;
-        case Argument::value_before:
-          value_before = reader.tensor(is_cut);
-          break;
-        case Argument::key_after:
-          join(inputs.key, problem_, key_before, reader.tensor(is_cut));
-          break;
-        case Argument::value_after:
-          join(inputs.value, problem_, value_before, reader.tensor(is_cut));
-          break;
-        case Argument::rpb:
-          inputs.rpb = reader.dense<float>();
-          break;
-        case Argument::lengths:
-          inputs.lengths = reader.dense<std::int32_t>();
-          break;
-        case Argument::out:
-          saved.out = reader.tensor();
-          break;
-        case Argument::lse:
-          saved.lse = reader.dense<float>();
-          break;
-        case Argument::dout:
-          (problem_.op == Op::attention ? saved.dout : launch.y) = reader.tensor();
-          break;
-        case Argument::dlse:
-          saved.dlse = reader.dense<float>();
-          break;
-        default:  // attn, dlogits
-          launch.x = reader.tensor();
+      if (argument == Argument::rpb) {
+        inputs.rpb = reader.dense<float>();
+      } else if (argument == Argument::lengths) {
+        inputs.lengths = reader.dense<std::int32_t>();
+      } else if (argument == Argument::lse) {
+        saved.lse = reader.dense<float>();
+      } else if (argument == Argument::dlse) {
+        saved.dlse = reader.dense<float>();
+      } else {
+        const bool is_of_keys = Argument::query < argument && argument < Argument::lengths;
+        tensor(argument) = reader.tensor(problem_.pieces && is_of_keys);
       }
     }
-  }
-
-  static Tensor dense_tensor(mx::array& a) {
-    Tensor tensor;
-    tensor.data = a.data<char>();
-    tensor.type = float_type(a.dtype());
-    std::int64_t stride = 1;
-    for (int i = 5; i-- > 0;) tensor.strides[i] = stride *= a.shape(i + 1);
-    return tensor;
+    if (problem_.pieces) {
+      join(tensor(Argument::key), problem_, tensor(Argument::key_before), tensor(Argument::key_after));
+      join(tensor(Argument::value), problem_, tensor(Argument::value_before), tensor(Argument::value_after));
+    }
+    inputs.problem = problem_;
+    inputs.query = tensor(Argument::query);
+    inputs.key = tensor(Argument::key);
+    inputs.value = tensor(Argument::value);
+    saved.out = tensor(Argument::out);
+    saved.dout = launch.y = tensor(Argument::dout);
+    launch.x = tensor(problem_.op == Op::av ? Argument::attn : Argument::dlogits);
   }
 
   Role role_;
