@@ -119,6 +119,7 @@ std::string Writer::constants() const {
   if (plan_.engine == Engine::warpgroup) {
     const bool half = p_.query_type == FloatType::float16;
     define("WARPGROUPS", plan_.warpgroups);
+    define("BOXES", plan_.boxes);
     define("PRODUCERS", plan_.producers);
     define("STAGES", plan_.stages);
     define("SPLIT_AXIS", plan_.split_axis);
@@ -224,12 +225,14 @@ std::string warpgroup_product(const std::string& name, FloatType type, int colum
   const std::string types = type == FloatType::float16 ? "f16.f16" : "bf16.bf16";
   return "namespace natten {\nNATTEN_FN void " + name + "(float (&c)[" + std::to_string(columns / 8) + "][4], " +
          (in_registers ? "const unsigned (&a)[4]" : "unsigned long long a") +
-         ", unsigned long long b, int accumulate) {\n  asm volatile(\"{.reg .pred p; setp.ne.b32 p, " + accumulate +
+         ", unsigned long long b, int accumulate) {\n#ifdef NATTEN_EMULATED\n  warpgroup_product<NA_A_TYPE, " +
+         (transposed ? "true" : "false") +
+         ">(c, a, b, accumulate);\n#else\n  asm volatile(\"{.reg .pred p; setp.ne.b32 p, " + accumulate +
          ", 0; wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns) + "k16.f32." + types + " {" + registers +
          "}, " + (in_registers ? '{' + left + '}' : left) + ", " + right + ", p, 1, 1, " + (in_registers ? "" : "0, ") +
          (transposed ? '1' : '0') + ";}\"\n               : " + operands +
          "\n               : " + (in_registers ? "\"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3])" : "\"l\"(a)") +
-         ", \"l\"(b), \"r\"(accumulate));\n}\n}\n";
+         ", \"l\"(b), \"r\"(accumulate));\n#endif\n}\n}\n";
 }
 
 /// The row's call with its words filled in, and the threadgroup memory that it works in.

@@ -76,8 +76,9 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
     const Plan& plan = *found;
     // What an override may have broken. Where there is none, objection() asks whether the kernel fits.
     if (kernel.has_tiles() &&
-        (plan.extent[0] * plan.extent[1] * plan.extent[2] !=
-             (plan.threads - plan.producers) / plan.lanes / plan.slots * plan.run ||
+        (plan.extent[0] * plan.extent[1] * plan.extent[2] != (plan.threads - plan.producers) / plan.lanes / plan.slots *
+                                                                 plan.run *
+                                                                 (plan.engine == Engine::warpgroup ? plan.boxes : 1) ||
          plan.extent[plan.run_axis] % plan.run != 0 ||
          (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes() > most_shared_bytes(target.platform)))) {
       refuse(plan);
@@ -154,6 +155,7 @@ void override_from_environment(Plan& plan) {
                   {"chunk", &Plan::chunk, 1, 1 << 20},
                   {"block", &Plan::block, 16, 256},
                   {"warpgroups", &Plan::warpgroups, 1, 4},
+                  {"boxes", &Plan::boxes, 1, 2},
                   {"producers", &Plan::producers, 32, 128},
                   {"stages", &Plan::stages, 2, 16},
                   {"repeat", &Plan::repeat, 1, 64},
@@ -273,10 +275,10 @@ int Plan::dynamic_bytes() const {
   const bool penalties = mask == MaskKind::units;
   int table = 0;
   for (int axis = 0; axis < kAxes && penalties; ++axis) {
-    table += (axis == split_axis ? warpgroups : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
+    table += (axis == split_axis ? warpgroups * boxes : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
   }
   const int rows = block * 2 * (a.channels + b.channels);
-  const int stage = rows + block * numbers + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
+  const int stage = rows + block * numbers + (penalties ? warpgroups * boxes * block * 32 : 0) + 4 * 8;
   return stages * stage + (hold_shared ? warpgroups * rows : 0) + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
 }
 
@@ -296,8 +298,9 @@ std::string Plan::describe() const {
   const auto text = [](auto number) { return std::to_string(number); };
   if (engine == Engine::warpgroup) {
     return "warpgroups, " + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, " +
-           text(warpgroups) + " warpgroups, " + text(producers) + " producers, " + text(stages) + " stages of " +
-           text(block) + ", " + text(repeat) + " tiles in turn" + (ping_pong ? ", ping-pong" : "");
+           text(warpgroups) + " warpgroups" + (boxes > 1 ? " of " + text(boxes) + " boxes, " : ", ") + text(producers) +
+           " producers, " + text(stages) + " stages of " + text(block) + ", " + text(repeat) + " tiles in turn" +
+           (ping_pong ? ", ping-pong" : "");
   }
   if (engine == Engine::decode) {
     return "one position, its keys divided among " + text(threads) + " threads, " + text(lanes) +

@@ -42,9 +42,10 @@ struct Plan {
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
-  int warpgroups = 0;                     ///< that hold positions, 64 each
-  std::array<int, 3> warpgroup_extent{};  ///< of the positions of one
-  int split_axis = 2;                     ///< on which they lie side by side
+  int warpgroups = 0;                     ///< that hold positions
+  int boxes = 1;                          ///< forward: of 64 positions, that each of them holds
+  std::array<int, 3> warpgroup_extent{};  ///< of a box
+  int split_axis = 2;                     ///< on which boxes lie side by side
   int producers = 0;                      ///< threads that bring the region in
   int stages = 0;                         ///< of the ring in shared memory
   int repeat = 1;                         ///< tiles that a threadgroup does one after the other, at most

@@ -44,6 +44,11 @@ Shape shape_of_gradient(const Problem& p) {
 }
 Shape shape_of_forward(const Problem& p) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  // Two boxes (not timed): 176 registers of operands and sums at 64 channels. 128 keys at once, or more channels, would
+  // serialize the products.
+  if (override_of("boxes") > 1) {
+    return channels > 32 ? Shape{2, 128, 1, 96, 4, p.kernel_volume() < kLongWindow ? 4 : 1} : Shape{1, 32, 2, 64, 4, 4};
+  }
   // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
   if (channels > 64) return {2, 128, 1, 128, 3, 1};
   // A third warpgroup hides more of the softmax, as soon as accumulators leave registers for it.
@@ -71,8 +76,8 @@ double mean_met(const Problem& p, int a, int extent, bool keys) {
   return sum / count;
 }
 
-/// What a box of a warpgroup's 64 positions multiplies, with the axis, chosen here, on which warpgroups then lie side
-/// by side. The mask has a channel for each coordinate of a box, 16 in all.
+/// What a box of 64 positions multiplies, with the axis, chosen here, on which boxes then lie side by side. The mask
+/// has a channel for each coordinate of a box, 16 in all.
 double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
   constexpr int kMaskChannels = 16;
   constexpr double kTileCost = 128;  // queries, results, indices: in keys that a warpgroup multiplies
@@ -86,7 +91,7 @@ double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
     double tiles = 1;
     bool outside = false;
     for (int a = 0; a < kAxes; ++a) {
-      const int all = plan.extent[a] * (a == split ? plan.warpgroups : 1);
+      const int all = plan.extent[a] * (a == split ? plan.warpgroups * plan.boxes : 1);
       outside = outside || (p.axes[a].length == 1 && all > 1);
       channels += p.axes[a].length == 1 ? 0 : std::max(2, plan.extent[a]);
       tiles *= double(tiles_on(p, a, all, keys));
@@ -123,14 +128,16 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   // Beside the sums of both gradients registers hold up to 128 channels more.
   plan.hold_shared = keys && p.head_dim + p.value_dim > 128;
   override_from_environment(plan);
+  if (!forward) plan.boxes = 1;
   plan.threads = 128;  // of one warpgroup
   choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
+  if (!forward) plan.boxes = 1;
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
-  plan.extent[plan.split_axis] *= plan.warpgroups;
+  plan.extent[plan.split_axis] *= plan.warpgroups * plan.boxes;
   plan.threads = 128 * plan.warpgroups + plan.producers;
-  if (plan.warpgroups != 2) plan.ping_pong = 0;
+  if (plan.warpgroups != 2 || plan.boxes > 1) plan.ping_pong = 0;
   finish_streams(kernel, plan);
   plan.position_bytes = 0;  // of what is declared
 

@@ -271,4 +271,17 @@ std::vector<Case> cases() {
   };
 }
 
+std::vector<Case> warpgroup_cases() {
+  constexpr FloatType f16 = FloatType::float16, bf16 = FloatType::bfloat16;
+  return {
+      Builder("boxes_1d", {{400, 150}}).heads(2, 1).dims(64, 64).type(f16),
+      Builder("boxes_causal", {{300, 130, 1, 1, 1, true}}).dims(32, 48).type(bf16).lengths({{300}, {140}}),
+      Builder("boxes_gna", {{512, 192, 1, 1, 256}}).dims(64, 64).type(f16),  // where nothing is masked
+      Builder("boxes_2d", {{40, 9}, {20, 7}}).dims(64, 64).type(f16).scale(-0.2),
+      Builder("boxes_dilated", {{36, 5, 2}, {44, 7, 1, 2}}).heads(2, 1).dims(32, 32).type(bf16),
+      Builder("boxes_3d", {{10, 5}, {12, 5}, {14, 7}}).dims(64, 64).type(bf16),
+      Builder("boxes_in_turns", {{300, 140}}).dims(128, 128).type(f16),
+  };
+}
+
 }  // namespace natten::metal_host

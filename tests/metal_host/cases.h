@@ -25,6 +25,8 @@ struct Case {
 };
 
 std::vector<Case> cases();
+/// More of them, for Hopper's warpgroups: several blocks of keys, several boxes side by side.
+std::vector<Case> warpgroup_cases();
 
 /// Whether tests take every kernel of every case (NATTEN_TEST_ALL=1: minutes), or a sample.
 bool wants_every_kernel();

@@ -72,7 +72,7 @@ const std::string& toolchain() {
     bool ok = false;
     std::string text = shell(compiler() + " --version", ok) + kKernelFlags + kRuntimeFlags;
     for (const char* name : {"launch.h", "runtime.h", "fiber.h", "memory.h", "runtime.cpp", "scalars.h", "vectors.h",
-                             "metal_stdlib.h", "cuda.h", "simdgroup_matrix.h"}) {
+                             "metal_stdlib.h", "cuda.h", "cuda_warpgroup.h", "simdgroup_matrix.h"}) {
       text += contents(fs::path(shim_directory()) / name);
     }
     return text;

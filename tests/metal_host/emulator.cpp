@@ -171,7 +171,8 @@ Report run(const fast::KernelSource& kernel, const std::vector<Input>& inputs, c
   launch.buffer_count = static_cast<std::int32_t>(arguments.buffers().size());
   launch.grid = size3(kernel.grid);
   launch.threadgroup = size3(kernel.threadgroup);
-  launch.threadgroup_limit = (kernel.platform == fast::Platform::metal ? 32 : 48) * 1024;
+  launch.threadgroup_limit =
+      std::max((kernel.platform == fast::Platform::metal ? 32 : 48) * 1024, kernel.dynamic_bytes);
   launch.order = order;
   launch_kernel(&launch);
 
@@ -199,7 +200,7 @@ Report run_emulated(const fast::KernelSource& kernel, const std::vector<Input>& 
   constexpr std::uint64_t kShuffled = 0x5eed;
   for (const std::uint64_t order : {kShuffled, std::uint64_t{0}}) {
     Report report = run(kernel, inputs, order == 0 ? outputs : shuffled_outputs, order);
-    if (report.error.empty() && report.threadgroup_bytes > kernel.shared_bytes) {
+    if (report.error.empty() && report.threadgroup_bytes > std::max(kernel.shared_bytes, kernel.dynamic_bytes)) {
       report.error = kernel.name + ": declares " + std::to_string(kernel.shared_bytes) +
                      " bytes of shared memory, uses " + std::to_string(report.threadgroup_bytes);
     }

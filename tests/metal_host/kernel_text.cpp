@@ -170,6 +170,11 @@ GeneratedText host_text(const KernelSource& kernel) {
   for (const ArraySpec& output : kernel.outputs) add(names(output.type).cuda, output.name);
   result.text = kernel.header + "__global__ void " + result.kernel_name + "(\n" + joined(parameters) + ") {\n" +
                 kernel.source + "\n}\n";
+  // Dynamic shared memory as an array of its size.
+  const std::string dynamic = "extern __shared__ unsigned char na_memory[";
+  if (const size_t at = result.text.find(dynamic); at != std::string::npos) {
+    result.text.replace(at, dynamic.size(), "__shared__ uint8_t na_memory[" + std::to_string(kernel.dynamic_bytes));
+  }
   result.call = call_of(result.kernel_name, arguments);
   result.library = "cuda.h";
   return result;

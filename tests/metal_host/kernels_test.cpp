@@ -352,9 +352,10 @@ std::vector<Param> parameters() {
 }
 
 /// One of `every`, a prime, so that cases have different kernels in the sample; or all.
-std::vector<Param> sample(std::vector<Param> all, size_t every) {
+template <class T>
+std::vector<T> sample(std::vector<T> all, size_t every) {
   size_t index = 0;
-  if (!wants_every_kernel()) std::erase_if(all, [&](const Param&) { return index++ % every != 0; });
+  if (!wants_every_kernel()) std::erase_if(all, [&](const T&) { return index++ % every != 0; });
   return all;
 }
 
@@ -470,6 +471,56 @@ TEST_P(Kernels, MatchTheDefinition) {
   }
   expect_cost(test, kernel.problem, kernel.id, target, source, report);
   expect_flops(kernel.problem, kernel.id, target, report);
+}
+
+/// Hopper's warpgroup instructions, also where the plan prefers others, and with two boxes for each warpgroup.
+struct OnWarpgroups {
+  Case test;
+  KernelOf kernel;
+  int boxes;
+};
+const fast::Target kHopper{fast::Platform::cuda, 90};
+
+/// For its life, plans on warpgroup instructions.
+class WithWarpgroups {
+ public:
+  explicit WithWarpgroups(int boxes) {
+    setenv("NATTEN_FAST_TILE", ("warpgroup=1,boxes=" + std::to_string(boxes)).c_str(), 1);
+  }
+  ~WithWarpgroups() { unsetenv("NATTEN_FAST_TILE"); }
+};
+
+std::vector<OnWarpgroups> on_warpgroups() {
+  std::vector<OnWarpgroups> all;
+  std::vector<Case> tests = cases();
+  for (const Case& test : warpgroup_cases()) tests.push_back(test);
+  for (const Case& test : tests) {
+    for (const KernelOf& kernel : kernels_of(test.problem)) {
+      for (const int boxes : {1, 2}) {
+        const WithWarpgroups guard(boxes);
+        const fast::Plan plan = fast::plan(kernel.problem, kernel.id, kHopper);
+        if (plan.engine == fast::Engine::warpgroup && plan.boxes == boxes) all.push_back({test, kernel, boxes});
+      }
+    }
+  }
+  return all;
+}
+class Warpgroups : public testing::TestWithParam<OnWarpgroups> {};
+
+TEST_P(Warpgroups, MatchTheDefinition) {
+  const auto& [test, kernel, boxes] = GetParam();
+  const WithWarpgroups guard(boxes);
+  const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, kHopper);
+  Data data(test);
+  const Reference reference(test.problem, data.arrays());
+  const Arrays given = data.with_poison();
+  std::vector<Values> results;
+  emulate(source, given, test, results);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const std::string& name = source.outputs[i].name;
+    expect_near(results[i], expected(kernel.id, name, given, reference),
+                tolerance(kernel.id, source.outputs[i].type, false), name);
+  }
 }
 
 /// Threadgroups that sum the gradient of rpb over several tiles, and over samples.
@@ -646,6 +697,9 @@ std::string name_of(const testing::TestParamInfo<Param>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(sample(parameters(), 19)), name_of);
+INSTANTIATE_TEST_SUITE_P(Fast, Warpgroups, testing::ValuesIn(sample(on_warpgroups(), 7)), [](const auto& info) {
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + "_" + std::to_string(info.param.boxes);
+});
 INSTANTIATE_TEST_SUITE_P(Fast, BiasGradients, testing::ValuesIn(sample(with_bias_gradient(), 7)), name_of);
 
 }  // namespace

@@ -266,6 +266,28 @@ TEST(Warpgroups, HoldBoxesThatTheMaskCanTell) {
   }
 }
 
+/// The forward alone; other engines and gradients are as they were.
+TEST(Warpgroups, HoldTwoBoxesIfAsked) {
+  const Problem p = attention(f16, 64, 64);
+  const auto planned = [&](KernelId kernel, Target target) { return plan(p, kernel, target); };
+  const Target ampere{Platform::cuda, 80};
+  const Plan before = planned(KernelId::forward, kHopper);
+  const std::string query = planned(KernelId::backward_query, kHopper).describe();
+  const std::string keys = planned(KernelId::backward_key_value, kHopper).describe();
+  const std::string matrix = planned(KernelId::forward, ampere).describe();
+  EXPECT_EQ(before.boxes, 1);
+  setenv("NATTEN_FAST_TILE", "boxes=2", 1);
+  const Plan after = planned(KernelId::forward, kHopper);
+  EXPECT_EQ(planned(KernelId::backward_query, kHopper).describe(), query);
+  EXPECT_EQ(planned(KernelId::backward_key_value, kHopper).describe(), keys);
+  EXPECT_EQ(planned(KernelId::forward, ampere).describe(), matrix);
+  unsetenv("NATTEN_FAST_TILE");
+  EXPECT_EQ(after.boxes, 2);
+  EXPECT_EQ(after.positions(), 128 * after.warpgroups);
+  EXPECT_EQ(after.ping_pong, 0);
+  EXPECT_NE(after.describe().find("2 warpgroups of 2 boxes"), std::string::npos) << after.describe();
+}
+
 TEST(Warpgroups, MaskNothingWhereWindowsCoincide) {
   Problem p = attention(f16, 128, 128);
   p.axes[1] = p.axes[2] = {256, 64, 1, 1, 16, false};

@@ -23,6 +23,18 @@ int main(int argc, char** argv) {
     std::ofstream(folder / (name + ".cu")) << fast::cuda_program(source).text;
     std::ofstream(folder / (name + "_mlx.cu")) << metal_host::cuda_text(source).text;
   };
+  const fast::Target hopper{fast::Platform::cuda, 90};
+  const auto write_warpgroups = [&](const std::string& name, const metal_host::KernelOf& kernel, const char* tile) {
+    setenv("NATTEN_FAST_TILE", tile, 1);
+    if (fast::plan(kernel.problem, kernel.id, hopper).engine == fast::Engine::warpgroup) {
+      write(name + "_sm_90a", fast::kernel_source(kernel.problem, kernel.id, hopper));
+    }
+    unsetenv("NATTEN_FAST_TILE");
+  };
+  for (const metal_host::Case& test : metal_host::warpgroup_cases()) {
+    const metal_host::KernelOf forward{fast::KernelId::forward, test.problem};
+    write_warpgroups(test.name + "_two_boxes", forward, "warpgroup=1,boxes=2");
+  }
   for (const metal_host::Case& test : metal_host::cases()) {
     for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {
       const std::string name = test.name + "_" + fast::kernel_name(kernel.id);
@@ -33,12 +45,7 @@ int main(int argc, char** argv) {
             tf32 && source.name != fast::kernel_source(kernel.problem, kernel.id, target.platform).name;
         if (!tf32 || is_other) write(name + (tf32 ? "_tf32" : ""), source);
       }
-      const fast::Target hopper{fast::Platform::cuda, 90};
-      setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);  // also where another engine is faster
-      if (fast::plan(kernel.problem, kernel.id, hopper).engine == fast::Engine::warpgroup) {
-        write(name + "_sm_90a", fast::kernel_source(kernel.problem, kernel.id, hopper));
-      }
-      unsetenv("NATTEN_FAST_TILE");
+      write_warpgroups(name, kernel, "warpgroup=1");  // also where another engine is faster
     }
   }
 }

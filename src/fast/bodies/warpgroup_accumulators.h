@@ -5,8 +5,7 @@ namespace natten {
 /// Keeps what computes x, which is not negative, before the waits that follow: assemblers move arithmetic across a wait
 /// for products, which puts it after them instead of beside them, but not a store.
 NATTEN_FN void hold_back(float x, unsigned address) {
-  asm volatile("{.reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p st.shared.f32 [%1], %0;}" ::"f"(x), "r"(address)
-               : "memory");
+  store_negative(x, address);
 }
 template <int kBlocks>
 NATTEN_FN void hold_back(const float (&x)[kBlocks][4], unsigned address) {
@@ -14,14 +13,13 @@ NATTEN_FN void hold_back(const float (&x)[kBlocks][4], unsigned address) {
   NA_UNROLL for (int j = 0; j < kBlocks; ++j) {
     NA_UNROLL for (int e = 0; e < 4; ++e) signs |= __float_as_int(x[j][e]);
   }
-  asm volatile("{.reg .pred p; setp.lt.s32 p, %0, 0; @p st.shared.b32 [%1], %0;}" ::"r"(signs), "r"(address)
-               : "memory");
+  store_negative(signs, address);
 }
 /// Keeps the compiler from touching accumulators while products are under way.
 template <int kBlocks>
 NATTEN_FN void pin(float (&c)[kBlocks][4]) {
   NA_UNROLL for (int j = 0; j < kBlocks; ++j) {
-    NA_UNROLL for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(c[j][e])::"memory");
+    NA_UNROLL for (int e = 0; e < 4; ++e) pin(c[j][e]);
   }
 }
 

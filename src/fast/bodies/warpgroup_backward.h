@@ -69,14 +69,14 @@ struct WarpgroupBackward {
     begin(products, held_b, held + Stages::kA, Panels<NA_B_CHANNELS>{}, stage);
     commit_products();
   }
-  template <class T, int kChannels, int kLayout>
-  NATTEN_FN static void begin(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannels>& rows, unsigned shared,
-                              Panels<kLayout>, unsigned stage) {
-    typedef Panels<kLayout> Layout;
+  template <class Rows, int kChannels>
+  NATTEN_FN static void begin(float (&c)[NA_BLOCK / 8][4], const Rows& rows, unsigned shared, Panels<kChannels>,
+                              unsigned stage) {
+    typedef Panels<kChannels> Layout;
     pin(c);
     begin_products();
     const unsigned long long right = Layout::across(stage);
-    NA_UNROLL for (int s = 0; s < kLayout / 16; ++s) {
+    NA_UNROLL for (int s = 0; s < kChannels / 16; ++s) {
       if constexpr (kInRegisters) {
         multiply_block(c, rows.v[s], right + Layout::across_step(s), s > 0);
       } else {
@@ -108,11 +108,7 @@ struct WarpgroupBackward {
   /// Numbers of two neighbouring streamed queries. A query all of whose logits are -inf gives NaN here, and so the tile
   /// is done again.
   NATTEN_FN static float2 numbers_at(unsigned numbers, int block) {
-    float2 n;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                 : "=f"(n.x), "=f"(n.y)
-                 : "r"(numbers + 32 * block + hardware_lane() % 4 * 8));
-    return n;
+    return load_numbers(numbers + 32 * block + hardware_lane() % 4 * 8);
   }
   /// Logits to weights.
   NATTEN_FN void weigh(float (&logits)[NA_BLOCK / 8][4], unsigned numbers) {

@@ -140,55 +140,103 @@ struct WarpgroupForward {
   }
 };
 
-/// One warpgroup's work on one tile, after which `body` has its sums.
-NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, const WarpgroupSpan& span,
-                       const Range<int> (&row)[2], Range<int> active, Range<int> shared, int warpgroup) {
+/// What a box meets: the blocks, and for the mask of a row.
+struct BoxSpan {
+  WarpgroupSpan span;
+  Range<int> active, row[2];
+};
+
+/// A warpgroup's work on blocks of which boxes kFirst to kFirst + kCount all meet some: a step for each block and box,
+/// whose logits' products run beside the products of the step before with values.
+template <int kFirst, int kCount>
+NATTEN_FN void consume(WarpgroupForward (&body)[NA_BOXES], const Stages& stages, Ring& ring,
+                       const BoxSpan (&met)[NA_BOXES], Range<int> blocks, Range<int> shared, int warpgroup) {
+  constexpr int kLast = kFirst + kCount - 1;
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
-  wait_until_full(stages.full_a(keys.stage), keys.phase);
-  body.begin_logits(logits, stages.address + Stages::a(keys.stage),
-                    stages.address + Stages::penalties(keys.stage, warpgroup));
-  wait_for_products<0>();
-  pin(logits);
-  release(stages.empty_a(keys.stage));
-  keys.advance();
-  const auto mask = [&](int block) {
+  const auto begin_logits = [&](int box) {
+    body[box].begin_logits(logits, stages.address + Stages::a(keys.stage),
+                           stages.address + Stages::penalties(keys.stage, warpgroup * NA_BOXES + box));
+  };
+  const auto mask = [&](int block, int box) {
     if (NA_MASK != kMaskRow) return;
     const int first = block * NA_BLOCK;
-    if (first < span.all.start || first + NA_BLOCK > span.all.end) mask_row(logits, first, row);
+    const Range<int> all = met[box].span.all;
+    if (first < all.start || first + NA_BLOCK > all.end) mask_row(logits, first, met[box].row);
   };
-  mask(active.start);
-  body.weigh(logits, shrunk);
-  pack(body.weights, logits);
-  _Pragma("unroll 1") for (int block = active.start + 1; block < active.end; ++block) {
-    wait_until_full(stages.full_a(keys.stage), keys.phase);
-    const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
-    if (in_turn) named_barrier(1 + warpgroup, 256);
-    body.begin_logits(logits, stages.address + Stages::a(keys.stage),
-                      stages.address + Stages::penalties(keys.stage, warpgroup));
-    wait_until_full(stages.full_b(ring.stage), ring.phase);
-    body.begin_sums(stages.address + Stages::b(ring.stage));
-    if (in_turn) arrive_at_named(2 - warpgroup, 256);
-    wait_for_products<1>();
-    pin(logits);
-    release(stages.empty_a(keys.stage));
-    mask(block);
-    const bool grown = body.weigh(logits, shrunk);
-    hold_back(body.sum[0] + body.sum[1], stages.address);
-    wait_for_products<0>();
-    pin(body.out);
-    release(stages.empty_b(ring.stage));
-    if (grown) body.shrink(shrunk);
-    pack(body.weights, logits);
-    ring = keys;
-    keys.advance();
-  }
-  wait_until_full(stages.full_b(ring.stage), ring.phase);
-  body.begin_sums(stages.address + Stages::b(ring.stage));
+  wait_until_full(stages.full_a(keys.stage), keys.phase);
+  begin_logits(kFirst);
   wait_for_products<0>();
-  pin(body.out);
+  pin(logits);
+  if (kCount == 1) release(stages.empty_a(keys.stage));
+  if (kCount == 1) keys.advance();
+  mask(blocks.start, kFirst);
+  const bool grown = body[kFirst].weigh(logits, shrunk);
+  if (NA_BOXES > 1 && grown) body[kFirst].shrink(shrunk);  // it may have sums of blocks before
+  pack(body[kFirst].weights, logits);
+  _Pragma("unroll 1") for (int block = blocks.start + (kCount == 1); block < blocks.end; ++block) {
+    NA_UNROLL for (int box = kFirst; box <= kLast; ++box) {
+      if (kCount > 1 && box == kFirst && block == blocks.start) continue;  // that was above
+      const int before = box == kFirst ? kLast : box - 1;
+      if (box == kFirst) wait_until_full(stages.full_a(keys.stage), keys.phase);
+      const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
+      if (in_turn) named_barrier(1 + warpgroup, 256);
+      begin_logits(box);
+      if (before == kFirst) wait_until_full(stages.full_b(ring.stage), ring.phase);
+      body[before].begin_sums(stages.address + Stages::b(ring.stage));
+      if (in_turn) arrive_at_named(2 - warpgroup, 256);
+      wait_for_products<1>();
+      pin(logits);
+      if (box == kLast) release(stages.empty_a(keys.stage));
+      mask(block, box);
+      const bool grown = body[box].weigh(logits, shrunk);
+      hold_back(body[box].sum[0] + body[box].sum[1], stages.address);
+      wait_for_products<0>();
+      pin(body[before].out);
+      if (before == kLast) release(stages.empty_b(ring.stage));
+      if (grown) body[box].shrink(shrunk);
+      pack(body[box].weights, logits);
+      if (box == kFirst) ring = keys;
+      if (box == kLast) keys.advance();
+    }
+  }
+  if (kCount == 1) wait_until_full(stages.full_b(ring.stage), ring.phase);
+  body[kLast].begin_sums(stages.address + Stages::b(ring.stage));
+  wait_for_products<0>();
+  pin(body[kLast].out);
   release(stages.empty_b(ring.stage));
   ring.advance();
+}
+
+/// A warpgroup's work on one tile, after which `body` has its sums: neither the first nor the last blocks that its
+/// boxes meet decrease from box to box.
+NATTEN_FN void consume_all(WarpgroupForward (&body)[NA_BOXES], const Stages& stages, Ring& ring,
+                           const BoxSpan (&met)[NA_BOXES], Range<int> shared, int warpgroup) {
+#if NA_BOXES == 1
+  skip_blocks(stages, ring, met[0].active.start);
+  consume<0, 1>(body, stages, ring, met, met[0].active, shared, warpgroup);
+#else
+  int done = 0;
+  const Range<int> low = met[0].active, high = met[1].active.end > 0 ? met[1].active : Range<int>{low.end, low.end};
+  const Range<int> alone = {low.start, lesser(low.end, high.start)}, both = {high.start, low.end};
+  const Range<int> rest = {greater(low.end, high.start), high.end};
+  const auto skip_to = [&](Range<int> blocks) {
+    skip_blocks(stages, ring, blocks.start - done);
+    done = blocks.end;
+  };
+  if (alone.start < alone.end) {
+    skip_to(alone);
+    consume<0, 1>(body, stages, ring, met, alone, shared, warpgroup);
+  }
+  if (both.start < both.end) {
+    skip_to(both);
+    consume<0, 2>(body, stages, ring, met, both, shared, warpgroup);
+  }
+  if (rest.start < rest.end) {
+    skip_to(rest);
+    consume<1, 1>(body, stages, ring, met, rest, shared, warpgroup);
+  }
+#endif
 }
 
 template <class Query, class KeyP, class ValueP, class OutT, class Axes>
@@ -219,47 +267,66 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     const int lane = hardware_lane() % 4;
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
       Tile tile = warpgroup_tile<true>(axes, group, head, heads, lengths);
-      take_place(tile, warpgroup);
-      WarpgroupForward body;
-      body.clear();
-      body.factor = fabsf(scale) * NA_LOG2_E;
+      const int box = warpgroup * NA_BOXES;
+      take_place(tile, box);
+      WarpgroupForward body[NA_BOXES];
+      NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+        body[b].clear();
+        body[b].factor = fabsf(scale) * NA_LOG2_E;
+      }
       int skipped = 0;
       if (!tile.empty) {
-        const Items items = items_of<true>(tile);
+        Items items[NA_BOXES];
+        BoxSpan met[NA_BOXES];
+        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+          if (b > 0) take_place(tile, box + b);
+          items[b] = items_of<true>(tile);
+        }
         const FlatRegion f = flat_region_of(tile);
-        const WarpgroupSpan span = span_of<true>(tile, f, warpgroup);
-        const Range<int> active = active_blocks(span);
+        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+          met[b].span = span_of<true>(tile, f, box + b);
+          met[b].active = active_blocks(met[b].span);
+        }
         Range<int> shared = {0, 0};
         if (NA_PING_PONG) {
-          const Range<int> other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
+          const Range<int> active = met[0].active, other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
           shared = Range<int>{greater(active.start, other.start) + 1, lesser(active.end, other.end)};
         }
-        Range<int> row[2];
-        rows_of(row, tile, items);
-        const int blocks = ceil_div(f.size, NA_BLOCK);
-        skipped = blocks - active.end;
-        if (active.end > 0) {
-          body.query.load(view(query, Indexed::query_tokens, tile, head), items, lane_of(threadIdx.x));
-          if (scale < 0.0f) {
-            NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
-              NA_UNROLL for (int h = 0; h < 4; ++h) body.query.v[s][h] ^= 0x80008000u;
+        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) rows_of(met[b].row, tile, items[b]);
+        int last = met[0].active.end;
+        NA_UNROLL for (int b = 1; b < NA_BOXES; ++b) last = greater(last, met[b].active.end);
+        skipped = ceil_div(f.size, NA_BLOCK) - last;
+        if (met[0].active.end > 0) {  // else later boxes have none either
+          NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+            body[b].query.load(view(query, Indexed::query_tokens, tile, head), items[b], lane_of(threadIdx.x));
+            if (scale < 0.0f) {
+              NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
+                NA_UNROLL for (int h = 0; h < 4; ++h) body[b].query.v[s][h] ^= 0x80008000u;
+              }
             }
           }
-          if (NA_MASK == kMaskUnits) load_ones(body.ones, false);
-          skip_blocks(stages, ring, active.start);
-          consume(body, stages, ring, span, row, active, shared, warpgroup);
-          bool good = all_finite(body.out) && body.factor > kLeastFactor;
-          NA_UNROLL for (int r = 0; r < 2; ++r) {
-            good = good && fabsf(body.sum[r]) < NA_INFINITY && body.maximum[r] > NA_LEAST_LOGIT;
-            body.maximum[r] *= body.factor;
+          if (NA_MASK == kMaskUnits) load_ones(body[0].ones, false);
+          NA_UNROLL for (int b = 1; b < NA_BOXES; ++b) {  // their places in a box are the same
+            NA_UNROLL for (int h = 0; h < 4; ++h) body[b].ones[h] = body[0].ones[h];
           }
-          if (any_lane(!good)) {
-            body.redo(view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
-                      view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items, lane);
+          consume_all(body, stages, ring, met, shared, warpgroup);
+          NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+            bool good = all_finite(body[b].out) && body[b].factor > kLeastFactor;
+            NA_UNROLL for (int r = 0; r < 2; ++r) {
+              good = good && fabsf(body[b].sum[r]) < NA_INFINITY && body[b].maximum[r] > NA_LEAST_LOGIT;
+              body[b].maximum[r] *= body[b].factor;
+            }
+            if (met[b].active.end > 0 && any_lane(!good)) {
+              body[b].redo(view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+                           view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items[b], lane);
+            }
           }
         }
       }
-      body.store(tile, out, lse);
+      NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+        if (NA_BOXES > 1) take_place(tile, box + b);
+        body[b].store(tile, out, lse);
+      }
       skip_blocks(stages, ring, skipped);
     }
   }

@@ -7,6 +7,7 @@ NATTEN_FN int hardware_lane() {
   return threadIdx.x % 32;
 }
 
+#ifndef NATTEN_EMULATED
 /// Barriers in shared memory (PTX mbarrier), by address.
 NATTEN_FN unsigned shared_address(const void* p) {
   return unsigned(__cvta_generic_to_shared(p));
@@ -29,9 +30,26 @@ NATTEN_FN void wait_for(unsigned barrier, unsigned phase) {
       "r"(phase)
       : "memory");
 }
+/// Makes barriers that were started visible to all.
+NATTEN_FN void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 /// Orders shared memory that threads wrote before what matrix units read of it.
 NATTEN_FN void publish_to_units() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+/// Copies that run beside what follows, of 16 and of 4 bytes; two numbers from shared memory.
+template <class P>
+NATTEN_FN void copy_piece(unsigned to, P from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+NATTEN_FN void copy_number(unsigned to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+NATTEN_FN float2 load_numbers(unsigned from) {
+  float2 n;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(n.x), "=f"(n.y) : "r"(from));
+  return n;
 }
 NATTEN_FN void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -61,5 +79,18 @@ NATTEN_FN void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NA_CONSUMER_REGISTERS));
 #endif
 }
+
+/// Stores what is never stored, which holds what computes it back (hold_back); leaves the compiler in the dark (pin).
+NATTEN_FN void store_negative(float x, unsigned address) {
+  asm volatile("{.reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p st.shared.f32 [%1], %0;}" ::"f"(x), "r"(address)
+               : "memory");
+}
+NATTEN_FN void store_negative(int x, unsigned address) {
+  asm volatile("{.reg .pred p; setp.lt.s32 p, %0, 0; @p st.shared.b32 [%1], %0;}" ::"r"(x), "r"(address) : "memory");
+}
+NATTEN_FN void pin(float& x) {
+  asm volatile("" : "+f"(x)::"memory");
+}
+#endif
 
 }  // namespace natten

@@ -6,11 +6,6 @@ constexpr int kProducerWarps = NA_PRODUCERS / 32;
 constexpr int kEvenRows = (NA_BLOCK + 8 * kProducerWarps - 1) / (8 * kProducerWarps) * 8;
 constexpr int kWarpRows = kEvenRows < 32 ? kEvenRows : 32;
 
-template <class P>
-NATTEN_FN void copy_piece(unsigned to, P from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
 /// An array that producers bring in. Rows are told by their distance from the first in units of 8 elements where all of
 /// them can be, for what makes producers slow is latency: few registers, long chains.
 template <int kChannels, class P>
@@ -84,9 +79,6 @@ struct QueryNumbers {
     copy_number(to, lse + at);
     copy_number(to + NA_BLOCK * 4, delta + at);
   }
-  NATTEN_FN static void copy_number(unsigned to, const float* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-  }
 };
 
 template <bool kQueries>
@@ -127,8 +119,8 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
         if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
         if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
         if (NA_MASK == kMaskUnits && has_row) {
-          NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
-            store_penalties(stages.base + Stages::penalties(stage, w), stages.table(), c, n < f.size, w, row);
+          NA_UNROLL for (int box = 0; box < kBoxes; ++box) {
+            store_penalties(stages.base + Stages::penalties(stage, box), stages.table(), c, n < f.size, box, row);
           }
         }
         if (pass == kPasses - 1) {

@@ -1,6 +1,7 @@
 // What the kernels on Hopper's warpgroup matrix instructions work on (half types, channels in multiples of 16).
-// NA_WARPGROUPS consumer warpgroups hold 64 positions each, side by side on NA_SPLIT_AXIS; the region that they meet is
-// a flat list of positions whose outermost axis is the split one, and streams past NA_BLOCK at a time.
+// NA_WARPGROUPS consumer warpgroups hold NA_BOXES boxes of 64 positions each, side by side on NA_SPLIT_AXIS; the region
+// that they meet is a flat list of positions whose outermost axis is the split one, and streams past NA_BLOCK at a
+// time.
 namespace natten {
 
 /// The region of a tile as a flat list, the split axis outermost.
@@ -39,7 +40,9 @@ NATTEN_FN int warpgroup_extent(int a) {
   return NA_BY_AXIS(NA_WARPGROUP_EXTENT, a);
 }
 
-/// What the positions of a warpgroup meet: what any of them does, by axis, and in flat terms what any does and what all
+constexpr int kBoxes = NA_WARPGROUPS * NA_BOXES;  ///< of a tile; those of a warpgroup are neighbours
+
+/// What the positions of a box meet: what any of them does, by axis, and in flat terms what any does and what all
 /// do as far as that is one range.
 struct WarpgroupSpan {
   Range<int> any;
@@ -48,13 +51,13 @@ struct WarpgroupSpan {
 };
 
 template <bool kQueries>
-NATTEN_FN WarpgroupSpan span_of(const Tile& tile, const FlatRegion& f, int warpgroup) {
+NATTEN_FN WarpgroupSpan span_of(const Tile& tile, const FlatRegion& f, int box) {
   WarpgroupSpan s;
   Range<int> any[3], all[3];
   bool empty = tile.empty;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     const int most = positions_in<kQueries>(tile.groups[a]) - 1;
-    const int first = tile.origin[a] + (a == NA_SPLIT_AXIS ? warpgroup * warpgroup_extent(a) : 0);
+    const int first = tile.origin[a] + (a == NA_SPLIT_AXIS ? box * warpgroup_extent(a) : 0);
     empty = empty || first > most;
     s.first[a] = lesser(first, most);
     s.last[a] = lesser(first + warpgroup_extent(a) - 1, most);
@@ -74,12 +77,12 @@ NATTEN_FN WarpgroupSpan span_of(const Tile& tile, const FlatRegion& f, int warpg
   return s;
 }
 
-/// Ranges of blocks [start, end) of which a warpgroup meets some.
+/// Ranges of blocks [start, end) of which a box meets some.
 NATTEN_FN Range<int> active_blocks(const WarpgroupSpan& s) {
   return s.any.end == 0 ? Range<int>{0, 0} : Range<int>{s.any.start / NA_BLOCK, ceil_div(s.any.end, NA_BLOCK)};
 }
 
-/// Coordinates in the warpgroup's box of the item of a thread that holds `position`.
+/// Coordinates in its box of the item of a thread that holds `position`.
 NATTEN_FN void box_coordinates(int (&to)[3], int position, int item) {
   NA_UNROLL for (int a = 2; a >= 0; --a) {
     const int threads = warpgroup_extent(a) / run_on_axis(a);
@@ -105,11 +108,11 @@ NATTEN_FN void rows_of(Range<int> (&row)[2], const Tile& tile, const Items& item
                         items.met[r][kOuter].end - tile.region[kOuter].start};
   }
 }
-/// A consumer's tile.
-NATTEN_FN void take_place(Tile& tile, int warpgroup) {
+/// A consumer's tile, once for each of its boxes.
+NATTEN_FN void take_place(Tile& tile, int box) {
   tile.lane = hardware_lane() % 4;
   box_coordinates(tile.coordinate, position_of_thread(), 0);
-  tile.coordinate[NA_SPLIT_AXIS] += warpgroup * warpgroup_extent(NA_SPLIT_AXIS);
+  tile.coordinate[NA_SPLIT_AXIS] += box * warpgroup_extent(NA_SPLIT_AXIS);
 }
 
 }  // namespace natten

@@ -49,7 +49,7 @@ struct Ring {
 struct Stages {
   static constexpr int kA = Panels<NA_A_CHANNELS>::kBytes, kB = Panels<NA_B_CHANNELS>::kBytes;
   static constexpr int kHeld = NA_HOLD_SHARED ? kA + kB : 0;  ///< of a warpgroup, whose positions are a block
-  static constexpr int kPenalties = NA_MASK == kMaskUnits ? NA_WARPGROUPS * kPenaltyBytes : 0;
+  static constexpr int kPenalties = NA_MASK == kMaskUnits ? kBoxes * kPenaltyBytes : 0;
   static constexpr int kNumbers = NA_NUMBERS * NA_BLOCK * 4;
   static constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;
   static constexpr int kPenaltiesAt = NA_STAGES * (kA + kB) + NA_WARPGROUPS * kHeld;
@@ -61,9 +61,7 @@ struct Stages {
   NATTEN_FN static int a(int stage) { return stage * kA; }
   NATTEN_FN static int b(int stage) { return NA_STAGES * kA + stage * kB; }
   NATTEN_FN static int held(int warpgroup) { return NA_STAGES * (kA + kB) + warpgroup * kHeld; }
-  NATTEN_FN static int penalties(int stage, int warpgroup) {
-    return kPenaltiesAt + stage * kPenalties + warpgroup * kPenaltyBytes;
-  }
+  NATTEN_FN static int penalties(int stage, int box) { return kPenaltiesAt + stage * kPenalties + box * kPenaltyBytes; }
   NATTEN_FN static int numbers(int stage) { return kNumbersAt + stage * kNumbers; }
   NATTEN_FN unsigned* table() const { return reinterpret_cast<unsigned*>(base + kTableAt); }
   NATTEN_FN unsigned barrier(int which, int stage) const {
@@ -89,7 +87,7 @@ NATTEN_FN void start_stages(const Stages& stages) {
       start_barrier(stages.empty_a(s), 4 * NA_WARPGROUPS);
       start_barrier(stages.empty_b(s), 4 * NA_WARPGROUPS);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    publish_barriers();
   }
 }
 

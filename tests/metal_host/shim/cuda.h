@@ -38,8 +38,16 @@ typedef const int64_t* Strides;
 #define __reduce_min_sync(mask, value) metal::simd_min(value)
 #define __reduce_max_sync(mask, value) metal::simd_max(value)
 
+#define __syncwarp() metal_host_simd_barrier(__LINE__, true, true)
+#define __float_as_int(x) __builtin_bit_cast(int, float(x))
+#define fmaxf(x, y) __builtin_fmaxf(x, y)
+#define fabsf(x) __builtin_fabsf(x)
+
 inline float __int_as_float(int x) {
   return __builtin_bit_cast(float, x);
+}
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return uint4(x, y, z, w);
 }
 inline float __uint_as_float(unsigned x) {
   return __builtin_bit_cast(float, x);
@@ -163,3 +171,5 @@ METAL_HOST_INLINE void load_fragments(unsigned (&to)[4], const void* from, int l
 }
 
 }  // namespace natten
+
+#include "cuda_warpgroup.h"

@@ -81,7 +81,7 @@ class ByteHistory {
 /// Statically declared threadgroup memory. Arrays lie apart, so that running over the end of one is seen.
 class ThreadgroupMemory {
  public:
-  static constexpr int kMost = 48 * 1024;  // on any platform
+  static constexpr int kMost = 227 * 1024;  // on any platform
   static constexpr int kMaxArrays = 64;
   static constexpr int64_t kGap = 256;
   static constexpr int64_t kArenaBytes = 2 * kMost + kMaxArrays * kGap;

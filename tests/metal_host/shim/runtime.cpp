@@ -46,6 +46,18 @@ uint64_t epoch, device_epoch;  // barriers passed that order threadgroup and dev
 uint32_t group_serial;
 uint32_t live;  // threads in the running group
 bool votes[3];  // of the last vote, this one and the next: who runs ahead to that is stopped there
+struct Mbarrier {
+  uint32_t address, arrivals, pending, phase;
+};
+struct NamedBarrier {
+  uint32_t arrived, passed;
+};
+constexpr uint32_t kMaxMbarriers = 64, kNamedBarriers = 16;
+Mbarrier mbarriers[kMaxMbarriers];
+uint32_t mbarrier_count;
+NamedBarrier named_barriers[kNamedBarriers];
+char* dynamic_memory;
+uint64_t turns_given;  // since something happened at these barriers
 Thread* self;
 Launch* launch;
 uint64_t random_state;
@@ -74,6 +86,18 @@ void wait(State state, const void* site, int line, bool orders_threadgroup, bool
   self->line = line;
   self->orders_threadgroup = orders_threadgroup;
   self->orders_device = orders_device;
+  Fiber::resume(self->fiber, scheduler);
+}
+
+Mbarrier& mbarrier_at(uint32_t address) {
+  for (uint32_t i = 0; i < mbarrier_count; ++i) {
+    if (mbarriers[i].address == address) return mbarriers[i];
+  }
+  stop("a barrier in shared memory that was not started");
+}
+void give_way() {
+  constexpr uint64_t kMostTurns = 3000000;
+  if (++turns_given > kMostTurns) stop("waits at a barrier for what does not come");
   Fiber::resume(self->fiber, scheduler);
 }
 
@@ -281,6 +305,9 @@ void run_groups() {
     ++device_epoch;
     shared_memory.poison();
     votes[0] = votes[1] = votes[2] = false;
+    mbarrier_count = 0;
+    memset(static_cast<void*>(named_barriers), 0, sizeof(named_barriers));
+    turns_given = 0;
     if (!run_group()) break;
   }
   free(order);
@@ -371,6 +398,51 @@ void metal_host_simd_read(uint32_t lane, void* value, int size) {
   } else {
     memset(value, 0xff, size);  // undefined in Metal: make it show
   }
+}
+
+void metal_host_start_mbarrier(uint32_t barrier, uint32_t arrivals) {
+  if (barrier % 8 != 0) stop("misaligned barrier");
+  if (mbarrier_count == kMaxMbarriers) stop("too many barriers in shared memory");
+  mbarriers[mbarrier_count++] = {barrier, arrivals, arrivals, 0};
+}
+
+void metal_host_arrive(uint32_t barrier) {
+  Mbarrier& at = mbarrier_at(barrier);
+  turns_given = 0;
+  if (--at.pending != 0) return;
+  at.pending = at.arrivals;
+  at.phase ^= 1;
+}
+
+void metal_host_wait(uint32_t barrier, uint32_t phase) {
+  while (mbarrier_at(barrier).phase == phase) give_way();
+  ++epoch;  // of all threads, which is more than this orders
+}
+
+void metal_host_named_barrier(int number, uint32_t threads, bool waits) {
+  NamedBarrier& at = named_barriers[number % kNamedBarriers];
+  const uint32_t passed = at.passed;
+  turns_given = 0;
+  if (++at.arrived == threads) {
+    at.arrived = 0;
+    ++at.passed;
+  }
+  while (waits && at.passed == passed) give_way();
+  ++epoch;
+}
+
+uint32_t metal_host_shared_address(const void* pointer) {
+  constexpr uint32_t kFirst = 512;  // aligned by less than what kernels want
+  if (dynamic_memory == nullptr) dynamic_memory = const_cast<char*>(static_cast<const char*>(pointer)) - kFirst;
+  return static_cast<uint32_t>(static_cast<const char*>(pointer) - dynamic_memory);
+}
+
+void* metal_host_shared_pointer(uint32_t address) {
+  return dynamic_memory + address;
+}
+
+void metal_host_stop(const char* what) {
+  stop(what);
 }
 
 void* metal_host_shared(int id, int64_t bytes, int64_t alignment) {

@@ -46,6 +46,17 @@ bool metal_host_any(int line, bool value);
 void metal_host_simd_publish(int line, const void* value, int size);
 void metal_host_simd_read(uint32_t lane, void* value, int size);
 
+/// Hopper's barriers: in shared memory, told by their address, and by number. A thread that waits gives way to others;
+/// what was written before is ordered before what follows.
+void metal_host_start_mbarrier(uint32_t barrier, uint32_t arrivals);
+void metal_host_arrive(uint32_t barrier);
+void metal_host_wait(uint32_t barrier, uint32_t phase);
+void metal_host_named_barrier(int number, uint32_t threads, bool waits);
+/// Addresses of dynamic shared memory, as its instructions take them, from a first pointer on.
+uint32_t metal_host_shared_address(const void* pointer);
+void* metal_host_shared_pointer(uint32_t address);
+[[noreturn]] void metal_host_stop(const char* what);
+
 /// Memory of the threadgroup array number `id`, the same for all threads of a group, filled with NaN when a group
 /// starts.
 void* metal_host_shared(int id, int64_t bytes, int64_t alignment);

@@ -1,0 +1,238 @@
+"""What waits for an hour on an NVIDIA GPU, in one command: plans that are off by default, and the decode engine.
+
+    python benchmarks/gpu_variants.py [--json open.json] [--limit 25] [--only decode tiles] [--cases 2d-56-k7 ...]
+
+"decode" is one token beside its cache: the plan's choice, the same without the decode engine, and MLX's attention on
+the same arrays; microseconds of a call among 16 in one compiled graph. "tiles" are cases of gpu.py with settings of
+NATTEN_FAST_TILE, forward / forward and backward, milliseconds, and how far results are from those of the plan. One
+process does the jobs in turn. It is killed when nothing is heard of a job for --limit seconds, which is reported, and
+another goes on with the next job. --dry-run makes every job once, small, on any machine.
+"""
+
+import argparse
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from gpu import CASES, median_seconds
+
+WINDOWS = (64, 256, 1024, 4096, 16384, 65536)
+HEADS = ((16, 16, 64), (32, 8, 128))  # of queries, of keys, channels
+TYPES = ("bfloat16", "float16", "float32")
+ENGINES = ("planned", "decode=0", "mlx sdpa")
+TOKENS = 16  # in one graph: a call takes less than Python needs to ask for it
+
+# Targets of forward and forward and backward, milliseconds, and what to try beside the plan's choice. Settings that
+# gradients cannot have are measured forward alone.
+TILES: dict[str, tuple[tuple[float | None, float | None], tuple[str, ...]]] = {
+    "decoder-stage5": ((16, None), ("boxes=2", "boxes=2,block=64", "warpgroups=2,block=64")),
+    "2d-256-k80-gna16": ((7.4, None), ("boxes=2", "pingpong=0", "repeat=4")),
+    "3d-30x48x80-k18x24x24-gna16x8x8": ((22, None), ("boxes=2", "pingpong=0", "repeat=4")),
+    "2d-56-k7": ((0.16, 0.70), ("warpgroup=1", "warpgroup=1,boxes=2", "warpgroup=1,boxes=2,repeat=1")),
+    "3d-30x48x80-k5x7x7": ((0.65, 2.6), ("boxes=2", "boxes=2,block=64", "boxes=2,repeat=1")),
+    "1d-32768-k2048": ((0.070, 0.35), ("boxes=2", "pingpong=0")),
+    "2d-128-k33": ((None, None), ("boxes=2",)),
+    "2d-256-k13": ((0.30, 1.4), ("boxes=2",)),
+}
+
+
+def jobs_of(only: list[str], cases: list[str]) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = []
+    if "tiles" in only:
+        for name in cases:
+            jobs += [{"part": "tiles", "case": name, "tile": tile} for tile in ("", *TILES[name][1])]
+    if "decode" in only:
+        jobs += [
+            {"part": "decode", "window": window, "heads": heads, "dtype": dtype, "engine": engine}
+            for dtype in TYPES
+            for heads in HEADS
+            for window in WINDOWS
+            for engine in ENGINES
+        ]
+    return jobs
+
+
+def timed(call: Any, mx: Any, dry_run: bool) -> float:
+    def run_many(n: int) -> None:
+        for _ in range(n):
+            mx.async_eval(call())
+        mx.synchronize()
+
+    if dry_run:
+        run_many(1)
+        return math.nan
+    return median_seconds(run_many)
+
+
+def run_decode(job: dict[str, Any], dry_run: bool) -> dict[str, Any]:
+    import mlx.core as mx
+
+    import natten_mlx
+
+    heads, kv_heads, dim = job["heads"]
+    window, engine = min(job["window"], 64) if dry_run else job["window"], job["engine"]
+    os.environ["NATTEN_FAST_TILE"] = engine if "=" in engine else ""
+    mx.random.seed(0)
+    dtype = getattr(mx, job["dtype"])
+    key, value = (mx.random.normal((1, window, kv_heads, dim)).astype(dtype) for _ in range(2))
+    queries = [mx.random.normal((1, 1, heads, dim)).astype(dtype) for _ in range(TOKENS)]
+    mx.eval(key, value, queries)
+    whole = 1 << 20
+    span = {"query_start": whole - 1, "key_start": whole - window, "shape": whole, "is_causal": True}
+
+    def attend(q: mx.array) -> mx.array:
+        if engine != "mlx sdpa":
+            return natten_mlx.na1d(q, key, value, window, **span)
+        heads_first = (x.transpose(0, 2, 1, 3) for x in (q, key, value))
+        return mx.fast.scaled_dot_product_attention(*heads_first, scale=dim**-0.5).transpose(0, 2, 1, 3)
+
+    dense = mx.fast.scaled_dot_product_attention(
+        *(x.astype(mx.float32).transpose(0, 2, 1, 3) for x in (queries[0], key, value)), scale=dim**-0.5
+    ).transpose(0, 2, 1, 3)
+    row = {"difference": difference(mx, attend(queries[0]), dense)}
+    if engine != "mlx sdpa":
+        explained = natten_mlx.explain(queries[0], key, value, window, **span)
+        row |= {"tier": explained.tier, "plan": explained.tile}
+    step = mx.compile(lambda inputs: [attend(q) for q in inputs])
+    row["forward"] = timed(lambda: step(queries), mx, dry_run) / TOKENS
+    return row
+
+
+def difference(mx: Any, x: Any, right: Any) -> float:
+    x, right = x.astype(mx.float32), right.astype(mx.float32)
+    return float(mx.max(mx.abs(x - right)) / mx.max(mx.abs(right)))
+
+
+def run_tiles(job: dict[str, Any], dry_run: bool) -> Any:
+    """Rows that say more and more: the gradients of a plan may fail where its forward does not."""
+    import mlx.core as mx
+
+    import natten_mlx
+
+    case = CASES[job["case"]]
+    function = getattr(natten_mlx, f"na{len(case.spatial)}d")
+    kernel = tuple(min(k, 8) for k in case.kernel_size) if dry_run else case.kernel_size
+    spatial = tuple(min(n, k + 1) for n, k in zip(case.spatial, kernel, strict=True)) if dry_run else case.spatial
+    options = {"gna_stride": [min(s, k) for s, k in zip(case.options["gna_stride"], kernel, strict=True)]}
+    shape = (1 if dry_run else case.batch, *spatial, 1 if dry_run else case.heads, case.head_dim)
+    dtype = getattr(mx, case.dtypes[0])
+    mx.random.seed(0)
+    q, k, v, dout = (mx.random.normal(shape).astype(dtype) for _ in range(4))
+    mx.eval(q, k, v, dout)
+
+    def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return function(q, k, v, kernel, scale=case.scale, **options)
+
+    def training() -> list[mx.array]:
+        out, gradients = mx.vjp(attention, [q, k, v], [dout])
+        return [*out, *gradients]
+
+    os.environ["NATTEN_FAST_TILE"] = ""
+    planned = attention(q, k, v)
+    mx.eval(planned)
+    os.environ["NATTEN_FAST_TILE"] = job["tile"]
+    explained = natten_mlx.explain(q, k, v, kernel, scale=case.scale, **options)
+    row = {"tier": explained.tier, "plan": explained.tile}
+    row["difference"] = difference(mx, attention(q, k, v), planned)
+    del planned
+    row["forward"] = timed(lambda: [attention(q, k, v)], mx, dry_run)
+    yield row
+    yield {"training": timed(training, mx, dry_run)}
+
+
+def work(dry_run: bool) -> None:
+    """Jobs from standard input, a line each; of each some lines of what was found, and an empty one at its end."""
+    if not dry_run:
+        import natten_mlx
+
+        natten_mlx.set_backend("fast_cuda")
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            for row in [run_decode(job, dry_run)] if job["part"] == "decode" else run_tiles(job, dry_run):
+                print(json.dumps(row), flush=True)
+        except Exception as error:  # a plan that does not suit is a result to report
+            print(json.dumps({"failure": f"{type(error).__name__}: {str(error)[:200]}"}), flush=True)
+        print(flush=True)
+
+
+class Worker:
+    def __init__(self, dry_run: bool) -> None:
+        flags = ["--dry-run"] if dry_run else []
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--work", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(line.strip())
+        self.lines.put("ended")
+
+    def run(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
+        """What the job found, and why no more; the process has ended then if `self.process` says so."""
+        found: dict[str, Any] = dict(job)
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            while line := self.lines.get(timeout=limit):
+                if line == "ended":
+                    raise BrokenPipeError(f"the process ended with {self.process.wait()}")
+                found |= json.loads(line)
+        except (queue.Empty, OSError, ValueError) as error:
+            found["failure"] = f"more than {limit:g} s" if isinstance(error, queue.Empty) else str(error)
+            self.process.kill()
+            self.process.wait()
+        return found
+
+
+def describe(row: dict[str, Any]) -> str:
+    factor, unit = (1e6, "us") if row["part"] == "decode" else (1e3, "ms")
+    kinds = [kind for kind in ("forward", "training") if kind in row]
+    times = " / ".join("ran" if math.isnan(row[kind]) else f"{factor * row[kind]:.3g}" for kind in kinds)
+    if row["part"] == "decode":
+        heads, kv_heads, dim = row["heads"]
+        what = f"{row['dtype']:9}{heads:3}x{dim} on {kv_heads:<3}window {row['window']:<6}{row['engine']}"
+        target = ""
+    else:
+        what = f"{row['case']:33}{row['tile'] or 'planned'}"
+        target = " / ".join("-" if x is None else f"{x:g}" for x in TILES[row["case"]][0])
+    apart = f"{row['difference']:.0e}" if "difference" in row else ""
+    tail = row.get("failure") or f"{row.get('tier') or ''}: {row.get('plan') or ''}".strip(": ")
+    return f"{what:76}{times or '-':>16} {unit}  {f'[{target}]' if target else '':14}{apart:7} {tail}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where to write the results, after each job")
+    parser.add_argument("--limit", type=float, default=25, help="seconds until something is heard of a job (25)")
+    parser.add_argument("--only", nargs="+", choices=("tiles", "decode"), default=["tiles", "decode"])
+    parser.add_argument("--cases", nargs="+", choices=TILES, default=list(TILES), help="of the tiles")
+    parser.add_argument("--dry-run", action="store_true", help="every job once, small, on the tier that serves it")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.dry_run)
+        return 0
+    rows: list[dict[str, Any]] = []
+    worker = Worker(options.dry_run)
+    for job in jobs_of(options.only, options.cases):
+        if worker.process.poll() is not None:
+            worker = Worker(options.dry_run)
+        rows.append(worker.run(job, options.limit))
+        print(describe(rows[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+    worker.process.kill()
+    return 1 if options.dry_run and any("failure" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
