@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <limits>
+#include <stdexcept>
 
 #include "fast/embedded.h"
 #include "fast/hash.h"
@@ -163,10 +164,13 @@ std::string Writer::constants() const {
 
 /// Of MLX's pointer and strides.
 std::string Writer::tensor(const std::string& name) const {
-  const auto found = std::find_if(kernel_.inputs.begin(), kernel_.inputs.end(),
-                                  [&](Array array) { return spec_of(p_, array).name == name; });
-  const std::size_t rank = spec_of(p_, *found).shape.size();
-  return "natten::tensor(" + name + ", " + name + "_strides, " + std::to_string(rank) + ")";
+  for (const Array array : kernel_.inputs) {
+    const ArraySpec spec = spec_of(p_, array);
+    if (spec.name == name) {
+      return "natten::tensor(" + name + ", " + name + "_strides, " + std::to_string(spec.shape.size()) + ")";
+    }
+  }
+  throw std::logic_error(std::string("kernel ") + kernel_.name + " has no input " + name);
 }
 
 std::string Writer::shared(const std::string& name, const std::string& type, int count) const {
