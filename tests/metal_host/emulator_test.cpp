@@ -68,6 +68,48 @@ TEST(Emulator, RunsAKernelAndCountsItsBytes) {
   EXPECT_EQ(report.stored(), 96 * 4);
 }
 
+/// CUDA's dynamic shared memory with a barrier of Hopper's at its start, on which `arrivals` are expected.
+KernelSource with_barrier(int arrivals, const std::string& source) {
+  KernelSource kernel = Probe{"", ""}.kernel();
+  kernel.platform = fast::Platform::cuda;
+  kernel.dynamic_bytes = 4096;
+  kernel.source =
+      "extern __shared__ unsigned char na_memory[];\n"
+      "float* const numbers = reinterpret_cast<float*>(na_memory + 256);\n"
+      "const unsigned barrier = natten::shared_address(na_memory), i = threadIdx.x;\n"
+      "if (i == 0) natten::start_barrier(barrier, " +
+      std::to_string(arrivals) + ");\n__syncthreads();\n" + source;
+  return kernel;
+}
+std::string error_of(const KernelSource& kernel, std::uint64_t order) {
+  std::vector<float> x(64, 1.0f), y(64);
+  return run(kernel, {{x.data(), {1}}}, {y.data()}, order).error;
+}
+
+TEST(Emulator, KnowsBarriersInSharedMemory) {
+  const std::string bring = "if (i < 32) { numbers[i] = x[i]; natten::arrive(barrier); }\n";
+  const std::string wait = "natten::wait_for(barrier, 0);\n", take = "y[i] = numbers[i % 32];\n";
+  const std::string named = "if (i < 32) natten::arrive_at_named(1, 64); else natten::named_barrier(1, 64);\n";
+  for (const std::uint64_t order : {0, 1, 2}) {
+    EXPECT_EQ(error_of(with_barrier(32, bring + wait + take), order), "");
+    EXPECT_NE(error_of(with_barrier(32, bring + take), order), "");
+    EXPECT_HAS(error_of(with_barrier(32, "natten::arrive(barrier + 8);\n" + take), order), "was not started");
+    EXPECT_EQ(error_of(with_barrier(32, bring + named + "if (i >= 32) " + take + "else y[i] = 0;\n"), order), "");
+  }
+  EXPECT_HAS(error_of(with_barrier(33, bring + wait + take), 0), "waits at a barrier for what does not come");
+  EXPECT_HAS(error_of(with_barrier(32, "natten::named_barrier(1, 96);\n"), 0), "what does not come");
+}
+
+TEST(Emulator, SeesMatrixUnitsReadWhatNobodyWrote) {
+  const std::string product =
+      "float c[1][4]; const unsigned a[4] = {0, 0, 0, 0};\n"
+      "natten::warpgroup_product<__half, false>(c, a, (barrier + 256) >> 4 | 8ull << 16 | 8ull << 32, 0);\n"
+      "y[i] = c[0][0];\n";
+  const std::string fill = "for (int n = i; n < 512; n += 64) numbers[n] = 0;\n__syncthreads();\n";
+  EXPECT_EQ(error_of(with_barrier(1, fill + product), 0), "");
+  EXPECT_HAS(error_of(with_barrier(1, product), 0), "shared memory that was not written");
+}
+
 TEST(Emulator, CutsTheLastThreadgroupShort) {
   KernelSource kernel = Probe{"  y[thread_position_in_grid.x] = float(threads_per_threadgroup.x);\n"}.kernel();
   kernel.grid = {40, 1, 1};

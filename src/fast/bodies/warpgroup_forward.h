@@ -316,7 +316,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
               good = good && fabsf(body[b].sum[r]) < NA_INFINITY && body[b].maximum[r] > NA_LEAST_LOGIT;
               body[b].maximum[r] *= body[b].factor;
             }
-            if (met[b].active.end > 0 && any_lane(!good)) {
+            if ((NA_BOXES == 1 || met[b].active.end > 0) && any_lane(!good)) {
               body[b].redo(view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
                            view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items[b], lane);
             }
