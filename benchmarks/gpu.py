@@ -64,6 +64,8 @@ CASES: dict[str, Case] = {
     "1d-8192-k127": Case(4, (8192,), 8, 64, (127,)),
     "2d-128-k33": Case(2, (128, 128), 12, 64, (33, 33)),
     **{f"2d-64-k7-d{dim}": Case(16, (64, 64), 8, dim, (7, 7)) for dim in (12, 48, 80, 96)},
+    **{f"2d-64-k7-d{dim}": Case(16, (64, 64), 4, dim, (7, 7), dtypes=("float16", "tf32")) for dim in (192, 256)},
+    "1d-8192-k512-d256": Case(1, (8192,), 8, 256, (512,)),
     "2d-56-k7-rpb": Case(64, (56, 56), 4, 32, (7, 7), dtypes=("float16", "tf32"), has_rpb=True),
     "2d-256-k13-rpb": Case(1, (256, 256), 8, 64, (13, 13), dtypes=("float16", "tf32"), has_rpb=True),
     **{

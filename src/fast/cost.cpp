@@ -142,17 +142,18 @@ Cost cost(const Problem& p, KernelId id, Target target) {
   if (plan.engine != Engine::simt) {  // every position of a tile with all that it meets, though warps skip some of it
     result.pairs = pairs * total.region * plan.positions();
   }
-  const double lengths = double(kernel.products[0] * p.head_dim + kernel.products[1] * p.value_dim);
+  const std::array<int, 2> products = plan.products(kernel);
+  const double lengths = double(products[0] * p.head_dim + products[1] * p.value_dim);
   result.flops = 2 * lengths * result.pairs;
   if (plan.engine == Engine::simt) {  // a row is in registers for all of its products, and for a thread's positions
     result.threadgroup_reads = result.pairs / plan.run * (held_bytes(plan, plan.a) + held_bytes(plan, plan.b));
   } else if (has_matrix_units(plan.engine)) {  // read anew for each product of what a simdgroup, or a warpgroup, holds
     const double held = plan.engine == Engine::matrix ? 16 : 64;
     const auto row = [](int products, const Stream& stream) { return double(products) * stream.width; };
-    result.unit_flops = 2 * (row(kernel.products[0], plan.a) + row(kernel.products[1], plan.b)) * result.pairs;
-    result.threadgroup_reads = result.pairs / held *
-                               (row(kernel.products[0], plan.a) * element_size(plan.a.type) +
-                                row(kernel.products[1], plan.b) * element_size(plan.b.type));
+    result.unit_flops = 2 * (row(products[0], plan.a) + row(products[1], plan.b)) * result.pairs;
+    result.threadgroup_reads =
+        result.pairs / held *
+        (row(products[0], plan.a) * element_size(plan.a.type) + row(products[1], plan.b) * element_size(plan.b.type));
   }
   for (const Array array : kernel.inputs) {
     if (!has_array(p, array)) continue;

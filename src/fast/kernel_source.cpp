@@ -144,6 +144,7 @@ std::string Writer::constants() const {
   }
   if (has_matrix_units(plan_.engine)) {
     define("BLOCK", plan_.block);
+    define("WIDE", plan_.wide);
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
     // Packed coordinates: see bodies/matrix.h.

@@ -266,6 +266,11 @@ AxisConstants axis_constants(const Axis& a) {
           query_step(a)};
 }
 
+std::array<int, 2> Plan::products(const KernelRow& kernel) const {
+  const int again = wide && kernel.holds_keys() ? 1 : 0;  // logits, for each of the sums
+  return {kernel.products[0] + again, kernel.products[1]};
+}
+
 int Plan::shared_bytes() const {
   return chunk * position_bytes + 4 * stage_columns * positions();
 }

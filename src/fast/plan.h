@@ -40,6 +40,7 @@ struct Plan {
   int position_bytes = 0;  ///< of threadgroup memory for each streamed position
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
+  int wide = 0;               ///< matrix units: held rows are read anew for each product, gradients summed one by one
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
   int warpgroups = 0;                     ///< that hold positions
@@ -64,8 +65,9 @@ struct Plan {
 
   int positions() const { return extent[0] * extent[1] * extent[2]; }  ///< of a tile
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
-  int shared_bytes() const;                ///< declared
-  int dynamic_bytes() const;               ///< asked for with the launch
+  std::array<int, 2> products(const KernelRow& kernel) const;  ///< of a pair: with rows of A, and of B
+  int shared_bytes() const;                                    ///< declared
+  int dynamic_bytes() const;                                   ///< asked for with the launch
   std::array<int, 3> simd_extent() const;  ///< of the tile that a simdgroup holds, as tile_of() deals positions out
   std::string describe() const;
 };

@@ -17,7 +17,9 @@ bool has_even_queries(const Problem& p) {
 }
 
 bool suits_matrix(const Problem& p, const KernelRow& kernel, Target target) {
-  const auto fits = [](std::int64_t channels) { return channels >= 8 && channels <= 128; };
+  // Sums of 256 channels are 128 registers of a thread, which is all that Apple's GPUs have.
+  const std::int64_t most = target.platform == Platform::metal ? 128 : 256;
+  const auto fits = [&](std::int64_t channels) { return channels >= 8 && channels <= most; };
   const bool has_type = target.platform == Platform::metal || target.tf32 || element_size(p.query_type) == 2;
   return has_type && p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) &&
          fits(p.value_dim) && (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
@@ -80,6 +82,7 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   if (!suits_matrix(p, kernel, target)) return std::nullopt;
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
+  plan.wide = channels > 128;
   const int role = static_cast<int>(kernel.tile_class);  // forward or a gradient
   const bool sums_bias = kernel.sums_bias(p);
   const bool metal = target.platform == Platform::metal;
@@ -103,6 +106,10 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     // Not measured: each simdgroup has a table, and more of a thread's numbers are alive where a bias is summed.
     if (sums_bias) plan.groups = width == 2 ? 2 : plan.groups - 1;
     plan.block = width == 2 && (role == 2 || sums_bias) ? 16 : 32;
+    if (plan.wide) {  // not measured; in float32 more rows do not fit
+      plan.groups = sums_bias ? 2 : 1;
+      plan.block = element_size(p.query_type) == 2 && !sums_bias ? 32 : 16;
+    }
     most_bytes = 36 * kKilobyte;
   }
   for (Stream* s : {&plan.a, &plan.b}) {

@@ -430,7 +430,7 @@ void expect_flops(const Problem& problem, KernelId id, fast::Target target, cons
     // inputs that is much. Of A alone, the array declared first.
     const double tiles = double(plan.tile_count() * problem.batch * problem.heads);
     const double pairs = cost.pairs + tiles * plan.positions() * (plan.block - 1);
-    const double row = double(fast::row_of(id).products[0]) * plan.a.width * fast::element_size(plan.a.type);
+    const double row = double(plan.products(fast::row_of(id))[0]) * plan.a.width * fast::element_size(plan.a.type);
     EXPECT_GT(report.threadgroup_loaded, 0);
     EXPECT_LE(double(report.threadgroup_loaded), pairs / 16 * row);
     return;

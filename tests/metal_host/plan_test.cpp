@@ -37,16 +37,19 @@ int on_matrix_units(const Problem& p, Target target = Platform::cuda) {
   return count;
 }
 
-TEST(MatrixUnits, TakeHeadDimsFrom8To128) {
+TEST(MatrixUnits, TakeHeadDimsFrom8) {
   for (const Platform platform : {Platform::metal, Platform::cuda}) {
+    const std::int64_t most = platform == Platform::metal ? 128 : 256;
     for (const FloatType type : {f16, bf16}) {
       for (const std::int64_t dim : {8, 12, 24, 33, 40, 48, 64, 72, 80, 96, 127, 128}) {
         EXPECT_EQ(on_matrix_units(attention(type, dim, dim), platform), 3) << dim;
         EXPECT_EQ(on_matrix_units(attention(type, dim, 136 - dim), platform), 3) << dim;
       }
-      for (const std::int64_t dim : {1, 7, 129, 256}) {
-        EXPECT_EQ(on_matrix_units(attention(type, dim, 64), platform), 0) << dim;
-        EXPECT_EQ(on_matrix_units(attention(type, 64, dim), platform), 0) << dim;
+      for (const std::int64_t dim : {1, 7, 129, 160, 192, 256, 257}) {
+        const int expected = dim >= 8 && dim <= most ? 3 : 0;
+        EXPECT_EQ(on_matrix_units(attention(type, dim, 64), platform), expected) << dim;
+        EXPECT_EQ(on_matrix_units(attention(type, 64, dim), platform), expected) << dim;
+        EXPECT_EQ(on_matrix_units(attention(type, dim, dim), platform), expected) << dim;
       }
     }
   }
@@ -59,7 +62,7 @@ TEST(MatrixUnits, OfAppleTakeFloat32) {
 }
 
 TEST(MatrixUnits, OfNvidiaTakeFloat32WhereMlxRoundsItToo) {
-  for (const std::int64_t dim : {8, 12, 64, 128}) {
+  for (const std::int64_t dim : {8, 12, 64, 128, 192, 256}) {
     EXPECT_EQ(on_matrix_units(attention(f32, dim, dim), {Platform::cuda, 90, true}), 3) << dim;
     EXPECT_EQ(on_matrix_units(attention(f32, dim, dim), {Platform::cuda, 90, false}), 0) << dim;
   }

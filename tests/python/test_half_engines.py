@@ -32,6 +32,9 @@ CASES = [
     Case((12, 14, 10), (5, 4, 6), stride=(2, 1, 1), heads=4, kv_heads=2, dim=128, dtype=F16),
     Case((300,), (90,), batch=2, lengths=((300,), (131,)), is_causal=(True,), heads=2, dim=96, dtype=BF16),
     Case((40, 1, 1), (9, 1, 1), is_causal=(True, False, False), dim=112, dtype=BF16),
+    Case((9, 14), (3, 5), heads=2, kv_heads=1, dim=256, dtype=F16),
+    Case((50,), (17,), dilation=(2,), is_causal=(True,), dim=192, value_dim=64, dtype=BF16),
+    Case((6, 7, 5), (3, 4, 3), is_circular=(False, True, False), dim=133, value_dim=160, dtype=F16),
 ]
 BIASED = [
     Case((90,), (33,), heads=4, kv_heads=2, dim=32, dtype=F16, rpb=True),
@@ -40,6 +43,7 @@ BIASED = [
     Case((18, 17), (5, 7), stride=(2, 3), batch=2, lengths=((18, 17), (5, 9)), dim=80, dtype=F16, rpb=True),
     Case((7, 9, 8), (3, 5, 4), is_causal=(False, True, False), heads=2, dim=16, dtype=BF16, rpb=True),
     Case((12, 15), (5, 6), is_circular=(True, False), heads=2, kv_heads=1, dim=128, dtype=F16, rpb=True),
+    Case((10, 9), (3, 4), heads=2, dim=160, value_dim=224, dtype=BF16, rpb=True),
 ]
 
 
@@ -69,7 +73,7 @@ def gradients(case: Case, inputs: list[mx.array], dout: mx.array) -> list[np.nda
     return [to_numpy(x) for x in vjp(call, inputs, [dout, dlse])]
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10], CASES[17]], ids=str)
 def test_any_layout(tier: str, engine: None, case: Case) -> None:
     """Heads first, channels apart, rows that are not aligned: the same bits as from dense arrays."""
     names, _ = attention(case)
@@ -100,7 +104,7 @@ def test_any_layout(tier: str, engine: None, case: Case) -> None:
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], CASES[10]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], CASES[10], CASES[17]], ids=str)
 def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
     """NaN and infinity change the queries whose windows hold them, and no other (in `pure`, a block of queries)."""
     names, _ = attention(case)
@@ -131,7 +135,7 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["query", "key", "value", "dout"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[10], BIASED[1]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[10], CASES[17], BIASED[1]], ids=str)
 def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
     """The gradients that a change of the number would reach, and no other."""
     if tier == "pure":

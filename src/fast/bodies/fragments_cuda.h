@@ -2,7 +2,8 @@
 // rounded to tf32, with float32 sums. What matrix.h needs of an engine, here and in fragments_metal.h:
 //   where a lane's elements lie: of each block of 16 rows and 8 columns it holds (row, column), (row, column + 1) and
 //     the same eight rows further down;
-//   Held: the warp's 16 stationary positions as a left operand, from device memory;
+//   Held: the warp's 16 stationary positions as a left operand, from device memory; HeldRows: the same, or with
+//     NA_WIDE, where registers are few, read anew for each product;
 //   simd_barrier: of the warp, for threadgroup memory;
 //   multiply_rows: sums += held * transpose(streamed rows);  add_rows: sums += weights * streamed rows.
 namespace natten {
@@ -37,6 +38,14 @@ struct Held {
   static constexpr int kSteps = (kChannels + 15) / 16;
   unsigned v[kSteps][4];
 
+  static constexpr bool kReread = false;
+
+  NATTEN_FN bool vectors() const { return true; }
+  template <bool kVectors>
+  NATTEN_FN void step(unsigned (&to)[4], int s) const {
+    NA_UNROLL for (int h = 0; h < 4; ++h) to[h] = v[s][h];
+  }
+
   template <class P>
   NATTEN_FN void load(View<P> from, const Items& items, Lane lane) {
     NA_UNROLL for (int r = 0; r < 2; ++r) {
@@ -61,6 +70,14 @@ struct Held<float, kChannels> {
   static constexpr int kSteps = (kChannels + 7) / 8;
   unsigned v[kSteps][4];
 
+  static constexpr bool kReread = false;
+
+  NATTEN_FN bool vectors() const { return true; }
+  template <bool kVectors>
+  NATTEN_FN void step(unsigned (&to)[4], int s) const {
+    NA_UNROLL for (int h = 0; h < 4; ++h) to[h] = v[s][h];
+  }
+
   template <class P>
   NATTEN_FN void load(View<P> from, const Items& items, Lane lane) {
     NA_UNROLL for (int r = 0; r < 2; ++r) {
@@ -73,17 +90,60 @@ struct Held<float, kChannels> {
   }
 };
 
-template <int kPitch, class T, int kChannels>
-NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<T, kChannels>& held, const T* rows, Lane lane) {
+template <class T, int kChannels, class P>
+struct Reread {
+  static constexpr bool kReread = true;
+  static constexpr int kOfStep = sizeof(T) == 4 ? 8 : 16;
+  static constexpr int kSteps = (kChannels + kOfStep - 1) / kOfStep;
+  P data[2];
+  Offset channel;
+  int pair;
+  bool in_vectors;
+
+  NATTEN_FN void load(View<P> from, const Items& items, Lane lane) {
+    channel = from.channel;
+    pair = lane.pair;
+    in_vectors = kChannels % 8 == 0 && from.vectors;
+    NA_UNROLL for (int r = 0; r < 2; ++r) data[r] = from.data + offset_of(from, items.position[r]);
+  }
+  NATTEN_FN bool vectors() const { return in_vectors; }
+  template <bool kVectors>
+  NATTEN_FN float number(int r, int c) const {
+    return c < kChannels ? float(data[r][kVectors ? c : c * channel]) : 0.0f;
+  }
+  template <bool kVectors>
+  NATTEN_FN void step(unsigned (&to)[4], int s) const {
+    NA_UNROLL for (int h = 0; h < 4; ++h) {
+      const int first = s * kOfStep + h / 2 * (kOfStep / 2), r = h % 2;
+      if constexpr (sizeof(T) == 4) {
+        to[h] = rounded_tf32(number<kVectors>(r, first + pair));
+      } else if (kVectors) {
+        to[h] = first < kChannels ? *reinterpret_cast<const unsigned*>(data[r] + first + 2 * pair) : 0u;
+      } else {
+        to[h] = rounded_pair<T>(number<false>(r, first + 2 * pair), number<false>(r, first + 2 * pair + 1));
+      }
+    }
+  }
+};
+
+#if NA_WIDE
+template <class T, int kChannels, class P>
+using HeldRows = Reread<T, kChannels, P>;
+#else
+template <class T, int kChannels, class P>
+using HeldRows = Held<T, kChannels>;
+#endif
+
+/// Of step `s` of the held rows.
+template <int kPitch, class T>
+NATTEN_FN void multiply_step(float (&c)[NA_BLOCK / 8][4], const unsigned (&a)[4], int s, const T* rows, Lane lane) {
   const int l = lane.index % 32;
   const T* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 8;
-  NA_UNROLL for (int s = 0; s < Held<T, kChannels>::kSteps; ++s) {
-    NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
-      unsigned b[4];
-      load_fragments<false>(b, from + i * 16 * kPitch + s * 16);
-      multiply_fragments<T>(c[2 * i], held.v[s], b[0], b[1]);
-      multiply_fragments<T>(c[2 * i + 1], held.v[s], b[2], b[3]);
-    }
+  NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
+    unsigned b[4];
+    load_fragments<false>(b, from + i * 16 * kPitch + s * 16);
+    multiply_fragments<T>(c[2 * i], a, b[0], b[1]);
+    multiply_fragments<T>(c[2 * i + 1], a, b[2], b[3]);
   }
 }
 
@@ -108,19 +168,16 @@ NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK 
 
 // The same of float32. A block of 8 rows and 4 channels is one of 8x8 16-bit numbers to load_fragments.
 
-template <int kPitch, int kChannels>
-NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Held<float, kChannels>& held, const float* rows,
-                             Lane lane) {
+template <int kPitch>
+NATTEN_FN void multiply_step(float (&c)[NA_BLOCK / 8][4], const unsigned (&a)[4], int s, const float* rows, Lane lane) {
   const int l = lane.index % 32;
   const float* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 4;
-  NA_UNROLL for (int s = 0; s < Held<float, kChannels>::kSteps; ++s) {
-    NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
-      unsigned b[4];
-      load_fragments<false>(b, from + i * 16 * kPitch + s * 8);
-      NA_UNROLL for (int j = 0; j < 4; ++j) b[j] = rounded_tf32(__uint_as_float(b[j]));
-      multiply_tf32(c[2 * i], held.v[s], b[0], b[1]);
-      multiply_tf32(c[2 * i + 1], held.v[s], b[2], b[3]);
-    }
+  NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
+    unsigned b[4];
+    load_fragments<false>(b, from + i * 16 * kPitch + s * 8);
+    NA_UNROLL for (int j = 0; j < 4; ++j) b[j] = rounded_tf32(__uint_as_float(b[j]));
+    multiply_tf32(c[2 * i], a, b[0], b[1]);
+    multiply_tf32(c[2 * i + 1], a, b[2], b[3]);
   }
 }
 
@@ -133,6 +190,22 @@ NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK 
     NA_UNROLL for (int h = 0; h < 4; ++h) a[h] = rounded_tf32(weights[i][h % 2 * 2 + h / 2]);
     NA_UNROLL for (int j = 0; j < kBlocks; ++j) {
       multiply_tf32(c[j], a, rounded_tf32(from[8 * j]), rounded_tf32(from[kPitch + 8 * j]));
+    }
+  }
+}
+
+template <int kPitch, class Rows, class T>
+NATTEN_FN void multiply_rows(float (&c)[NA_BLOCK / 8][4], const Rows& held, const T* rows, Lane lane) {
+  unsigned a[4];
+  if (!Rows::kReread || held.vectors()) {
+    NA_UNROLL for (int s = 0; s < Rows::kSteps; ++s) {
+      held.template step<true>(a, s);
+      multiply_step<kPitch>(c, a, s, rows, lane);
+    }
+  } else {  // no loop over registers: all these addresses would be kept from block to block
+    NA_UNROLL_NONE for (int s = 0; s < Rows::kSteps; ++s) {
+      held.template step<false>(a, s);
+      multiply_step<kPitch>(c, a, s, rows, lane);
     }
   }
 }

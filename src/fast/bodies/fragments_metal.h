@@ -64,6 +64,9 @@ struct Held {
   }
 };
 
+template <class T, int kChannels, class P>
+using HeldRows = Held<T, kChannels>;
+
 template <int kPitch, class T, int kChannels>
 inline void multiply_rows(thread float (&c)[NA_BLOCK / 8][4], const thread Held<T, kChannels>& held,
                           const threadgroup T* rows, Lane) {

@@ -62,7 +62,9 @@ struct MatrixBiasGradient {
   }
 };
 
-template <bool kQueries, class StreamedA, class StreamedB, class LseP, class DeltaP, class BiasP>
+/// With or without the gradient of A, and that of B.
+template <bool kQueries, bool kSumsA, bool kSumsB, class HeldA, class HeldB, class StreamedA, class StreamedB,
+          class LseP, class DeltaP, class BiasP>
 struct MatrixBackward {
   View<StreamedA> from_a;
   View<StreamedB> from_b;
@@ -78,8 +80,8 @@ struct MatrixBackward {
   float factor;  ///< of logits, to powers of two
   int bias_entry[2];
   NA_THREADGROUP float* lses;  ///< of streamed queries, in powers of two; their deltas follow
-  Held<NA_A_TYPE, NA_A_CHANNELS> held_a;
-  Held<NA_B_TYPE, NA_B_CHANNELS> held_b;
+  HeldRows<NA_A_TYPE, NA_A_CHANNELS, HeldA> held_a;
+  HeldRows<NA_B_TYPE, NA_B_CHANNELS, HeldB> held_b;
   float held_lse[2];
   float held_delta[2];
   float sum_a[NA_A_WIDTH / 8][4];
@@ -99,7 +101,7 @@ struct MatrixBackward {
     clear_blocks(gradients);
     multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH, lane);
     scale_logits(weights, factor);
-    multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH, lane);
+    if (kSumsA) multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH, lane);
     if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, words + row, lane);
     unsigned met = ~0u;
     if (!all) met = mask_logits(weights, meeting, words + row, lane);
@@ -112,21 +114,21 @@ struct MatrixBackward {
       }
     }
     // Done again with kCareful, a tile has the same logit gradients: they do not depend on what does not meet.
-    if (!kCareful) bias_gradient.add(gradients, met, bias_entry, words + row, lane);
-    if (!kQueries) add_weighted<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH, lane);
-    add_weighted<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH, lane);
+    if (kSumsA && !kCareful) bias_gradient.add(gradients, met, bias_entry, words + row, lane);
+    if (kSumsB) add_weighted<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH, lane);
+    if (kSumsA) add_weighted<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH, lane);
   }
 };
 
-template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP,
-          class BiasP, class TA, class TB>
-NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> streamed_a,
-                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
-                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
-                                  NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
-                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
-                                  NA_THREADGROUP Offset* offsets, Site site, float scale) {
-  MatrixBackward<kQueries, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
+template <bool kQueries, bool kSumsA, bool kSumsB, class HeldA, class HeldB, class StreamedA, class StreamedB,
+          class LseP, class DeltaP, class BiasP, class TA, class TB>
+NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<StreamedA> streamed_a,
+                             Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
+                             NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
+                             NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
+                             NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
+                             NA_THREADGROUP Offset* offsets, Site site, float scale) {
+  MatrixBackward<kQueries, kSumsA, kSumsB, HeldA, HeldB, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
   body.offsets = offsets;
@@ -177,11 +179,34 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
   }
   body.bias_gradient.end(body.lane);
   float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
-  to_vectors(vectors_a, body.sum_a, body.lane.pair);
-  store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);
-  if (kQueries) return;
+  if (kSumsA) {
+    to_vectors(vectors_a, body.sum_a, body.lane.pair);
+    store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);
+  }
+  if (!kSumsB) return;
   to_vectors(vectors_b, body.sum_b, body.lane.pair);
   store_items<kQueries, false, NA_B_CHANNELS>(to_b, vectors_b, tile, 1.0f);
+}
+
+template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP,
+          class BiasP, class TA, class TB>
+NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<StreamedA> streamed_a,
+                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, BiasP rpb,
+                                  NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
+                                  NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
+                                  NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
+                                  NA_THREADGROUP Offset* offsets, Site site, float scale) {
+#if NA_WIDE  // registers have room for one sum
+  if (!kQueries) {
+    sum_gradients<kQueries, false, true>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
+                                         rows_a, rows_b, scratch, words, offsets, site, scale);
+  }
+  sum_gradients<kQueries, true, false>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
+                                       rows_a, rows_b, scratch, words, offsets, site, scale);
+#else
+  sum_gradients<kQueries, true, !kQueries>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
+                                           rows_a, rows_b, scratch, words, offsets, site, scale);
+#endif
 }
 
 }  // namespace natten

@@ -1,7 +1,7 @@
 // The fused forward on matrix units: as forward.h, in blocks of keys.
 namespace natten {
 
-template <class KeyP, class ValueP, class BiasP>
+template <class QueryP, class KeyP, class ValueP, class BiasP>
 struct MatrixForward {
   View<KeyP> from_a;
   View<ValueP> from_b;
@@ -13,7 +13,7 @@ struct MatrixForward {
   BiasP rpb;
   float factor;       ///< of logits, to powers of two
   int bias_entry[2];  ///< of the region's first key
-  Held<NA_A_TYPE, NA_A_CHANNELS> query;
+  HeldRows<NA_A_TYPE, NA_A_CHANNELS, QueryP> query;
   float out[NA_B_WIDTH / 8][4];
   float maximum[2];
   float sum[2];  ///< of this thread's keys
@@ -62,12 +62,12 @@ struct MatrixForward {
   }
 };
 
-template <class Query, class KeyP, class ValueP, class BiasP, class OutT>
-NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb, NA_DEVICE OutT* out,
-                                 NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys, NA_THREADGROUP NA_B_TYPE* values,
-                                 NA_THREADGROUP unsigned* words, NA_THREADGROUP Offset* offsets, Site site,
-                                 float scale) {
-  MatrixForward<KeyP, ValueP, BiasP> body;
+template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
+NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb,
+                                 NA_DEVICE OutT* out, NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys,
+                                 NA_THREADGROUP NA_B_TYPE* values, NA_THREADGROUP unsigned* words,
+                                 NA_THREADGROUP Offset* offsets, Site site, float scale) {
+  MatrixForward<QueryP, KeyP, ValueP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
   body.offsets = offsets;
