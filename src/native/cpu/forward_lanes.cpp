@@ -2,9 +2,7 @@
 // them as one broadcast, unpacked. The windows of a tile together are a little longer than one: the waste of this
 // design.
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "native/cpu/forward_plan.h"
@@ -19,7 +17,7 @@
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/forward_task-inl.h"
-#include "native/cpu/tile_products-inl.h"
+#include "native/cpu/tile_dense-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_values-inl.h"
@@ -29,74 +27,6 @@ namespace natten::cpu::HWY_NAMESPACE {
 namespace {
 
 using forward::Pass;
-
-constexpr int kMostTiles = 2;
-
-/// Keys at a time of one or two tiles: multiples of 4 whose sums fit the registers.
-constexpr int most_keys(int tiles) {
-  return std::max(kAccumulators / tiles / 4 * 4, 4);
-}
-
-struct LanesCall {
-  const float* keys;  ///< [key][pitch]
-  std::int64_t pitch, channels;
-  const float* queries[kMostTiles];  ///< transposed [channel][lane]
-  float* scores[kMostTiles];         ///< [key][lane]
-};
-
-/// scores[tile][key] = query . key
-template <int kTiles, int kKeys>
-void multiply_lanes(const LanesCall& call) {
-  const TileTag d;
-  TileVec sums[kTiles][kKeys];
-  NATTEN_UNROLL
-  for (int t = 0; t < kTiles; ++t) {
-    NATTEN_UNROLL
-    for (int k = 0; k < kKeys; ++k) sums[t][k] = hn::Zero(d);
-  }
-  // A pointer per four keys, whose addresses then are pointer + {0, 1, 2, 3} * pitch. One per key, which GCC would
-  // make, does not fit the registers.
-  const std::int64_t pitch = call.pitch;
-  const float* keys[kKeys / 4];
-  NATTEN_UNROLL
-  for (int k = 0; k < kKeys / 4; ++k) keys[k] = call.keys + 4 * k * pitch;
-  const float* queries[kTiles];
-  NATTEN_UNROLL
-  for (int t = 0; t < kTiles; ++t) queries[t] = call.queries[t];
-  for (std::int64_t c = 0; c < call.channels; ++c) {
-    TileVec query[kTiles];
-    NATTEN_UNROLL
-    for (int t = 0; t < kTiles; ++t) {
-      query[t] = hn::Load(d, queries[t] + c * kLanes);
-      keep_in_register(query[t]);
-    }
-    NATTEN_UNROLL
-    for (int k = 0; k < kKeys; ++k) {
-      if (k % 4 == 0) keep_pointer(keys[k / 4]);
-      TileVec key = hn::Set(d, keys[k / 4][k % 4 * pitch]);
-      if constexpr (kTiles > 1) keep_in_register(key);
-      NATTEN_UNROLL
-      for (int t = 0; t < kTiles; ++t) sums[t][k] = hn::MulAdd(query[t], key, sums[t][k]);
-      if (k % 4 == 3) ++keys[k / 4];
-    }
-  }
-  NATTEN_UNROLL
-  for (int t = 0; t < kTiles; ++t) {
-    float* scores = call.scores[t];
-    NATTEN_UNROLL
-    for (int k = 0; k < kKeys; ++k) hn::Store(sums[t][k], d, scores + k * kLanes);
-  }
-}
-
-// multiply_lanes by its keys / 4 - 1.
-using LanesFunction = void (*)(const LanesCall&);
-template <int kTiles, int... kFours>
-constexpr std::array<LanesFunction, sizeof...(kFours)> lanes_functions(std::integer_sequence<int, kFours...>) {
-  return {{multiply_lanes<kTiles, 4 * (kFours + 1)>...}};
-}
-template <int kTiles>
-inline constexpr auto kMultiplyLanes =
-    lanes_functions<kTiles>(std::make_integer_sequence<int, most_keys(kTiles) / 4>());
 
 class LanesSweep : ForwardTask {
  public:
@@ -120,16 +50,15 @@ class LanesSweep : ForwardTask {
     is_chunked_ = 4 * usual_keys * (pitch_ + value_pitch_) > tuning::kLanesPackedBytes;
     packed_keys_ = is_chunked_ ? std::min<std::int64_t>(keys, tuning::kLanesChunk) : keys;
     block_ = is_chunked_ ? tuning::kLanesBlock : together;
-    score_size_ = ((is_chunked_ ? packed_keys_ : most_keys) + 3) * kLanes;
+    score_size_ = (is_chunked_ ? packed_keys_ : most_keys) * kLanes;
     query_size_ = round_up(p_.head_dim, 4) * kLanes;
     const std::int64_t block_tiles = block_ / kLanes;
     const std::int64_t sums = is_chunked_ ? block_tiles * RunningSums::size(value_pitch_) : 0;
-    Scratch scratch(Scratch::bytes<float>((packed_keys_ + 3) * pitch_) +
-                    Scratch::bytes<float>(packed_keys_ * value_pitch_) +
+    Scratch scratch(Scratch::bytes<float>(packed_keys_ * pitch_) + Scratch::bytes<float>(packed_keys_ * value_pitch_) +
                     Scratch::bytes<float>(block_tiles * query_size_) + Scratch::bytes<float>(tiles_ * score_size_) +
                     Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(sums) +
                     2 * Scratch::bytes<float>(kLanes));
-    keys_ = scratch.take<float>((packed_keys_ + 3) * pitch_);
+    keys_ = scratch.take<float>(packed_keys_ * pitch_);
     values_ = scratch.take<float>(packed_keys_ * value_pitch_);
     queries_ = scratch.take<float>(block_tiles * query_size_);
     scores_ = scratch.take<float>(tiles_ * score_size_);
@@ -186,16 +115,17 @@ class LanesSweep : ForwardTask {
 
   /// Products of some tiles of the block with keys that are packed.
   HWY_INLINE void multiply(const Span& span, std::int64_t tile, const Span& keys) {
-    const float* from = keys_ + (keys.start - packed_.start) * pitch_;
     const int tiles = static_cast<int>((size_of(span) + kLanes - 1) / kLanes);
-    LanesCall call{from, pitch_, p_.head_dim, {}, {}};
-    for (int t = 0; t < tiles; ++t) call.queries[t] = queries_ + (tile + t) * query_size_;
-    // Four keys at least: `keys` may end before.
-    for_each_piece(static_cast<int>((size_of(keys) + 3) / 4), most_keys(tiles) / 4, [&](int piece, int fours) {
-      call.keys = from + 4 * piece * pitch_;
-      for (int t = 0; t < tiles; ++t) call.scores[t] = scores_ + t * score_size_ + 4 * piece * kLanes;
-      (tiles == 2 ? kMultiplyLanes<2>[fours - 1] : kMultiplyLanes<1>[fours - 1])(call);
-    });
+    const float* queries = queries_ + tile * query_size_;
+    multiply_dense<false>({keys_ + (keys.start - packed_.start) * pitch_,
+                           pitch_,
+                           1,
+                           {queries, queries + query_size_},
+                           kLanes,
+                           p_.head_dim,
+                           {scores_, scores_ + score_size_},
+                           kLanes},
+                          static_cast<int>(size_of(keys)), tiles);
   }
 
   void run_tiles(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {

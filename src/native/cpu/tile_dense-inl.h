@@ -20,7 +20,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 inline constexpr int kMostVecs = 2;
 constexpr int most_dense_rows(int vecs) {
-  return kAccumulators / vecs;
+  return kAccumulators / vecs < 4 ? 4 : kAccumulators / vecs;
 }
 
 /// sums[row][vector] (+)= sum over k of a[row][k] * b[k][vector]
@@ -55,11 +55,15 @@ void multiply_dense(const DenseCall& call) {
   }
   const std::int64_t a_row = call.a_row, a_step = call.a_step, b_step = call.b_step;
   for (int segment = 0; segment < call.segments; ++segment) {
-    const float* a = call.a + segment * call.a_segment;
+    // A pointer per four rows, whose addresses then are pointer + {0, 1, 2, 3} * a_row. One per row, which GCC would
+    // make, does not fit the registers.
+    const float* a[(kRows + 3) / 4];
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; r += 4) a[r / 4] = call.a + segment * call.a_segment + r * a_row;
     const float* b[kVecs];
     NATTEN_UNROLL
     for (int v = 0; v < kVecs; ++v) b[v] = call.b[v] + segment * call.b_segment;
-    for (std::int64_t k = 0; k < call.count; ++k, a += a_step) {
+    for (std::int64_t k = 0; k < call.count; ++k) {
       TileVec operand[kVecs];
       NATTEN_UNROLL
       for (int v = 0; v < kVecs; ++v) {
@@ -69,10 +73,12 @@ void multiply_dense(const DenseCall& call) {
       }
       NATTEN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        TileVec factor = hn::Set(d, a[r * a_row]);
+        if (r % 4 == 0) keep_pointer(a[r / 4]);
+        TileVec factor = hn::Set(d, a[r / 4][r % 4 * a_row]);
         if constexpr (kVecs > 1) keep_in_register(factor);
         NATTEN_UNROLL
         for (int v = 0; v < kVecs; ++v) sums[r][v] = hn::MulAdd(factor, operand[v], sums[r][v]);
+        if (r % 4 == 3 || r + 1 == kRows) a[r / 4] += a_step;
       }
     }
   }
