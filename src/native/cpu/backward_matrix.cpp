@@ -49,27 +49,23 @@ class MatrixBackward final : MatrixMemory {
     const std::int64_t chunk = tuning::kMatrixChunk, vectors = 2 * chunk;
     const std::int64_t pitch = round_up(dim_, kMatrixTile), value_pitch = round_up(value_dim_, kMatrixTile);
     weight_row_ = (chunk + 1) * 64;
-    std::size_t bytes = scratch_bytes() + 2 * Scratch::bytes<float>(vectors * kTileSize) +
-                        2 * Scratch::bytes<char>(vectors * kMatrixTile * 64) +
-                        Scratch::bytes<char>(kMatrixTile * weight_row_) + Scratch::bytes<std::uint32_t>(kTileSize) +
-                        Scratch::bytes<float>(kMatrixTile * pitch) +
-                        2 * Scratch::bytes<float>(kMatrixTile * value_pitch) + 2 * Scratch::bytes<float>(kMatrixTile);
-    for (const std::int64_t dim : dims) bytes += Operand::bytes(dim);
-    if (bytes > kMatrixScratchBytes) return false;
-    Scratch scratch(bytes);
-    take_memory(scratch);
-    for (int i = 0; i < 2; ++i) operands[i]->take(scratch, dims[i]);
-    for (float*& scores : scores_) scores = scratch.take<float>(vectors * kTileSize);
-    for (char*& halfs : halfs_) {
-      halfs = scratch.take<char>(vectors * kMatrixTile * 64);
-      std::fill_n(halfs, vectors * kMatrixTile * 64, char{0});
-    }
-    weights_ = scratch.take<char>(kMatrixTile * weight_row_);
-    pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
-    dquery_ = scratch.take<float>(kMatrixTile * pitch);
-    for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
-    lse_ = scratch.take<float>(kMatrixTile);
-    delta_ = scratch.take<float>(kMatrixTile);
+    const auto take = [&](Scratch& scratch) {
+      take_memory(scratch);
+      for (int i = 0; i < 2; ++i) operands[i]->take(scratch, dims[i]);
+      for (float*& scores : scores_) scores = scratch.take<float>(vectors * kTileSize);
+      for (char*& halfs : halfs_) halfs = scratch.take<char>(vectors * kMatrixTile * 64);
+      weights_ = scratch.take<char>(kMatrixTile * weight_row_);
+      pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+      dquery_ = scratch.take<float>(kMatrixTile * pitch);
+      for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
+      lse_ = scratch.take<float>(kMatrixTile);
+      delta_ = scratch.take<float>(kMatrixTile);
+    };
+    if (Scratch::bytes_of(take) > kMatrixScratchBytes) return false;
+    const Scratch memory(take);
+    clear_memory();
+    for (Operand* operand : operands) operand->clear();
+    for (char* halfs : halfs_) std::fill_n(halfs, vectors * kMatrixTile * 64, char{0});
     for (std::int64_t i = 0; i < std::max(vectors, steps_of(std::max(dim_, value_dim_))); ++i) {
       tiles_of_kib_.push_back(i * kMatrixTile * 64);
       steps_of_line_.push_back(i * 64);
@@ -101,16 +97,14 @@ class MatrixBackward final : MatrixMemory {
     char* pairs;                ///< [query / 2][channel][query % 2], and as many zeros
     std::vector<std::int64_t> tiles;
 
-    static std::size_t bytes(std::int64_t dim) {
-      return 2 * Scratch::bytes<std::uint16_t>(kMatrixTile * round_up(dim, kMatrixStep)) +
-             Scratch::bytes<char>(kMatrixTile * round_up(dim, kMatrixTile) * 4);
-    }
     void take(Scratch& scratch, std::int64_t dim) {
       row = round_up(dim, kMatrixStep);
       columns = round_up(dim, kMatrixTile) / kMatrixTile;
       raw = scratch.take<std::uint16_t>(kMatrixTile * row);
       transposed = scratch.take<std::uint16_t>(kMatrixTile * row);
       pairs = scratch.take<char>(kMatrixTile * columns * 64);
+    }
+    void clear() {
       std::fill_n(pairs, kMatrixTile * columns * 64, char{0});
       for (std::int64_t t = 0; t < columns; ++t) tiles.push_back(t * 64);
     }

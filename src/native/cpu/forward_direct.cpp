@@ -45,16 +45,15 @@ class DirectSweep : ForwardTask {
       slots = std::max(slots, tiles_.back().slots);
       places = std::max(places, tiles_.back().places);
     }
-    Scratch scratch(Scratch::bytes<float>(kLanes * pitch_) + Scratch::bytes<float>(kLanes * value_pitch_) +
-                    Scratch::bytes<float>(slots * kLanes * kLanes) + Scratch::bytes<float>(slots * kLanes) +
-                    2 * Scratch::bytes<float>(kLanes) + Scratch::bytes<float>(places * std::max(pitch_, value_pitch_)));
-    queries_ = scratch.take<float>(kLanes * pitch_);
-    sums_ = scratch.take<float>(kLanes * value_pitch_);
-    partial_ = scratch.take<float>(slots * kLanes * kLanes);
-    scores_ = scratch.take<float>(slots * kLanes);
-    factors_ = scratch.take<float>(kLanes);
-    lse_ = scratch.take<float>(kLanes);
-    rows_ = scratch.take<float>(places * std::max(pitch_, value_pitch_));
+    const Scratch memory([&](Scratch& scratch) {
+      queries_ = scratch.take<float>(kLanes * pitch_);
+      sums_ = scratch.take<float>(kLanes * value_pitch_);
+      partial_ = scratch.take<float>(slots * kLanes * kLanes);
+      scores_ = scratch.take<float>(slots * kLanes);
+      factors_ = scratch.take<float>(kLanes);
+      lse_ = scratch.take<float>(kLanes);
+      rows_ = scratch.take<float>(places * std::max(pitch_, value_pitch_));
+    });
 
     const Span& kv_heads = region_.task.kv_heads;
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {

@@ -43,15 +43,14 @@ class FewQueries : ForwardTask {
   void run(std::int64_t segment, std::int64_t segments, float* segment_sums) {
     if (region_.is_empty()) return;
     const std::int64_t all_rows = rows_ * p_.kv_heads;
-    const std::int64_t own_sums = segments == 1 ? FewSums::size(all_rows, value_pitch_) : 0;
-    Scratch scratch(Scratch::bytes<float>(all_rows * pitch_) + Scratch::bytes<float>(all_rows * kBlock) +
-                    Scratch::bytes<float>(kFewRows * kLanes * kLanes) +
-                    Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(own_sums));
-    queries_ = scratch.take<float>(all_rows * pitch_);
-    scores_ = scratch.take<float>(all_rows * kBlock);
-    partial_ = scratch.take<float>(kFewRows * kLanes * kLanes);
-    buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
-    const FewSums sums(segments == 1 ? scratch.take<float>(own_sums) : segment_sums, all_rows, value_pitch_);
+    const Scratch memory([&](Scratch& scratch) {
+      queries_ = scratch.take<float>(all_rows * pitch_);
+      scores_ = scratch.take<float>(all_rows * kBlock);
+      partial_ = scratch.take<float>(kFewRows * kLanes * kLanes);
+      buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
+      if (segments == 1) segment_sums = scratch.take<float>(FewSums::size(all_rows, value_pitch_));
+    });
+    const FewSums sums(segment_sums, all_rows, value_pitch_);
     sums.clear();
     load_queries();
     const Span& keys = region_.part[2].keys;
@@ -252,8 +251,9 @@ HWY_EXPORT(few_sums_size_of_target);
 void run_few_queries(const Pass& pass, const TaskList& tasks, double flops) {
   const std::int64_t segments = few_segments(pass.inputs.problem);
   const std::int64_t size = NATTEN_DISPATCH(few_sums_size_of_target)(pass.inputs.problem);
-  Scratch scratch(Scratch::bytes<float>(segments > 1 ? tasks.size() * segments * size : 0));
-  float* sums = scratch.take<float>(segments > 1 ? tasks.size() * segments * size : 0);
+  float* sums;
+  const Scratch memory(
+      [&](Scratch& scratch) { sums = scratch.take<float>(segments > 1 ? tasks.size() * segments * size : 0); });
   const auto run = [&](std::int64_t task, std::int64_t segment, float* to, bool is_join) {
     NATTEN_DISPATCH(run_few_task_of_target)(pass, {tasks[task], segment, segments, to, is_join});
   };

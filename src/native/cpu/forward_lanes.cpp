@@ -53,19 +53,16 @@ class LanesSweep : ForwardTask {
     score_size_ = (is_chunked_ ? packed_keys_ : most_keys) * kLanes;
     query_size_ = round_up(p_.head_dim, 4) * kLanes;
     const std::int64_t block_tiles = block_ / kLanes;
-    const std::int64_t sums = is_chunked_ ? block_tiles * RunningSums::size(value_pitch_) : 0;
-    Scratch scratch(Scratch::bytes<float>(packed_keys_ * pitch_) + Scratch::bytes<float>(packed_keys_ * value_pitch_) +
-                    Scratch::bytes<float>(block_tiles * query_size_) + Scratch::bytes<float>(tiles_ * score_size_) +
-                    Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + Scratch::bytes<float>(sums) +
-                    2 * Scratch::bytes<float>(kLanes));
-    keys_ = scratch.take<float>(packed_keys_ * pitch_);
-    values_ = scratch.take<float>(packed_keys_ * value_pitch_);
-    queries_ = scratch.take<float>(block_tiles * query_size_);
-    scores_ = scratch.take<float>(tiles_ * score_size_);
-    buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
-    sums_ = scratch.take<float>(sums);
-    factors_ = scratch.take<float>(kLanes);
-    lse_ = scratch.take<float>(kLanes);
+    const Scratch memory([&](Scratch& scratch) {
+      keys_ = scratch.take<float>(packed_keys_ * pitch_);
+      values_ = scratch.take<float>(packed_keys_ * value_pitch_);
+      queries_ = scratch.take<float>(block_tiles * query_size_);
+      scores_ = scratch.take<float>(tiles_ * score_size_);
+      buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
+      sums_ = scratch.take<float>(is_chunked_ ? block_tiles * RunningSums::size(value_pitch_) : 0);
+      factors_ = scratch.take<float>(kLanes);
+      lse_ = scratch.take<float>(kLanes);
+    });
 
     for (std::int64_t q0 = part_[0].queries.start; q0 < part_[0].queries.end; ++q0) {
       for (std::int64_t q1 = part_[1].queries.start; q1 < part_[1].queries.end; ++q1) {

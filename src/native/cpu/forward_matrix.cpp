@@ -47,19 +47,18 @@ class MatrixForward : MatrixMemory {
     raw_row_ = round_up(dim_, kMatrixStep);
     const std::int64_t chunk = tuning::kMatrixChunk, query_size = kMatrixTile * raw_row_;
     weight_row_ = (chunk + 1) * 64;
-    Scratch scratch(scratch_bytes() + 2 * Scratch::bytes<std::uint16_t>(query_size) +
-                    Scratch::bytes<float>(2 * chunk * kTileSize) + Scratch::bytes<char>(kMatrixTile * weight_row_) +
-                    Scratch::bytes<std::uint32_t>(kTileSize) + Scratch::bytes<float>(kMatrixTile * pitch_) +
-                    2 * Scratch::bytes<float>(kMatrixTile));
-    take_memory(scratch);
-    raw_queries_ = scratch.take<std::uint16_t>(query_size);
-    queries_ = scratch.take<std::uint16_t>(query_size);
-    scores_ = scratch.take<float>(2 * chunk * kTileSize);
-    weights_ = scratch.take<char>(kMatrixTile * weight_row_);
-    pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
-    sums_ = scratch.take<float>(kMatrixTile * pitch_);
-    factors_ = scratch.take<float>(kMatrixTile);
-    lse_ = scratch.take<float>(kMatrixTile);
+    const Scratch memory([&](Scratch& scratch) {
+      take_memory(scratch);
+      raw_queries_ = scratch.take<std::uint16_t>(query_size);
+      queries_ = scratch.take<std::uint16_t>(query_size);
+      scores_ = scratch.take<float>(2 * chunk * kTileSize);
+      weights_ = scratch.take<char>(kMatrixTile * weight_row_);
+      pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+      sums_ = scratch.take<float>(kMatrixTile * pitch_);
+      factors_ = scratch.take<float>(kMatrixTile);
+      lse_ = scratch.take<float>(kMatrixTile);
+    });
+    clear_memory();
     std::fill_n(raw_queries_, query_size, std::uint16_t{0});  // rows without a query are multiplied too
     for (std::int64_t s = 0; s < std::max(raw_row_ / kMatrixStep, chunk); ++s) {
       query_steps_.push_back(s * kMatrixTile * 64);

@@ -155,15 +155,6 @@ class ForwardMemory : protected ForwardTask {
     packed_queries_ = static_cast<std::int64_t>(tiles_.size()) * heads_ * block_rows_;
   }
 
-  std::int64_t scratch_bytes() const {
-    return Scratch::bytes<float>(packed_rows_ * key_row_) +
-           Scratch::bytes<float>(values_in_place_ ? 0 : packed_rows_ * value_row_) +
-           Scratch::bytes<float>(packed_queries_ * query_row_) +
-           Scratch::bytes<float>(is_segmented_ ? packed_queries_ * RunningSums::size(value_pitch_) : 0) +
-           Scratch::bytes<float>(ring_rows_ * score_size_) +
-           Scratch::bytes<float>(kLanes * std::max(pitch_, value_pitch_)) + 2 * Scratch::bytes<float>(kLanes);
-  }
-
   void take_memory(Scratch& scratch) {
     keys_ = scratch.take<float>(packed_rows_ * key_row_);
     value_memory_ = scratch.take<float>(values_in_place_ ? 0 : packed_rows_ * value_row_);

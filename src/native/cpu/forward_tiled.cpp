@@ -42,8 +42,7 @@ class ForwardSweep : ForwardMemory {
       tiles_.emplace_back(tile, axes_[2].kernel_size);
     }
     plan_memory();
-    Scratch scratch(scratch_bytes());
-    take_memory(scratch);
+    const Scratch memory([&](Scratch& scratch) { take_memory(scratch); });
     for (Step step = first_step(); step.q0 < part_[0].queries.end; step = step_after(step)) {
       is_segmented_ ? run_in_segments(step) : run_step(step);
     }

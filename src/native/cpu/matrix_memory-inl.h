@@ -111,28 +111,19 @@ class MatrixMemory {
     raw_pitch_ = paired_tiles * kMatrixTile;
   }
 
-  std::int64_t scratch_bytes() const {
-    std::int64_t bytes = Scratch::bytes<char>(units_ * places_ * paired_.pitch) +
-                         2 * Scratch::bytes<std::uint16_t>(kMatrixTile * raw_pitch_);
-    for (const Packed& rows : rows_) bytes += Scratch::bytes<char>(packed_rows() * places_ * rows.pitch);
-    // What no query of a tile attends is summed elsewhere.
-    for (const Packed& sums : sums_over_queries_)
-      bytes += Scratch::bytes<char>((packed_rows() + 1) * places_ * sums.pitch);
-    return bytes;
-  }
-
   void take_memory(Scratch& scratch) {
     for (Packed& rows : rows_) rows.memory = scratch.take<char>(packed_rows() * places_ * rows.pitch);
+    // What no query of a tile attends is summed elsewhere.
     for (Packed& sums : sums_over_queries_)
       sums.memory = scratch.take<char>((packed_rows() + 1) * places_ * sums.pitch);
     paired_.memory = scratch.take<char>(units_ * places_ * paired_.pitch);
+    for (std::uint16_t*& raw : raw_) raw = scratch.take<std::uint16_t>(kMatrixTile * raw_pitch_);
+  }
+  void clear_memory() const {
     // Weights are zero there.
     const std::int64_t packed = size_of(part_[2].keys) * paired_.pitch, row = places_ * paired_.pitch;
     for (std::int64_t u = 0; u < units_; ++u) std::memset(paired_.memory + u * row + packed, 0, row - packed);
-    for (std::uint16_t*& raw : raw_) {
-      raw = scratch.take<std::uint16_t>(kMatrixTile * raw_pitch_);
-      std::fill_n(raw, kMatrixTile * raw_pitch_, std::uint16_t{0});
-    }
+    for (std::uint16_t* raw : raw_) std::fill_n(raw, kMatrixTile * raw_pitch_, std::uint16_t{0});
   }
 
   int slide_axis() const { return size_of(part_[0].keys) > 1 ? 0 : 1; }

@@ -35,7 +35,7 @@ Scratch::Scratch(std::size_t bytes) : block_(std::exchange(kept.block, nullptr))
     block_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, size_));
     if (block_ == nullptr) throw std::bad_alloc();
   }
-  next_ = block_;
+  next_ = reinterpret_cast<std::uintptr_t>(block_);
   std::size_t so_far = largest.load(std::memory_order_relaxed);
   while (so_far < bytes && !largest.compare_exchange_weak(so_far, bytes, std::memory_order_relaxed)) {
   }

@@ -125,13 +125,6 @@ class SweepMemory {
     return kLanes * round_up(std::max<std::int64_t>(widest_, slot_rows_), std::max(kLanes, 4));
   }
 
-  std::size_t scratch_bytes() const {
-    const std::int64_t slots = ring_[0] * ring_[1];
-    return Scratch::bytes<float>(slots * heads_ * row_size_) + Scratch::bytes<std::int64_t>(2 * slots) +
-           Scratch::bytes<float>(block_rows_ * key_row_size_) + Scratch::bytes<float>(block_rows_ * dkey_row_size_) +
-           2 * Scratch::bytes<float>(score_rows_ * score_size_) + Scratch::bytes<float>(buffer_size()) +
-           3 * Scratch::bytes<float*>(score_rows_) + Scratch::bytes<float>(extra_);
-  }
   std::int64_t packed_size(const KeyTensor& key) const {
     return is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
   }
@@ -141,13 +134,18 @@ class SweepMemory {
     const std::int64_t slots = ring_[0] * ring_[1];
     ring_memory_ = scratch.take<float>(slots * heads_ * row_size_);
     ring_tags_ = scratch.take<std::int64_t>(2 * slots);
-    std::fill_n(ring_tags_, 2 * slots, std::int64_t{-1});
     key_memory_ = scratch.take<float>(block_rows_ * key_row_size_);
     dkey_memory_ = scratch.take<float>(block_rows_ * dkey_row_size_);
     for (float*& scores : scores_) scores = scratch.take<float>(score_rows_ * score_size_);
     buffer_ = scratch.take<float>(buffer_size());
     for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
     extra_memory_ = scratch.take<float>(extra_);
+  }
+  std::size_t scratch_bytes() {
+    return Scratch::bytes_of([&](Scratch& scratch) { take_memory(scratch); });
+  }
+  void clear_memory() const {
+    std::fill_n(ring_tags_, 2 * ring_[0] * ring_[1], std::int64_t{-1});
     // Places outside the axis read as zero.
     std::fill_n(key_memory_, block_rows_ * key_row_size_, 0.0f);
   }

@@ -8,7 +8,6 @@
 #endif
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "hwy/cache_control.h"
@@ -50,11 +49,12 @@ class TileSweep : protected SweepMemory {
     const std::int64_t carried = strips > 1 ? owned_rows * 2 * axes_[2].kernel_size * dkey_pitch() : 0;
     Scratch scratch(Scratch::bytes<float>(carried) + most);
     carry_ = scratch.take<float>(carried);
-    std::byte* const start = scratch.position();
+    const std::uintptr_t start = scratch.position();
     for (std::size_t strip = 0; strip < strips; ++strip) {
       select_strip(tiles, strip, strips);
       scratch.rewind(start);
       take_memory(scratch);
+      clear_memory();
       run_strip();
     }
     if (is_streamed_) hwy::FlushStream();
