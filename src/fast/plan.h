@@ -34,7 +34,7 @@ struct Plan {
   int vector = 4;         ///< channels per access
   int batch = 1;          ///< positions of axis 2 taken at once
   int chunk = 1;          ///< positions in threadgroup memory
-  int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb
+  int stage_columns = 0;  ///< of the logit gradients that are summed into the gradient of rpb, a row for each query
   int threads = 32;
   int groups = 1;          ///< CUDA: threadgroups that shall fit on a multiprocessor, which bounds registers
   int position_bytes = 0;  ///< of threadgroup memory for each streamed position
