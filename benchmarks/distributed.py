@@ -18,6 +18,7 @@ import argparse
 import ctypes.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def rank_main(args: argparse.Namespace) -> None:
     """Times what the other end of a socket asks for, (case, kind, direction, repeats), and answers with seconds."""
     group = mx.distributed.init(strict=True, backend=args.backend)
     asked = Client(args.rank, "AF_UNIX")
+    asked.send(group.rank())
     link = mx.new_stream(mx.cpu) if args.overlap else None
     made: dict[str, dict[str, dict[str, Callable[[], Any]]]] = {}
     while True:
@@ -144,7 +146,11 @@ class Ranks:
                 self.processes = [
                     subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(count)
                 ]
-            self.ranks = [listener.accept() for _ in range(count)]
+            signal.alarm(60)  # not waited for longer: a rank that ends before it connects
+            accepted = [listener.accept() for _ in range(count)]
+            signal.alarm(0)
+        by_rank = {rank.recv(): rank for rank in accepted}
+        self.ranks = [by_rank[rank] for rank in range(count)]
 
     def answers(self, *work: Any) -> list[Any]:
         """Of every rank."""

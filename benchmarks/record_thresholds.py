@@ -59,13 +59,13 @@ def main() -> int:
     try:
         reports = [read(path) for path in args.reports]
         thresholds = guardrail.load(str(args.output))
+        own = guardrail.thresholds_of(reports, args.part, args.margin, not args.floors_alone)
     except ValueError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     if any(row["status"] == WRONG for found in reports for row in found["rows"]):
         print("some results were wrong: nothing is recorded", file=sys.stderr)
         return 1
-    own = guardrail.thresholds_of(reports, args.part, args.margin, not args.floors_alone)
     stored = guardrail.own_thresholds(thresholds, own)
     others = [machine for machine in thresholds["machines"] if machine is not stored]
     thresholds["machines"] = [*others, keep(stored, own) if args.keep and stored else own]

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 
 #include "definition/span.h"
@@ -93,6 +94,7 @@ inline bool is_float64(const Problem& p) {
 enum Option : unsigned { kSpan = 1, kCircularAxis = 2, kLongCausalKernel = 4 };
 inline constexpr const char* kOptionNames[] = {"a span of queries or keys", "a circular axis",
                                                "a causal kernel longer than its axis"};
+static_assert(kLongCausalKernel == 1u << (std::size(kOptionNames) - 1), "a name for each option");
 
 inline unsigned options_of(const Problem& p) {
   // All fields by name: a new one does not compile until it is decided whether it is an option.

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -20,7 +20,7 @@ namespace {
 
 namespace files = std::filesystem;
 
-constexpr std::string_view kMagic = "natten-mlx kernel 1\n";
+constexpr std::string_view kMagic = "natten-mlx kernel 2\n";
 constexpr std::string_view kSuffix = ".kernel";
 constexpr std::string_view kTemporary = ".writing-";  // between a file's name and six letters
 
@@ -87,8 +87,9 @@ std::optional<std::string> DiskCache::find(const std::string& key) const {
   const files::path path = file_of(key);
   std::ifstream file(path, std::ios::binary);
   if (!file) return std::nullopt;
-  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  const std::optional<std::string> contents = unpacked(key, bytes);
+  std::ostringstream bytes;  // which a file that can't be read leaves empty; an iterator would throw
+  bytes << file.rdbuf();
+  const std::optional<std::string> contents = unpacked(key, bytes.str());
   if (contents) {
     utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
   } else {
@@ -98,7 +99,7 @@ std::optional<std::string> DiskCache::find(const std::string& key) const {
 }
 
 bool DiskCache::insert(const std::string& key, const std::string& contents) const {
-  if (folder_.empty() || contents.size() > limit_) return false;
+  if (folder_.empty() || key.size() + contents.size() > limit_) return false;
   std::error_code error;
   files::create_directories(folder_.parent_path(), error);
   mkdir(folder_.c_str(), 0700);  // what is in it will run

@@ -379,10 +379,9 @@ KernelText kernel_text(const Problem& problem, KernelId kernel, Target target) {
 KernelLaunch kernel_launch(const Problem& p, KernelId kernel, Target target) {
   const KernelRow& row = row_of(kernel);
   const Plan plan = fast::plan(p, kernel, target);
-  // Those that rpb_sum adds up are the query gradient's, the kernel before it.
-  const std::int64_t parts = kernel == KernelId::rpb_sum
-                                 ? fast::plan(p, kernels_of(p, Role::backward_query).end()[-2], target).parts
-                                 : plan.parts;
+  // Those that rpb_sum adds up are the query gradient's.
+  const KernelId summed = p.op == Op::qk ? KernelId::qk_backward_query : KernelId::backward_query;
+  const std::int64_t parts = kernel == KernelId::rpb_sum ? fast::plan(p, summed, target).parts : plan.parts;
   KernelLaunch k;
   for (const Array array : row.inputs) {
     if (has_array(p, array)) k.inputs.push_back(spec_of(p, array, parts));

@@ -162,6 +162,7 @@ ElementType type_of(const Problem& p, Array array) {
   const FloatType types[] = {p.query_type, p.key_type, p.value_type};  // in the order of Type
   const Type type = array_row(array).type;
   if (type >= Type::float32) return type == Type::int32 ? ElementType::int32 : ElementType::float32;
+  static_assert(int(ElementType::float32) == int(FloatType::float32) && FloatType::float64 > FloatType::float32);
   return static_cast<ElementType>(std::min(types[static_cast<int>(type)], FloatType::float32));
 }
 

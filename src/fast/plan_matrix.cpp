@@ -67,6 +67,8 @@ bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_byt
   constexpr int kWordBits = 32, kMostRegion = 1 << 19;
   constexpr int kMostRows = 128;
   if (bits > kWordBits || region > kMostRegion) return false;
+  // Each tile clears and adds up whole tables. Those of long causal windows are beyond what a tile can meet.
+  if (kernel.sums_bias(p) && bias_entries(p) > 8 * region) return false;
   const int room = most_rows(most_shared, plan);
   if (room < plan.block) return false;
   const int fitting = std::min(most_bytes / plan.position_bytes, room) / plan.block * plan.block;
@@ -117,6 +119,8 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     s->width = ceil_div(s->channels, step) * step;
   }
   override_from_environment(plan);
+  constexpr int kMostBlock = 64;  // a bit of `met` (bodies/matrix.h) for each sum of a thread
+  if (plan.block > (sums_bias ? 32 : kMostBlock)) refuse(plan);
   finish_streams(kernel, plan);
   plan.position_bytes += 4 + 2 * 8;  // packed coordinates, places in both arrays
   choose_extent(p, kernel, matrix_cost, plan);
@@ -131,8 +135,11 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     }
   }
   if (!choose_matrix_chunk(p, kernel, most_bytes, most_shared, plan)) return std::nullopt;
+  const int block = plan.block;
   override_from_environment(plan);
-  if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.chunk % plan.block != 0) refuse(plan);
+  if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.block != block || plan.chunk % block != 0) {
+    refuse(plan);
+  }
   return plan;
 }
 

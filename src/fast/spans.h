@@ -18,7 +18,7 @@ Problem nearest(Problem problem);
 /// Of a problem whose positions are near; a family (plan.h) has rows as well.
 AxisRows rows_of(const Problem& problem, int axis);
 
-/// What `spans_of` (bodies/tile.h) reads: per axis its length, then AxisRows.
+/// What `spans_of` (bodies/tile.h) reads: per axis its length, then the fields of AxisRows in their order.
 inline constexpr int kSpanNumbers = 7;
 std::array<std::int32_t, kAxes * kSpanNumbers> span_numbers(const Problem& problem);
 

@@ -154,6 +154,40 @@ TEST(MatrixUnits, CanBeSwitchedOff) {
   EXPECT_EQ(on_matrix_units(attention(f16, 64, 64)), 3);
 }
 
+/// A thread has a bit for each sum of a block, and the gradient of a bias a lane for each key of one.
+TEST(MatrixUnits, RefuseBlocksTooLargeForThem) {
+  Problem p = attention(f16, 32, 32);
+  p.axes[1] = p.axes[2] = {56, 7, 1, 1, 1, false};
+  const auto is_refused = [&](const char* tile, KernelId kernel) {
+    setenv("NATTEN_FAST_TILE", tile, 1);
+    bool refused = false;
+    try {
+      plan(p, kernel, Platform::cuda);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    unsetenv("NATTEN_FAST_TILE");
+    return refused;
+  };
+  EXPECT_FALSE(is_refused("block=64", KernelId::forward));
+  EXPECT_TRUE(is_refused("block=128", KernelId::forward));
+  p.has_rpb = true;
+  EXPECT_FALSE(is_refused("block=32", KernelId::backward_query));
+  EXPECT_TRUE(is_refused("block=64", KernelId::backward_query));
+  p.axes[1] = p.axes[2] = {56, 25, 1, 1, 1, false};  // a block of 32 does not fit beside such tables
+  EXPECT_FALSE(is_refused("threads=128", KernelId::backward_query));
+  EXPECT_TRUE(is_refused("block=32", KernelId::backward_query));
+}
+
+/// Tables far larger than what a tile meets.
+TEST(MatrixUnits, LeaveTheGradientOfABiasOfFarTooLongCausalWindows) {
+  Problem p = attention(f16, 32, 32);
+  p.has_rpb = true;
+  p.axes[2] = {16, 1000, 1, 1, 1, true};
+  EXPECT_EQ(plan(p, KernelId::backward_query, Platform::cuda).engine, Engine::simt);
+  EXPECT_EQ(plan(p, KernelId::backward_key_value, Platform::cuda).engine, Engine::matrix);
+}
+
 // --- Hopper's warpgroup instructions ---
 
 const Target kHopper{Platform::cuda, 90};

@@ -106,6 +106,15 @@ TEST_F(Disk, RemovesDamagedFiles) {
   }
 }
 
+TEST_F(Disk, LeavesOutWhatCannotBeRead) {
+  ASSERT_TRUE(cache().insert("key", "contents"));
+  const files::path path = file();
+  files::remove(path);
+  files::create_directory(path);
+  EXPECT_FALSE(cache().find("key"));
+  EXPECT_FALSE(cache().insert("key", "contents"));
+}
+
 TEST_F(Disk, DoesNotTakeAnotherKeysFile) {
   ASSERT_TRUE(cache().insert("one", "contents"));
   const std::string bytes = read(file());

@@ -134,12 +134,15 @@ NEIGHBORHOODS = [
     Case((12, 11), (4, 3), dilation=(2, 1), gna_stride=(1, 3), rpb=True),
     Case((18, 17), (5, 5), dim=16),
     Case((5, 6, 7), (3, 2, 4), is_causal=(True, False, False)),
+    # Empty slots that are keys of others, in several rows and heads.
+    Case((6, 26), (3, 12), is_causal=(False, True), gna_stride=(1, 5), heads=4, kv_heads=2, rpb=True),
 ]
 # Where products of a weight of 0 with a whole row are the natural way, they must not let a NaN in.
 HALF_NEIGHBORHOODS = [
     Case((18, 17), (5, 5), dim=16, dtype="float16"),
     Case((40,), (16,), dim=64, heads=4, kv_heads=2, is_causal=(True,), dtype="bfloat16"),
     Case((6, 6, 9), (3, 2, 4), dim=32, dilation=(1, 2, 1), rpb=True, dtype="float16"),
+    Case((6, 40), (2, 9), dim=16, dilation=(1, 2), is_causal=(False, True), gna_stride=(1, 3), dtype="bfloat16"),
 ]
 
 

@@ -281,7 +281,7 @@ def test_guardrail_compares_with_what_a_release_reached_on_such_a_machine(small,
     assert run_guardrail(thresholds(tmp_path, {"vs_pure": 0.01}, ratios)) == 1
     said = " ".join(capsys.readouterr().out.split())
     kind = ", ".join(this_machine().values())
-    assert "of release 0.0.1" in said and f"Held to the floors, and to release 0.0.1 on {kind}." in said
+    assert "of release 0.0.1" in said and f"Held to the floors, and to release 0.0.1 on {kind};" in said
 
 
 @needs_compiled
@@ -343,6 +343,9 @@ def test_thresholds_are_made_of_the_lowest_ratio():
     assert found["floors"] == {"nanobind": {"a": {FORWARD: {"vs_pure": 5.0}}}}
     assert found["ratios"] == {"nanobind": {"a": {FORWARD: {"vs_pure": 20.0}}}}
     assert (found["processor"], found["cpu_target"], found["version"]) == ("Y", "X", "1")
+    reports[1] = {**reports[1], "machine": {**reports[1]["machine"], "processor": "Z"}}
+    with pytest.raises(ValueError, match="several kinds of machines"):
+        guardrail.thresholds_of(reports, part=0.5, margin=0.6)
 
 
 def test_thresholds_are_made_of_a_table():

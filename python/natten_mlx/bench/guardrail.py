@@ -217,14 +217,20 @@ def held_to(thresholds: dict[str, Any], machine: dict[str, Any]) -> str:
     if own is None:
         return f"Held to the lowest floors of the share of the peak alone: none are stored for {processor}, {target}."
     release = f", and to release {own['version']}" if own["ratios"] else ""
-    return f"Held to the floors{release} on {processor}, {target}."
+    return f"Held to the floors{release} on {processor}, {target}; cases without any there to the lowest of others."
 
 
 def thresholds_of(reports: Sequence[Report], part: float, margin: float, with_release: bool = True) -> dict[str, Any]:
     """Thresholds of one kind of machine: floors are `part` of the lowest ratio, the release's ratios are the medians.
 
     Reports are of guardrails or tables. Of a machine that was not idle no release's ratios should be kept.
+
+    Raises:
+        ValueError: the reports are of several kinds of machines.
     """
+    kinds = sorted({kind_of_machine(report["machine"]) for report in reports})
+    if len(kinds) > 1:
+        raise ValueError(f"reports of several kinds of machines: {kinds}")
     collected: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
     for report in reports:
         baselines = {(row["case"], row["direction"]): row for row in report["rows"] if row["tier"] == REFERENCE}

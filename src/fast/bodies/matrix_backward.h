@@ -1,7 +1,7 @@
 // The fused gradients on matrix units: as backward.h, in blocks of streamed positions.
 namespace natten {
 
-#define NA_STAGE_PITCH (NA_BLOCK + 8)  // of logit gradients: eight rows of fragments in distinct banks
+#define NA_STAGE_PITCH (NA_BLOCK + 8)  // of logit gradients: of eight rows of fragments two share banks
 
 /// Gradient of the bias table on matrix units. A simdgroup sums its own queries in a table in threadgroup memory, each
 /// block query by query: the keys of one have distinct entries, so lanes add at once and the order is fixed. After each

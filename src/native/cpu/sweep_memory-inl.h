@@ -58,9 +58,14 @@ class SweepMemory {
   /// Tiles of the last axis and the places of their keys.
   void make_row() {
     tiles_ = make_tiles(axes_[2], *group_[2], part_[2].queries, kLanes);
-    first_place_ = part_[2].keys.start;
-    if (!tiles_.empty()) first_place_ = std::min(first_place_, tiles_.front().slot0);
-    places_ = part_[2].keys.end - first_place_;
+    set_places(part_[2].keys);
+  }
+
+  /// Of the packed keys: from the first that any tile loads, which is an empty slot where it lies before the axis.
+  void set_places(const Span& keys) {
+    first_place_ = keys.start;
+    for (const Tile& tile : tiles_) first_place_ = std::min(first_place_, tile.slot0 + tile.first_slot);
+    places_ = keys.end - first_place_;
   }
 
   /// Queries of axis `a` that attend any of the keys, as far as this task needs them.

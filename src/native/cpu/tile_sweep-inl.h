@@ -96,9 +96,7 @@ class TileSweep : protected SweepMemory {
       strip_keys_.end = std::max(queries[end->query - 1].keys.end, final_keys_.end);
     }
     carried_ = {strip_keys_.start, is_first ? strip_keys_.start : carried_end};
-    first_place_ = strip_keys_.start;
-    if (!tiles_.empty()) first_place_ = std::min(first_place_, tiles_.front().slot0);
-    places_ = strip_keys_.end - first_place_;
+    set_places(strip_keys_);
     plan_memory();
   }
 
@@ -323,7 +321,7 @@ class TileSweep : protected SweepMemory {
       if (count == kLanes && is_plain(rows, key.dim)) {
         transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, key.dim, 1.0f, to + x, row_pitch_);
       } else {
-        std::fill_n(buffer_, kLanes * key.pitch(), 0.0f);
+        std::fill_n(buffer_, std::max(kLanes * key.pitch(), key.packed_dim()), 0.0f);
         load_rows(rows, count, key.dim, buffer_ + lane * key.pitch(), key.pitch());
         transpose_in(buffer_, key.pitch(), key.packed_dim(), 1.0f, to + x - lane, row_pitch_);
       }

@@ -111,7 +111,7 @@ inline constexpr int kDenseChunk = 256;
 /// five times as long.
 inline constexpr std::int64_t kStreamBytes = 512 << 10;
 /// Split form: slots of a query up to which all are packed. Reading a few slots for every row of keys instead costs
-/// 1.4 times (2-D 64x64 K 13) to 2 times (3-D K 5): a page per query and row.
+/// 1.05 (gradients) to 4 times (qk, 3-D K 5): a page per query and row.
 inline constexpr int kMostPackedSlots = 1024;
 
 /// When a matrix unit pays, in cycles, fitted to cases from 5x5 to 13x13, 3-D and 1-D: the product of a tile and a step

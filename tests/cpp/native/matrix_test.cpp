@@ -67,6 +67,8 @@ TEST_P(Matrix, CausalDilatedStridedNegative) {
   run(742, p);
   p.scale = -0.3;
   run(743, p);
+  p.axes[2] = {30, 20, 1, 1, 3, true};
+  run(744, p);
   p.axes[1].is_causal = p.axes[2].is_causal = true;
   p.axes[2] = {30, 20, 5, 1, 1, true};
   p.scale = 0.2;

@@ -119,7 +119,8 @@ class Poisoned {
 // of a causal window that shares its leader, which are keys of others.
 TEST_P(Tiles, NotANumberStaysInItsWindows) {
   for (const Axis& axis : {Axis{120, 31, 1, 1, 1, false}, Axis{120, 30, 1, 1, 5, true}, Axis{120, 7, 1, 1, 3, true},
-                           Axis{120, 7, 1, 1, 7, true}}) {
+                           Axis{120, 7, 1, 1, 7, true}, Axis{120, 100, 1, 1, 6, true}, Axis{700, 300, 1, 1, 5, true},
+                           Axis{90, 1100, 1, 1, 4, true}}) {
     Problem p = one_axis(axis.length, axis.kernel_size, Poisoned::kDim);
     p.axes[2] = axis;
     p.has_rpb = false;
@@ -172,6 +173,35 @@ TEST_P(Tiles, ManySlots) {
   p.axes[1] = {12, 6, 1, 2, 1, false};
   p.axes[2] = {100, 67, 1, 1, 4, false};
   run(3, p, {&KernelCase::run_split});
+  p = plain_problem(2, 2, 5);
+  p.axes[1] = {33, 33, 1, 1, 1, false, true};
+  p.axes[2] = {33, 32, 1, 1, 1, false, true};
+  run(4, p, {&KernelCase::run_split});
+  p.axes[1] = {6, 5, 1, 1, 1, false, true};
+  p.axes[2] = {60, 300, 1, 1, 2, true};
+  run(5, p, {&KernelCase::run_split});
+}
+
+// Empty slots far before the axis are not packed.
+TEST_P(Tiles, CausalWindowsFarLongerThanTheAxis) {
+  Problem p = one_axis(16, 1'000'000, 8);
+  p.has_rpb = false;
+  p.axes[2].is_causal = true;
+  std::vector<float> rows(16 * 8, 0.5f), sums(16 * 8), slots(16 * 1'000'000);
+  const auto tensor = [&](std::vector<float>& values, std::int64_t dim) {
+    return Tensor{values.data(), {16 * dim, 16 * dim, 16 * dim, dim, dim}, FloatType::float32};
+  };
+  const AttentionInputs inputs{p, tensor(rows, 8), tensor(rows, 8), tensor(rows, 8), nullptr, nullptr};
+  take_largest_scratch();
+  qk(inputs, tensor(slots, 1'000'000));
+  EXPECT_EQ(slots[5 * 1'000'000 + 999'999 - 6], -std::numeric_limits<float>::infinity());
+  EXPECT_NEAR(slots[5 * 1'000'000 + 999'999 - 5], 0.25 * 8 * p.scale, 1e-6);
+  for (float& slot : slots) slot = std::isinf(slot) ? 0.0f : 1.0f;
+  qk_backward_query(inputs, tensor(slots, 1'000'000), tensor(sums, 8), nullptr);
+  EXPECT_NEAR(sums[5 * 8], 6 * 0.5 * p.scale, 1e-5);
+  qk_backward_key(inputs, tensor(slots, 1'000'000), tensor(sums, 8));
+  EXPECT_NEAR(sums[5 * 8], 11 * 0.5 * p.scale, 1e-5);
+  EXPECT_LT(take_largest_scratch(), 1u << 18);
 }
 
 // Rows too wide for the cache at once; the windows of a strip may reach over the next one.

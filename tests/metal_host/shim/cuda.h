@@ -38,7 +38,6 @@ typedef const int64_t* Strides;
 #define __reduce_min_sync(mask, value) metal::simd_min(value)
 #define __reduce_max_sync(mask, value) metal::simd_max(value)
 
-#define __syncwarp() metal_host_simd_barrier(__LINE__, true, true)
 #define __float_as_int(x) __builtin_bit_cast(int, float(x))
 #define fmaxf(x, y) __builtin_fmaxf(x, y)
 #define fabsf(x) __builtin_fabsf(x)
