@@ -3,8 +3,8 @@ set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
   ${NATTEN_CPU_DIR}/axis_plan.cpp
+  ${NATTEN_CPU_DIR}/backward.cpp
   ${NATTEN_CPU_DIR}/backward_matrix.cpp
-  ${NATTEN_CPU_DIR}/backward_tiled.cpp
   ${NATTEN_CPU_DIR}/bias_gradient.cpp
   ${NATTEN_CPU_DIR}/block_cache.cpp
   ${NATTEN_CPU_DIR}/control_group.cpp
@@ -14,11 +14,11 @@ add_library(
   ${NATTEN_CPU_DIR}/forward_lanes.cpp
   ${NATTEN_CPU_DIR}/forward_matrix.cpp
   ${NATTEN_CPU_DIR}/forward_plan.cpp
-  ${NATTEN_CPU_DIR}/forward_tiled.cpp
+  ${NATTEN_CPU_DIR}/forward_shift.cpp
   ${NATTEN_CPU_DIR}/matrix_plan.cpp
   ${NATTEN_CPU_DIR}/matrix_unit.cpp
   ${NATTEN_CPU_DIR}/scratch.cpp
-  ${NATTEN_CPU_DIR}/split_tiled.cpp
+  ${NATTEN_CPU_DIR}/split.cpp
   ${NATTEN_CPU_DIR}/target.cpp
   ${NATTEN_CPU_DIR}/thread_pool.cpp
   ${NATTEN_CPU_DIR}/tile_tasks.cpp)

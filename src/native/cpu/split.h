@@ -1,4 +1,4 @@
-// The tiled kernels of the split form. The six functions are three: products of a query with the keys of its window,
+// The split form (split.cpp). Its six functions are three sweeps: products of a query with the keys of its window,
 // sums of a window's keys weighted by slot, and the transpose of that sum.
 #pragma once
 

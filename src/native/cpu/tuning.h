@@ -17,7 +17,7 @@ inline constexpr std::int64_t kBiasGradientBytes = 128 << 20;
 /// Tables of windows of the samples that run at a time, where lengths differ.
 inline constexpr std::int64_t kPlanBytes = 16 << 20;
 
-/// Forward pass, tiled kernels: places of the last axis of one task, and least rows of one, in places and in kernel
+/// Forward pass: places of the last axis of one task, and least rows of one, in places and in kernel
 /// sizes (its border is packed twice).
 inline constexpr int kForwardRow = 64;
 inline constexpr int kForwardLeastRow = 64;
@@ -73,7 +73,7 @@ inline constexpr int kFewBlock = 64;
 inline constexpr std::int64_t kFewSegmentBytes = 256 << 10;
 inline constexpr int kFewTasks = 32;
 
-/// Backward pass and split form, tiled kernels. A part computes the logits of the pairs that cross its border a second
+/// Backward pass and split form. A part computes the logits of the pairs that cross its border a second
 /// time and packs their rows again: 16 parts instead of 8 cost 2-D 56x56 K 7 about 10 %. So a pass is cut into
 /// kLeastTasks where parts of kLeastPart places (and two kernels) allow it, and into kManyTasks where parts are at
 /// least kCheapPartKernels kernels long. Circular axes of rank 1 are left whole for fewer tasks: 0.73 of the time at K

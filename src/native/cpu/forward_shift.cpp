@@ -13,7 +13,7 @@
 #include "native/cpu/tuning.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_tiled.cpp"
+#define HWY_TARGET_INCLUDE "native/cpu/forward_shift.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"

@@ -1,9 +1,10 @@
+// The split form: logits and weighted sums as calls of their own, and their gradients.
 #include <limits>
 
 #include "native/cpu/split.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/split_tiled.cpp"
+#define HWY_TARGET_INCLUDE "native/cpu/split.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"

@@ -1,9 +1,9 @@
-// The tiled backward: chooses the sweep of a task, and runs all tasks.
+// The fused backward: chooses the sweep of a task, and runs all tasks.
 #include "native/cpu/backward.h"
 #include "native/cpu/matrix_plan.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/backward_tiled.cpp"
+#define HWY_TARGET_INCLUDE "native/cpu/backward.cpp"
 #include "hwy/foreach_target.h"
 // Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
