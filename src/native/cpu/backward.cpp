@@ -1,5 +1,6 @@
 // The fused backward: chooses the sweep of a task, and runs all tasks.
 #include "native/cpu/backward.h"
+
 #include "native/cpu/matrix_plan.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -1,7 +1,7 @@
 // The split form: logits and weighted sums as calls of their own, and their gradients.
-#include <limits>
-
 #include "native/cpu/split.h"
+
+#include <limits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "native/cpu/split.cpp"
