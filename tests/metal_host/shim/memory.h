@@ -86,13 +86,20 @@ class ThreadgroupMemory {
   static constexpr int64_t kGap = 256;
   static constexpr int64_t kArenaBytes = 2 * kMost + kMaxArrays * kGap;
 
-  void reset(int64_t limit) {
+  /// For one launch: each kernel of a process has a ThreadgroupMemory, and histories are large.
+  bool allocate(int64_t limit) {
     limit_ = limit < kMost ? limit : kMost;
     memset(arrays_, 0, sizeof(arrays_));
     loaded_from_first_ = 0;
-    memset(static_cast<void*>(history_), 0, sizeof(ByteHistory) * used_);
+    history_ = static_cast<ByteHistory*>(calloc(kArenaBytes, sizeof(ByteHistory)));
     used_ = kGap;
     declared_ = 0;
+    return history_ != nullptr;
+  }
+
+  void release() {
+    free(history_);
+    history_ = nullptr;
   }
 
   void poison() { memset(arena_, 0xff, used_); }  // a NaN in every float type
@@ -143,10 +150,10 @@ class ThreadgroupMemory {
   }
 
   alignas(256) unsigned char arena_[kArenaBytes];
-  ByteHistory history_[kArenaBytes];
+  ByteHistory* history_ = nullptr;
   Array arrays_[kMaxArrays];
   int64_t limit_ = 0;
-  int64_t used_ = 0;  // a launch touches no more than this of the arena and its history
+  int64_t used_ = 0;
   int64_t declared_ = 0;
   int64_t first_end_ = 0;  // of the array declared first
   int64_t loaded_from_first_ = 0;

@@ -339,7 +339,7 @@ __attribute__((visibility("default"))) void metal_host_launch(Launch* arguments)
   group_serial = 0;
   if (!valid()) return;
   memset(static_cast<void*>(simdgroups), 0, sizeof(simdgroups));
-  shared_memory.reset(launch->threadgroup_limit);
+  if (!shared_memory.allocate(launch->threadgroup_limit)) report("the emulator ran out of memory");
   for (int i = 0; i < launch->buffer_count; ++i) {
     if (!buffers[i].allocate(&launch->buffers[i])) report("the emulator ran out of memory");
   }
@@ -353,6 +353,7 @@ __attribute__((visibility("default"))) void metal_host_launch(Launch* arguments)
   }
   launch->threadgroup_bytes = static_cast<int32_t>(shared_memory.declared());
   launch->threadgroup_loaded = shared_memory.loaded_from_first();
+  shared_memory.release();
 }
 
 const metal_host_thread_attributes* metal_host_thread() {
