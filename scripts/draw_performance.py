@@ -299,8 +299,9 @@ Percent of the multiply-add peak of one core that the design of the CPU kernels 
 peak, both on one thread by the CPU clock. Thresholds are kept for each kind of machine (processor and SIMD target):
 beside `pure`, 2-D K 7 with a stride and dilation is 55 times as fast on a Xeon and 20 on a busy Zen 4, which multiplies
 half as fast. Those of Zen 4 are 0.3 of one idle run of the table. Elsewhere the lowest floors of the share of the peak
-are held. How often it failed although nothing had changed, on a machine with a load of 10 to 17 on two cores, judged by
-thresholds made of other runs in the same way:
+are held. Thirteen floors of the Xeon are 0.7 of what it reached in a slow quarter of an hour, when the same binaries
+took up to twice as long as two hours before, at the same peak, and one case failed. How often it failed although
+nothing had changed, on a machine with a load of 10 to 17 on two cores, judged by thresholds made of other runs alike:
 
 {guardrail_text(guardrail)}
 """
