@@ -23,6 +23,7 @@ namespace files = std::filesystem;
 constexpr std::string_view kMagic = "natten-mlx kernel 2\n";
 constexpr std::string_view kSuffix = ".kernel";
 constexpr std::string_view kTemporary = ".writing-";  // between a file's name and six letters
+constexpr std::size_t kDigits = 16;                   // of a file's name
 
 /// What a file is: magic, a hash of the rest, length of the key, key, contents. Of keys with one hash, and so one file,
 /// the last one stays.
@@ -54,7 +55,8 @@ std::vector<File> list(const files::path& folder) {
   std::error_code error;
   for (files::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename().string();
-    const std::string rest = name.substr(std::min(name.find_first_not_of("0123456789abcdef"), name.size()));
+    if (name.find_first_not_of("0123456789abcdef") != kDigits) continue;
+    const std::string_view rest = std::string_view(name).substr(kDigits);
     const bool is_whole = rest == kSuffix;
     if (!is_whole && !rest.starts_with(kTemporary)) continue;
     std::error_code gone;
@@ -79,7 +81,8 @@ DiskCache DiskCache::of_environment() {
 }
 
 files::path DiskCache::file_of(const std::string& key) const {
-  return folder_ / (hash_of(key) + std::string(kSuffix));
+  const std::string hash = hash_of(key);
+  return folder_ / (std::string(kDigits - hash.size(), '0') + hash + std::string(kSuffix));
 }
 
 std::optional<std::string> DiskCache::find(const std::string& key) const {

@@ -150,6 +150,14 @@ TEST_F(Disk, ClearsItsOwnFilesAlone) {
   EXPECT_EQ(file().filename(), "notes.txt");
 }
 
+TEST_F(Disk, TakesNoShorterNameForItsOwn) {
+  ASSERT_TRUE(cache().insert("key", "contents"));
+  write(folder_ / "cafe.kernel", "mine");
+  EXPECT_EQ(cache().usage().files, 1u);
+  EXPECT_EQ(cache().clear().files, 1u);
+  EXPECT_TRUE(files::exists(folder_ / "cafe.kernel"));
+}
+
 TEST_F(Disk, LeftOversGoAfterAnHour) {
   ASSERT_TRUE(cache().insert("key", "contents"));
   const files::path fresh = folder_ / (hash_of("a") + ".writing-abcdef"),

@@ -89,6 +89,7 @@ class ProductsSweep final : public SplitSweep {
   ProductsSweep(const AttentionInputs& inputs, const split::Call& call, const Task& task)
       : SplitSweep(inputs, call, task, {true, false}) {
     keys_[0] = {&call.keys, call.dim};
+    checks_finite_ = false;  // products meet no weights
   }
 
  private:
