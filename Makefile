@@ -4,7 +4,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PRESET ?= dev
 # The emulator of GPU kernels runs on Linux only.
 ifneq ($(shell uname -s),Darwin)
-FAST_TESTS := test-fast
+FAST_TESTS := test-fast-metal test-fast-cuda
 endif
 
 export PYTHON
@@ -56,8 +56,7 @@ demo-distributed: $(VENV)/.demo  ## train a forecast with 1, 2 and 4 ranks on th
 
 test: $(VENV)/.build  ## build and run the C++ and Python tests; of what takes minutes, a sample
 	$(MAKE) -j2 build-tests $(VENV)/.dev
-	$(MAKE) -j2 run-cpp run-python
-	$(if $(FAST_TESTS),$(MAKE) $(FAST_TESTS))
+	$(MAKE) -j2 run-cpp run-python $(FAST_TESTS)
 
 test-cpp: build-tests $(VENV)/.dev  ## the C++ tests, with the emulated GPU kernels (PRESET=asan-ubsan or tsan for sanitizers)
 	$(MAKE) run-cpp

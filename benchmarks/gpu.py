@@ -5,8 +5,10 @@
 Without --cases and --dtypes each case runs in the types that its row names. "tf32" is float32 where MLX rounds its own
 products (MLX_ENABLE_TF32, on by default); "float32" is without that. MLX and PyTorch run in processes of their own, one
 after the other on the same GPU, after all kernels were compiled side by side. A time is the median over rounds of the
-mean of calls that are queued together. FlexAttention is compiled and gets the block mask of the neighborhood, on tokens
-in row-major order. Each case says by how much its results and gradients differ from the pure tier's.
+mean of calls that are queued together; --in-graph 8 evaluates eight of them at once, as MLX does with those of a
+network, where each does not have an evaluation's 20 us to itself, nor its result in the cache. FlexAttention is
+compiled and gets the block mask of the neighborhood, on tokens in row-major order. Each case says by how much its
+results and gradients differ from the pure tier's.
 """
 
 import argparse
@@ -87,6 +89,7 @@ def describe(name: str) -> str:
 ROUNDS = 7
 ROUND_SECONDS = 0.15
 compile_only = False  # of this process
+in_graph = 1  # calls of one evaluation, in this process
 MOST_SECONDS_PER_CASE = 40
 MOST_SECONDS_TO_COMPILE = 120
 MOST_SECONDS = 1.0  # of one measurement, after which three rounds are enough
@@ -115,6 +118,18 @@ def median_seconds(run_many: Any) -> float:
     return statistics.median(rounds)
 
 
+def queue_calls(mx: Any, call: Any, n: int, at_once: int) -> None:
+    """Runs n calls to their end, `at_once` of them in one evaluation."""
+    for start in range(0, n, at_once):
+        mx.async_eval([call() for _ in range(min(at_once, n - start))])
+    mx.synchronize()
+
+
+def calls_at_once(result_bytes: int) -> int:
+    """As many as are asked for and have their results in 4 GiB: they live until the evaluation ends."""
+    return max(1, min(in_graph, (4 << 30) // result_bytes))
+
+
 def run_mlx(pairs: list[tuple[str, str]], tf32: bool) -> list[dict[str, Any]]:
     os.environ["MLX_ENABLE_TF32"] = str(int(tf32))  # also of the pure tier, which results are compared with
     import mlx.core as mx
@@ -138,6 +153,7 @@ def run_mlx(pairs: list[tuple[str, str]], tf32: bool) -> list[dict[str, Any]]:
         if case.has_rpb:
             inputs.append(mx.random.normal((case.heads, *(2 * size - 1 for size in case.kernel_size))))
         mx.eval(inputs, dout)
+        at_once = calls_at_once(4 * q.nbytes)
 
         def forward(inputs=inputs, attention=attention):
             return [attention(*inputs)]
@@ -153,13 +169,7 @@ def run_mlx(pairs: list[tuple[str, str]], tf32: bool) -> list[dict[str, Any]]:
             row |= {"tier": explained.tier, "kernel": explained.kernel, "tile": explained.tile}
             row |= relative_errors(mx, natten_mlx, attention, [*inputs, dout], case.kernel_size)
             for label, function in (("forward", forward), ("training", training)):
-
-                def run_many(n, function=function):
-                    for _ in range(n):
-                        mx.async_eval(function())
-                    mx.synchronize()
-
-                row[label] = median_seconds(run_many)
+                row[label] = median_seconds(lambda n, call=function, m=at_once: queue_calls(mx, call, n, m))
         except Exception as error:  # a kernel that fails is a result to report, not the end of the run
             row["failure"] = f"{type(error).__name__}: {error}"
         rows.append(row)
@@ -270,7 +280,8 @@ def measure_mlx(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """A process for each case and type, because MLX keeps no compiled kernel: they compile side by side, and measure
     one after the other."""
     running = [
-        child("mlx", [name], [dtype], "--wait", stdin=subprocess.PIPE, stdout=subprocess.PIPE) for name, dtype in pairs
+        child("mlx", [name], [dtype], "--wait", f"--in-graph={in_graph}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name, dtype in pairs
     ]
     for process in running:
         process.stdout.readline()  # it has compiled, or ended
@@ -304,11 +315,12 @@ def measure_torch(pairs: list[tuple[str, str]], dense: bool) -> list[dict[str, A
 
 
 def main() -> int:
-    global compile_only
+    global compile_only, in_graph
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--dtypes", nargs="+", choices=ALL, help="of every case; otherwise those of its row")
+    parser.add_argument("--in-graph", type=int, default=in_graph, help="calls that MLX evaluates at once")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--no-dense", action="store_true", help="leave dense attention out, which takes minutes")
     parser.add_argument("--part", choices=("mlx", "torch"), help="run one library in this process, print its rows")
@@ -317,6 +329,7 @@ def main() -> int:
     options = parser.parse_args()
     pairs = [(name, dtype) for name in options.cases for dtype in options.dtypes or CASES[name].dtypes]
     compile_only = options.compile_only or options.wait
+    in_graph = options.in_graph
     if options.part == "mlx":
         tf32 = options.dtypes == ["tf32"]
         if options.wait:

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gpu import CASES, median_seconds
+from gpu import CASES, median_seconds, queue_calls
 
 WINDOWS = (64, 256, 1024, 4096, 16384, 65536)
 HEADS = ((16, 16, 64), (32, 8, 128))  # of queries, of keys, channels
@@ -59,15 +59,10 @@ def jobs_of(only: list[str], cases: list[str]) -> list[dict[str, Any]]:
 
 
 def timed(call: Any, mx: Any, dry_run: bool) -> float:
-    def run_many(n: int) -> None:
-        for _ in range(n):
-            mx.async_eval(call())
-        mx.synchronize()
-
     if dry_run:
-        run_many(1)
+        mx.eval(call())
         return math.nan
-    return median_seconds(run_many)
+    return median_seconds(lambda n: queue_calls(mx, call, n, at_once=1))
 
 
 def run_decode(job: dict[str, Any], dry_run: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,28 @@ def lost_signs(ptx: str) -> list[str]:
     return found
 
 
+# ptxas makes a predicate of the condition.
+CONDITIONAL = """__global__ void k(int* y, int n) {
+  const int of_lane = y[threadIdx.x];
+  int most = n;
+  if (n > 3) most = __reduce_max_sync(~0u, of_lane);
+  y[threadIdx.x] = most + of_lane;
+}"""
+
+
+def conditional_reductions(cubin: bytes) -> int:
+    """How many REDUX instructions are under a predicate. On sm_90 ptxas (CUDA 12.9, 13.0) gives them the number of a
+    uniform predicate and means the plain one of that number, which holds something else."""
+    sections_at, size, count = (int.from_bytes(cubin[at : at + n], "little") for at, n in ((40, 8), (58, 2), (60, 2)))
+    found = 0
+    for i in range(count):
+        _, kind, flags, _, offset, length = struct.unpack_from("<IIQQQQ", cubin, sections_at + i * size)
+        if kind == 1 and flags & 4:  # a program's bytes, executable
+            code = struct.unpack_from(f"<{length // 8}Q", cubin, offset)[::2]  # the half with opcode and predicate
+            found += sum(word & 0xFFF == 0x3C4 and word >> 12 & 0xF != 7 for word in code)
+    return found
+
+
 def cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("NATTEN_NVRTC_CACHE") or Path(home) / "natten-mlx" / "nvrtc")
@@ -71,9 +94,8 @@ def cache_folder() -> Path:
 def check(job: tuple[str, str, str]) -> str:
     """Compiles one (name, text, architecture). Returns the compiler's messages, empty when it succeeded."""
     name, text, architecture = job
-    seen = (
-        cache_folder() / hashlib.sha256(f"{nvrtc.version()}\nevery sign\n{architecture}\n{text}".encode()).hexdigest()
-    )
+    key = f"{nvrtc.version()}\nevery sign and reduction\n{architecture}\n{text}"
+    seen = cache_folder() / hashlib.sha256(key.encode()).hexdigest()
     if seen.exists():
         return ""
     result = nvrtc.compile_cuda(text, architecture, f"{name}.cu")
@@ -82,6 +104,8 @@ def check(job: tuple[str, str, str]) -> str:
     # For Ampere too: only Hopper's assembler loses them, but each kernel is compiled for one of the two.
     if registers := lost_signs(result.ptx):
         return f"{name} for {architecture}: the assembler loses signs in {', '.join(registers)}; see opaque()"
+    if number := conditional_reductions(result.cubin):
+        return f"{name} for {architecture}: {number} reductions of a warp are conditional; see meeting_of()"
     seen.touch()
     return ""
 
@@ -100,8 +124,8 @@ def main() -> int:
                 print(f"The gate is open: it let {what} pass for {architecture}.", file=sys.stderr)
                 return 1
 
-    if not lost_signs(LOST_SIGN):
-        print("The gate is open: it does not see a lost sign.", file=sys.stderr)
+    if not lost_signs(LOST_SIGN) or not conditional_reductions(nvrtc.compile_cuda(CONDITIONAL, "sm_90a").cubin):
+        print("The gate is open: it does not see a lost sign or a conditional reduction.", file=sys.stderr)
         return 1
 
     with tempfile.TemporaryDirectory() as folder:

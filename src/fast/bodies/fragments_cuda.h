@@ -90,11 +90,11 @@ struct Held<float, kChannels> {
   }
 };
 
+/// Of half types.
 template <class T, int kChannels, class P>
 struct Reread {
   static constexpr bool kReread = true;
-  static constexpr int kOfStep = sizeof(T) == 4 ? 8 : 16;
-  static constexpr int kSteps = (kChannels + kOfStep - 1) / kOfStep;
+  static constexpr int kSteps = (kChannels + 15) / 16;
   P data[2];
   Offset channel;
   int pair;
@@ -107,20 +107,15 @@ struct Reread {
     NA_UNROLL for (int r = 0; r < 2; ++r) data[r] = from.data + offset_of(from, items.position[r]);
   }
   NATTEN_FN bool vectors() const { return in_vectors; }
-  template <bool kVectors>
-  NATTEN_FN float number(int r, int c) const {
-    return c < kChannels ? float(data[r][kVectors ? c : c * channel]) : 0.0f;
-  }
+  NATTEN_FN float number(int r, int c) const { return c < kChannels ? float(data[r][c * channel]) : 0.0f; }
   template <bool kVectors>
   NATTEN_FN void step(unsigned (&to)[4], int s) const {
     NA_UNROLL for (int h = 0; h < 4; ++h) {
-      const int first = s * kOfStep + h / 2 * (kOfStep / 2), r = h % 2;
-      if constexpr (sizeof(T) == 4) {
-        to[h] = rounded_tf32(number<kVectors>(r, first + pair));
-      } else if (kVectors) {
+      const int first = s * 16 + h / 2 * 8, r = h % 2;
+      if (kVectors) {
         to[h] = first < kChannels ? *reinterpret_cast<const unsigned*>(data[r] + first + 2 * pair) : 0u;
       } else {
-        to[h] = rounded_pair<T>(number<false>(r, first + 2 * pair), number<false>(r, first + 2 * pair + 1));
+        to[h] = rounded_pair<T>(number(r, first + 2 * pair), number(r, first + 2 * pair + 1));
       }
     }
   }

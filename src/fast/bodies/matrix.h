@@ -73,10 +73,10 @@ NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& 
   }
   m.any.start = least_of_lanes(m.any.start);
   m.any.end = greatest_of_lanes(m.any.end);
-  if (region.size == region.columns) {
-    m.all.start = greatest_of_lanes(int(greater(m.start[0], m.start[1])));
-    m.all.end = least_of_lanes(int(lesser(m.last[0], m.last[1]) - 2 * NA_GUARDS) + 1);
-  }
+  // On no condition: of a reduction that has one, ptxas (CUDA 12.9, 13.0) forgets which predicate that is.
+  const Range<int> all = {greatest_of_lanes(int(greater(m.start[0], m.start[1]))),
+                          least_of_lanes(int(lesser(m.last[0], m.last[1]) - 2 * NA_GUARDS) + 1)};
+  if (region.size == region.columns) m.all = all;
   return m;
 }
 
