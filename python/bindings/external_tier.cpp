@@ -119,7 +119,7 @@ Tier external_tier(nb::handle module) {
   tier.is_fused = true;
   tier.unavailable = [] { return Objection(); };
   tier.supports = [f = Function(module, "supports")](const Problem& p, Role role) {
-    if (role == Role::backward) return Objection("a module has a function for each part of the backward");
+    if (role >= Role::backward) return Objection("a module has a function for each part of the backward");
     return role == Role::forward ? f.objection(p) : Objection();
   };
   tier.choice = [](const Problem&) { return KernelChoice{"external module", ""}; };

@@ -63,19 +63,24 @@ std::optional<mx::array> wide_rpb(const Problem& p, const std::optional<mx::arra
   return rpb ? std::optional(canonical_rpb(*rpb, p.rank, sum_type(p), s)) : std::nullopt;
 }
 
-// Softmax is joint over window and additional tokens: two attentions, merged in the type of the sums.
-AttentionResult with_additional(const Caller& caller, Problem p, Arrays inputs, const mx::array& keys,
-                                const mx::array& values, mx::Stream s) {
-  const mx::Dtype out_type = inputs[0].dtype(), type = sum_type(p);
-  for (int tensor = 0; tensor < 3; ++tensor) inputs[tensor] = mx::astype(inputs[tensor], type, s);
-  p = window_problem(p);
-  const std::optional<mx::array> lengths = p.has_lengths ? std::optional(inputs.back()) : std::nullopt;
-  const Arrays window = run_call(caller, p, inputs, s);
-  const auto [dense_out, dense_lse] =
-      pure::dense_attention(p, inputs[0], mx::astype(keys, type, s), mx::astype(values, type, s), lengths, s);
-  const auto [out, lse] = pure::merge({window[0], dense_out}, {window[1], dense_lse}, out_type, s);
-  const Padding padding(p, lengths, s);
-  return {padding.zero_queries(out), padding.zero_queries(lse)};
+// [B or 1, N, Hkv, D] -> [B, 1, 1, N, Hkv, D]
+mx::array canonical_tokens(const mx::array& tokens, std::int64_t batch, mx::Stream s) {
+  const mx::array x = with_three_axes(tokens, 1, s);
+  mx::Shape shape = x.shape();
+  shape[0] = static_cast<int>(batch);
+  return mx::broadcast_to(x, shape, s);
+}
+
+// All that a tier does not take is composed: its window and a dense attention.
+Arrays run_with_additional(const Caller& caller, Problem p, const Arrays& inputs, const AttentionOptions& options,
+                           mx::Stream s) {
+  const std::int64_t count = options.additional_keys->shape(1);
+  const Problem taken = with_additional(caller, p, count, *options.additional_keys, *options.additional_values);
+  if (taken.extra_tokens > 0) return run_call(caller, taken, inputs, s);
+  p.extra_tokens = count;
+  return pure::with_extra_tokens({p, Role::forward, inputs, s}, [&](const Problem& window, const Arrays& of_window) {
+    return run_call(caller, window, of_window, s);
+  });
 }
 
 // `inputs` with keys in one array, which is computed only where the tier does not take them apart.
@@ -100,20 +105,23 @@ AttentionResult attention_of(const Caller& caller, const mx::array& query, const
                              const AttentionOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
   const Problem p = validate_attention(caller, query, key, value, neighborhood, given_of(options, s.device));
-  validate_additional(caller, p, options.additional_keys, options.additional_values);
-  const bool has_additional = options.additional_keys && options.additional_keys->shape(1) > 0;
+  const bool has_additional = validate_additional(caller, p, options.additional_keys, options.additional_values) > 0;
   if (is_empty(p)) {
     return {mx::zeros(result_shape(p, {p.heads, p.value_dim}), query.dtype(), s),
             mx::zeros(result_shape(p, {p.heads}), sum_type(p), s)};
   }
   const auto canonical = [&](const mx::array& x) { return with_three_axes(x, p.rank, s); };
-  const Arrays inputs = with_tables({canonical(scaled(query, options.scale, s)), canonical(key), canonical(value)},
-                                    wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
+  Arrays tensors{canonical(scaled(query, options.scale, s)), canonical(key), canonical(value)};
   if (has_additional) {
-    const auto [out, lse] = with_additional(caller, p, inputs, *options.additional_keys, *options.additional_values, s);
-    return {with_rank_axes(out, p.rank, s), with_rank_axes(lse, p.rank, s)};
+    for (const auto& x : {options.additional_keys, options.additional_values}) {
+      tensors.push_back(canonical_tokens(*x, p.batch, s));
+    }
   }
-  const Arrays results = apart != nullptr ? run_apart(caller, p, inputs, *apart, s) : run_call(caller, p, inputs, s);
+  const Arrays inputs =
+      with_tables(tensors, wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
+  const Arrays results = has_additional     ? run_with_additional(caller, p, inputs, options, s)
+                         : apart != nullptr ? run_apart(caller, p, inputs, *apart, s)
+                                            : run_call(caller, p, inputs, s);
   return {with_rank_axes(results[0], p.rank, s), with_rank_axes(results[1], p.rank, s)};
 }
 
@@ -128,9 +136,14 @@ mx::array scaled(const mx::array& query, const std::optional<Scale>& scale, mx::
   return mx::astype(mx::multiply(mx::astype(query, type, s), factors, s), query.dtype(), s);
 }
 
-Problem window_problem(Problem p) {
-  p.query_type = p.key_type = p.value_type = float_type(sum_type(p));
-  return p;
+Problem with_additional(const Caller& caller, Problem p, std::int64_t additional, Spec keys, Spec values,
+                        TierPtr tier) {
+  p.extra_tokens = additional;
+  if (float_type(keys.dtype) == p.key_type && float_type(values.dtype) == p.value_type) {
+    if (!tier) tier = explain_choice(caller, p).tier;
+    if (!tier->differentiated_by_mlx && !objection(*tier, p)) return p;
+  }
+  return pure::window_problem(p);
 }
 
 AttentionResult attention(const Caller& caller, const mx::array& query, const mx::array& key, const mx::array& value,
@@ -203,7 +216,7 @@ mx::array av(const Caller& caller, const mx::array& attn, const mx::array& value
   for (int tensor = 0; tensor < 2; ++tensor) inputs[tensor] = mx::astype(inputs[tensor], sum_type(p), s);
   const Arrays parts = mx::split(inputs[0], mx::Shape{static_cast<int>(p.kernel_volume())}, -1, s);
   inputs[0] = parts[0];
-  const mx::array window = run_call(caller, window_problem(p), inputs, s)[0];
+  const mx::array window = run_call(caller, pure::window_problem(p), inputs, s)[0];
   const mx::array sum = mx::add(window, pure::dense_values(p, parts[1], *others, lengths, s), s);
   return with_rank_axes(mx::astype(sum, attn.dtype(), s), p.rank, s);
 }

@@ -3,6 +3,7 @@
 
 #include "api/entry.h"
 #include "api/registry.h"
+#include "pure/pure.h"
 
 namespace natten {
 
@@ -111,15 +112,17 @@ TierSupport support(const Tier& tier) {
 
 }  // namespace
 
-ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood) {
+ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood, const TierPtr& gpu_tier) {
   const mx::Device device = mx::to_stream(call.stream).device;
   const int rank = std::clamp(static_cast<int>(call.query.shape.size()) - 3, 1, kAxes);
   const Caller caller{"na" + std::to_string(rank) + "d" + (call.op == "attention" ? "" : "_" + call.op), rank};
   if (call.op == "attention") {
     Problem p = validate_attention(caller, call.query, call.key, call.value, neighborhood, given_of(call, device));
-    validate_additional(caller, p, call.additional_keys, call.additional_values);
-    const std::int64_t additional = call.additional_keys ? call.additional_keys->shape[1] : 0;
-    return {caller, additional > 0 ? window_problem(p) : p, additional};
+    const auto &keys = call.additional_keys, &values = call.additional_values;
+    const std::int64_t additional = validate_additional(caller, p, keys, values);
+    if (gpu_tier) p.device = DeviceType::gpu;
+    if (additional == 0 || p.batch == 0 || p.queries() == 0) return {caller, p, additional};
+    return {caller, with_additional(caller, p, additional, *keys, *values, gpu_tier), additional};
   }
   if (call.op == "qk") {
     const Problem p = validate_qk(caller, call.query, call.key, neighborhood, given_of(call, device));
@@ -130,7 +133,7 @@ ValidatedCall validated(const CallDescription& call, const Neighborhood& neighbo
     const std::int64_t additional = others && others->shape.size() == 4 ? others->shape[1] : 0;
     const Problem p = validate_av(caller, call.query, call.value, neighborhood, given_of(call, device), additional);
     validate_additional_values(caller, p, others);
-    return {caller, additional > 0 ? window_problem(p) : p, additional};
+    return {caller, additional > 0 ? pure::window_problem(p) : p, additional};
   }
   throw std::invalid_argument("[explain] op must be 'attention', 'qk' or 'av', got '" + call.op + "'");
 }
@@ -149,16 +152,17 @@ Explanation explain(const CallDescription& call, const Neighborhood& neighborhoo
   } else if (problem.queries() == 0) {
     kernel = {"none, the span holds no query to compute", ""};
   } else if (additional > 0) {
-    kernel.kernel += "; " + std::to_string(additional) + " additional tokens by MLX's operations";
+    kernel.kernel += "; " + std::to_string(additional) + " additional tokens " +
+                     (problem.extra_tokens > 0 ? "in it" : "by MLX's operations");
   }
   return {choice.tier->name, kernel.kernel, kernel.tile, choice.declined};
 }
 
 std::string gpu_cost(const CallDescription& call, const Neighborhood& neighborhood) {
-  Problem problem = validated(call, neighborhood).problem;
-  problem.device = DeviceType::gpu;
   for (const TierPtr& tier : tiers()) {
     if (!tier->cost) continue;
+    Problem problem = validated(call, neighborhood, tier).problem;
+    problem.device = DeviceType::gpu;
     const Objection reason = objection(*tier, problem);
     return reason ? "none: tier '" + tier->name + "' cannot run this call: " + *reason : tier->cost(problem);
   }

@@ -7,6 +7,7 @@
 
 #include "natten/attention.h"
 #include "natten/tiers.h"
+#include "ops/tier.h"
 #include "ops/validate.h"
 
 namespace natten {
@@ -38,16 +39,19 @@ std::optional<std::vector<mx::array>> decoding_step(
     const Caller& caller, std::vector<mx::array> inputs, const Neighborhood& neighborhood,
     const std::optional<Scale>& scale, std::function<std::vector<mx::array>(const std::vector<mx::array>&)> composed);
 
-/// What a tier gets of an attention with additional tokens: its window, in the type of the sums.
-Problem window_problem(Problem problem);
+/// What a tier gets of an attention with `additional` tokens: all of it where one has a kernel for that (or the given
+/// one has), which takes them in the types of key and value; else its window alone.
+Problem with_additional(const Caller& caller, Problem problem, std::int64_t additional, Spec keys, Spec values,
+                        TierPtr tier = {});
 
 /// A described call that would raise nothing.
 struct ValidatedCall {
   Caller caller;
   Problem problem;              ///< that a tier gets
-  std::int64_t additional = 0;  ///< tokens that it does not get
+  std::int64_t additional = 0;  ///< tokens, which are MLX's operations where the problem has none
 };
-ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood);
+/// `gpu_tier`: as if it ran the call on a GPU.
+ValidatedCall validated(const CallDescription& call, const Neighborhood& neighborhood, const TierPtr& gpu_tier = {});
 
 mx::array neighborhood_mask(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
                             const MaskOptions& options);

@@ -28,6 +28,7 @@ enum class Role : std::uint8_t {
   backward_query,      ///< gradients of what queries have: query and rpb, or attn
   backward_key_value,  ///< gradients of what keys have: key and value, as far as the operation reads them
   backward,            ///< both from one pass, which a tier need not have
+  backward_extra,      ///< gradients of extra keys and values, for which a tier need not have a kernel
 };
 enum class FloatType : std::uint8_t { float16, bfloat16, float32, float64 };
 enum class DeviceType : std::uint8_t { cpu, gpu };
@@ -44,7 +45,8 @@ struct KeyPieces {
 /// Canonical arrays, heads last: query [B, L0, L1, L2, Hq, D], key [B, L0, L1, L2, Hkv, D], value [.., Hkv, Dv],
 /// out [B, O0, O1, O2, Hq, Dv], lse [B, O0, O1, O2, Hq], logits and attn [B, O0, O1, O2, Hq, K0*K1*K2],
 /// rpb [Hq, 2*K0-1, 2*K1-1, 2*K2-1], lengths int32 [B, 3]; O = ceil(L / stride). With spans, query has their query rows
-/// in the place of L, key and value their key rows, and O is query_count().
+/// in the place of L, key and value their key rows, and O is query_count(). Extra tokens, which every query attends:
+/// extra_key [B, 1, 1, N, Hkv, D] of key's type, extra_value [B, 1, 1, N, Hkv, Dv] of value's.
 struct Problem {
   Op op = Op::attention;
   int rank = 1;  ///< of the caller's call; leading `kAxes - rank` axes are trivial
@@ -67,6 +69,7 @@ struct Problem {
   /// sample's length.
   std::optional<std::array<AxisSpan, kAxes>> spans{};
   std::optional<KeyPieces> pieces{};  ///< of Op::attention; the key rows of spans are those of all pieces
+  std::int64_t extra_tokens = 0;      ///< N, of Op::attention
 
   bool operator==(const Problem&) const = default;
 
@@ -91,16 +94,17 @@ inline bool is_float64(const Problem& p) {
 
 /// What a call may have beyond whole axes on which each window has K keys or a causal border cuts it. A tier gets only
 /// calls with options that it names (Tier::takes), so that nobody has to remember to decline a new one.
-enum Option : unsigned { kSpan = 1, kCircularAxis = 2, kLongCausalKernel = 4 };
+enum Option : unsigned { kSpan = 1, kCircularAxis = 2, kLongCausalKernel = 4, kExtraTokens = 8 };
 inline constexpr const char* kOptionNames[] = {"a span of queries or keys", "a circular axis",
-                                               "a causal kernel longer than its axis"};
-static_assert(kLongCausalKernel == 1u << (std::size(kOptionNames) - 1), "a name for each option");
+                                               "a causal kernel longer than its axis", "additional tokens"};
+static_assert(kExtraTokens == 1u << (std::size(kOptionNames) - 1), "a name for each option");
 
 inline unsigned options_of(const Problem& p) {
   // All fields by name: a new one does not compile until it is decided whether it is an option.
   const auto& [op, rank, device, batch, heads, kv_heads, head_dim, value_dim, axes, scale, query_type, key_type,
-               value_type, has_rpb, has_lengths, spans, pieces] = p;  // pieces: Tier::takes_pieces
+               value_type, has_rpb, has_lengths, spans, pieces, extra_tokens] = p;  // pieces: Tier::takes_pieces
   unsigned options = 0;
+  if (extra_tokens > 0) options |= kExtraTokens;
   if (spans) options |= kSpan;
   for (const auto& [length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular] : axes) {
     if (is_circular) options |= kCircularAxis;

@@ -1,6 +1,7 @@
 #include "fast/cost.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <limits>
 
@@ -136,6 +137,13 @@ Cost cost(const Problem& p, KernelId id, Target target) {
     total.met *= sums.met;
     total.executed *= sums.executed;
   }
+  const double extra = kernel.attends_extra(p) ? double(p.extra_tokens) : 0.0;
+  const double tiles = double(plan.tile_count());
+  total.region += tiles * extra;
+  total.met += double(p.queries()) * extra;
+  const double chunks = std::floor(extra / plan.chunk), rest = extra - chunks * plan.chunk;
+  const double steps = chunks * ceil_div(plan.chunk, plan.batch) + std::ceil(rest / plan.batch);
+  total.executed += tiles * plan.positions() * steps * plan.batch;
   const double pairs = double(p.batch) * double(p.heads);  // for each query and key
   result.useful_pairs = pairs * total.met;
   result.pairs = pairs * total.executed;
@@ -163,10 +171,12 @@ Cost cost(const Problem& p, KernelId id, Target target) {
       continue;
     } else if (array == Array::attn || array == Array::dlogits) {
       result.loaded += pairs * total.met * element_size(input.type);
+    } else if (array == Array::extra_key || array == Array::extra_value) {
+      result.loaded += pairs * tiles * extra * bytes;
     } else if (side_of(array) != Side::none && side_of(array) != kernel.held) {
       // Streamed, and loaded by every tile that meets it. Grouped heads: each query head streams the keys of its group,
       // each key head the queries of all of its.
-      result.loaded += pairs * total.region * bytes;
+      result.loaded += pairs * (total.region - tiles * extra) * bytes;
     } else if (array == Array::query) {
       result.loaded += double(p.batch * p.queries() * p.heads) * bytes;
     } else if (array == Array::rpb) {

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 
 #include "fast/embedded.h"
 #include "fast/hash.h"
@@ -16,13 +17,16 @@ namespace {
 
 constexpr int kMostChannels = 512;
 constexpr std::int64_t kMostTokens = std::int64_t(1) << 30;  // of an axis: places and sums of them are 32-bit
+constexpr std::int64_t kMostExtraTokens = 1 << 19;           // counted in float32 (bodies/matrix.h)
 constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a launch
 
 /// What stands before the bodies of an engine's kernels.
-std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, Platform platform) {
+std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, Platform platform, bool has_extra) {
   using namespace text;
   if (!kernel.has_tiles()) return {groups, tile, tensor};
-  std::vector<const char*> all = {groups, tile, tensor, sweep, pairs, bias_gradient};
+  std::vector<const char*> all = {groups, tile, tensor};
+  if (has_extra) all.push_back(extra);
+  all.insert(all.end(), {sweep, pairs, bias_gradient});
   if (has_matrix_units(engine)) {
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
     all.push_back(matrix);
@@ -32,6 +36,16 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
                            warpgroup_stages, warpgroup_producers});
   }
   return all;
+}
+
+/// The text of a body, without what only kernels with extra tokens have.
+std::string text_of(std::string body, bool has_extra) {
+  constexpr std::string_view kStart = "#if NA_HAS_EXTRA\n", kEnd = "#endif\n";
+  for (std::size_t at = 0; !has_extra && (at = body.find(kStart, at)) != std::string::npos;) {
+    body.erase(at, body.find(kEnd, at) + kEnd.size() - at);
+    if (body.compare(at - 2, 3, "\n\n\n") == 0) body.erase(at, 1);  // one of the empty lines around it
+  }
+  return body;
 }
 
 /// Threadgroups on the first axis of the grid.
@@ -52,6 +66,7 @@ class Writer {
         target_(target),
         is_metal_(target.platform == Platform::metal),
         sums_bias_(kernel_.sums_bias(family)),
+        has_extra_(kernel_.attends_extra(family)),
         plan_(plan(family, kernel, target)) {}
 
   KernelText text() const;
@@ -70,6 +85,7 @@ class Writer {
   const Target target_;
   const bool is_metal_;
   const bool sums_bias_;
+  const bool has_extra_;
   const Plan plan_;
 };
 
@@ -93,6 +109,7 @@ std::string Writer::constants() const {
     define("EXTENT" + axis, plan_.extent[a]);
   }
   define("HAS_SPANS", p_.spans ? 1 : 0);
+  if (has_extra_) define("HAS_EXTRA", 1);
   define_text("LOG2_E", "1.44269504f");
   define_text("LN_2", "0.693147181f");
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
@@ -284,7 +301,11 @@ std::string Writer::call() const {
     }
     std::string name;
     while (std::isalpha(static_cast<unsigned char>(*++c))) name += *c;
-    const std::string value = kind == '@' ? tensor("na_" + name) : word(name);
+    std::string value = kind == '@' ? tensor("na_" + name) : word(name);
+    if (has_extra_ && (name == "key" || name == "value")) {
+      const std::string extra = "na_extra_" + name;
+      value = "natten::with_extra(" + value + ", " + tensor(extra) + ", " + extra + "_shape[3])";
+    }
     call += value;
     if (value.empty()) c += 2;  // the comma
   }
@@ -305,8 +326,10 @@ KernelText Writer::text() const {
                 warpgroup_product("multiply_a", p_.query_type, plan_.a.channels, true, true) +
                 warpgroup_product("multiply_b", p_.query_type, plan_.b.channels, true, true);
   }
-  for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform)) k.header += body;
-  k.header += kernel_.bodies[static_cast<int>(plan_.engine)];
+  for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform, has_extra_)) {
+    k.header += text_of(body, has_extra_);
+  }
+  k.header += text_of(kernel_.bodies[static_cast<int>(plan_.engine)], has_extra_);
   k.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text, and with the
   // GPU that it is compiled for.
@@ -352,6 +375,12 @@ std::optional<std::string> objection(const Problem& p, Target target) {
   if (p.queries() == 0) return "a span without computed queries";
   if (const std::int64_t most = largest_position(p); most > kMostTokens) {
     return "an axis with positions up to " + std::to_string(most) + " is too long";
+  }
+  if (p.extra_tokens > kMostExtraTokens) return "more than 2^19 additional tokens";
+  // MLX would declare some of them `constant`, and pointers to keys and to extra keys have one type.
+  const std::int64_t rows = p.batch * p.kv_heads * std::min(p.key_tokens(), p.extra_tokens);
+  if (p.extra_tokens > 0 && target.platform == Platform::metal && rows * std::min(p.head_dim, p.value_dim) < 8) {
+    return "additional tokens beside arrays of fewer than 8 elements";
   }
   if (p.heads > 65535) return "more than 65535 heads";
   if (p.kernel_volume() > kMostThreads) return "a window of more than 2^31 keys";

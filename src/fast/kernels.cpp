@@ -10,7 +10,7 @@ namespace natten::fast {
 namespace {
 
 // clang-format off
-enum class Shape : std::uint8_t { tokens, queries, tables, table, samples, spans, one };
+enum class Shape : std::uint8_t { tokens, queries, extra, tables, table, samples, spans, one };
 enum class Last : std::uint8_t { none, head_dim, value_dim, slots };
 enum class Type : std::uint8_t { query, key, value, float32, int32 };
 
@@ -22,6 +22,8 @@ constexpr ArrayRow kArrays[] = {
     {"na_query",    Type::query,   Shape::tokens,  Side::queries, Last::head_dim},
     {"na_key",      Type::key,     Shape::tokens,  Side::keys,    Last::head_dim},
     {"na_value",    Type::value,   Shape::tokens,  Side::keys,    Last::value_dim},
+    {"na_extra_key",   Type::key,   Shape::extra, Side::none, Last::head_dim},
+    {"na_extra_value", Type::value, Shape::extra, Side::none, Last::value_dim},
     {"na_rpb",      Type::float32, Shape::table,   Side::none,    Last::none},
     {"na_lengths",  Type::int32,   Shape::samples, Side::none,    Last::none},
     {kSpansName,    Type::int32,   Shape::spans,   Side::none,    Last::none},
@@ -53,14 +55,16 @@ using A = Array;
 /// In the order of KernelId.
 constexpr KernelRow kKernels[] = {
     {"forward", TileClass::forward, Side::queries,
-     {A::query, A::key, A::value, A::rpb, A::lengths, A::spans, A::scale}, {A::out, A::lse},
+     {A::query, A::key, A::value, A::extra_key, A::extra_value, A::rpb, A::lengths, A::spans, A::scale},
+     {A::out, A::lse},
      {1, 1}, {text::forward, text::matrix_forward, text::warpgroup_forward, text::decode_forward},
      "attention_forward(@query, @key, @value, $rpb, na_out, na_lse, $rows, $words, $site, $scale)"},
     {"delta", TileClass::split, Side::none, {A::out, A::dout, A::dlse}, {A::delta}, {0, 2}, {text::sums, nullptr},
      "attention_delta(@out, @dout, @dlse, na_delta, natten::Extent{{na_out_shape[1], na_out_shape[2], "
      "na_out_shape[3]}}, na_out_shape[0], na_out_shape[4], $thread)"},
     {"backward_query", TileClass::query_gradient, Side::queries,
-     {A::query, A::key, A::value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans, A::scale},
+     {A::query, A::key, A::value, A::extra_key, A::extra_value, A::lse, A::dout, A::delta, A::rpb, A::lengths, A::spans,
+      A::scale},
      {A::dquery, A::partials}, {2, 1}, {text::backward, text::matrix_backward, text::warpgroup_backward},
      "attention_backward<true>(@query, @dout, @key, @value, @lse, @delta, $rpb, na_dquery, na_dquery, $partials, "
      "$rows, $scratch, $words, $site, $scale)"},
@@ -113,6 +117,10 @@ bool KernelRow::sums_bias(const Problem& problem) const {
   return problem.has_rpb && std::find(outputs.begin(), outputs.end(), Array::partials) != outputs.end();
 }
 
+bool KernelRow::attends_extra(const Problem& problem) const {
+  return problem.extra_tokens > 0 && reads(Array::extra_key);
+}
+
 std::array<Array, 2> KernelRow::streams() const {
   std::array<Array, 2> found{Array::none, Array::none};
   std::size_t count = 0;
@@ -145,6 +153,7 @@ const char* kernel_name(KernelId kernel) {
 
 bool has_array(const Problem& p, Array array) {
   if (array == Array::rpb || array == Array::partials) return p.has_rpb;
+  if (array == Array::extra_key || array == Array::extra_value) return p.extra_tokens > 0;
   if (array == Array::spans) return p.spans.has_value();
   return array == Array::lengths ? p.has_lengths : array != Array::none;
 }
@@ -183,6 +192,7 @@ ArraySpec spec_of(const Problem& p, Array array, std::int64_t parts) {
     spec.shape.push_back(p.heads);
     for (const Axis& axis : p.axes) spec.shape.push_back(2 * axis.kernel_size - 1);
   }
+  if (row.shape == Shape::extra) spec.shape = {p.batch, 1, 1, p.extra_tokens, p.kv_heads, channels_of(p, array)};
   if (row.side == Side::none) return spec;
   spec.shape.push_back(p.batch);
   for (int a = 0; a < kAxes; ++a) {

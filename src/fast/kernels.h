@@ -18,7 +18,7 @@ const char* engine_name(Engine engine);
 
 // clang-format off
 enum class Array : std::uint8_t {
-  none, query, key, value, rpb, lengths, spans, scale, out, lse, dout, dlse, delta, logits, dlogits, attn, dattn,
+  none, query, key, value, extra_key, extra_value, rpb, lengths, spans, scale, out, lse, dout, dlse, delta, logits, dlogits, attn, dattn,
   dquery, dkey, dvalue, partials, drpb
 };
 // clang-format on
@@ -33,7 +33,7 @@ struct KernelRow {
   const char* name;
   TileClass tile_class;
   Side held;                     ///< by threads, the other side streams past; none: no tiles
-  std::array<Array, 10> inputs;  ///< those that a problem lacks, and `none`, drop out
+  std::array<Array, 12> inputs;  ///< those that a problem lacks, and `none`, drop out
   std::array<Array, 2> outputs;
   std::array<int, 2> products;                   ///< of a pair: D long, Dv long; without tiles: operations per element
   std::array<const char*, kEngineCount> bodies;  ///< nullptr: not on that engine
@@ -45,6 +45,8 @@ struct KernelRow {
   bool reads(Array array) const;
   /// Whether the problem's gradient of rpb is summed up here.
   bool sums_bias(const Problem& problem) const;
+  /// Whether the problem has extra tokens, which are attended here.
+  bool attends_extra(const Problem& problem) const;
   /// Arrays whose rows of channels stream past: A and B of plan.h. Without tiles, the first array of rows.
   std::array<Array, 2> streams() const;
   /// Numbers for each streamed position besides.

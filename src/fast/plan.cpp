@@ -70,6 +70,7 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   start.run_axis = (kernel.holds_keys() ? p.span(1).key_rows : p.queries(1)) > 1 ? 1 : 2;
   for (const auto& [engine, planner] : kPlanners) {
     if (!kernel.bodies[static_cast<int>(engine)] || override_of(engine_name(engine)) == 0) continue;
+    if (engine == Engine::warpgroup && kernel.attends_extra(p)) continue;  // its bodies stream windows alone
     start.engine = engine;
     const std::optional<Plan> found = planner(p, kernel, target, start);
     if (!found) continue;
@@ -206,6 +207,7 @@ Problem family_of(Problem p) {
   p.heads /= p.kv_heads;
   p.kv_heads = 1;
   p.scale = 1.0;
+  p.extra_tokens = std::min<std::int64_t>(p.extra_tokens, 1);
   // Up to three leading bits: so there are few families, and most lengths of use are such.
   const auto rounded = [](std::int64_t length) {
     const int dropped = std::max(int(std::bit_width(std::uint64_t(length))) - 3, 0);
@@ -229,12 +231,12 @@ std::string family_key(const Problem& p, KernelId kernel, Target target) {
   const auto add = [&](auto... values) { (key.append(reinterpret_cast<const char*>(&values), sizeof values), ...); };
   // All fields by name: a new one does not compile until it is decided whether the text depends on it.
   const auto& [op, rank, device, batch, heads, kv_heads, head_dim, value_dim, axes, scale, query_type, key_type,
-               value_type, has_rpb, has_lengths, spans, pieces] = p;  // pieces: kernels have none
+               value_type, has_rpb, has_lengths, spans, pieces, extra_tokens] = p;  // pieces: kernels have none
   add(kernel, target.platform, target.capability, target.tf32, op, heads, kv_heads, head_dim, value_dim);
   for (const auto& [length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular] : axes) {
     add(length, kernel_size, stride, dilation, gna_stride, is_causal, is_circular);
   }
-  add(query_type, key_type, value_type, has_rpb, has_lengths, spans.has_value());
+  add(query_type, key_type, value_type, has_rpb, has_lengths, spans.has_value(), extra_tokens);
   for (int a = 0; spans && a < kAxes; ++a) add((*spans)[a].query_rows);
   const char* tile = std::getenv("NATTEN_FAST_TILE");
   return tile ? key + tile : key;

@@ -14,6 +14,7 @@ using fast::KernelId;
 // Of all kernels of the operation and of its gradients, when it is asked about the forward.
 Objection objection_to_kernels(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a launch for each gradient";
+  if (role > Role::backward) return "gradients of additional tokens are MLX's operations";
   if (role != Role::forward) return {};
   if (p.device != DeviceType::gpu && !fast::is_emulated()) return "kernels compiled at run time need a GPU device";
   return fast::objection(fast::nearest(p), fast::target());
@@ -55,7 +56,7 @@ Tier fast_tier() {
   tier.run = fast::run_kernels;
   tier.choice = choice;
   tier.cost = costs;
-  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel | kExtraTokens;
   tier.is_fused = true;
   return tier;
 }

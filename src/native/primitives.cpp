@@ -77,6 +77,8 @@ struct Launch {
         return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
       case Role::backward:
         return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
+      case Role::backward_extra:
+        break;  // declined
     }
   }
 };

@@ -48,6 +48,10 @@ Arrays reference_of(const Operation& operation, const Arrays& inputs, mx::Stream
     return operation.reference->run({problem, Role::forward, whole, s});
   };
   if (operation.role == Role::forward) return forward(inputs);
+  // The reference has this one by itself: differentiating its forward would attend every window again.
+  if (operation.role == Role::backward_extra) {
+    return operation.reference->run({operation.problem, operation.role, inputs, s});
+  }
   const Arguments arguments = inputs_of(operation.problem, Role::forward);
   const auto cotangents = static_cast<std::ptrdiff_t>(outputs_of(operation.problem, Role::forward).size());
   std::vector<int> wanted;
@@ -65,16 +69,19 @@ Function reference_of(const Operation& operation, mx::Stream s) {
 
 // The parts of a backward that the gradients of the inputs `wanted` need.
 std::vector<Role> asked_roles(const Operation& forward, const Arguments& wanted) {
-  std::vector<Role> roles;
-  for (const Role role : {Role::backward_query, Role::backward_key_value}) {
+  const auto is_asked = [&](Role role) {
     const Arguments outputs = outputs_of(forward.problem, role);
-    const bool is_asked = std::any_of(outputs.begin(), outputs.end(), [&](Argument gradient) {
+    return std::any_of(outputs.begin(), outputs.end(), [&](Argument gradient) {
       return std::find(wanted.begin(), wanted.end(), primal_of(gradient)) != wanted.end();
     });
-    if (is_asked) roles.push_back(role);
+  };
+  std::vector<Role> roles;
+  for (const Role role : {Role::backward_query, Role::backward_key_value}) {
+    if (is_asked(role)) roles.push_back(role);
   }
-  const bool at_once = roles.size() == 2 && !forward.tier->supports(forward.problem, Role::backward);
-  return at_once ? std::vector{Role::backward} : roles;
+  if (roles.size() == 2 && !forward.tier->supports(forward.problem, Role::backward)) roles = {Role::backward};
+  if (is_asked(Role::backward_extra)) roles.push_back(Role::backward_extra);
+  return roles;
 }
 
 Arrays cotangents_of(const Operation& operation, const Arrays& inputs, const Arrays& cotangents,

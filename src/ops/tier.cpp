@@ -18,9 +18,10 @@ Arguments joined(Arguments a, const Arguments& b) {
 const char* name_of(Argument argument) {
   // clang-format off
   constexpr const char* kNames[] = {
-      "query", "key", "value", "attn", "rpb", "key_before", "value_before", "key_after", "value_after", "lengths",
-      "out", "lse", "logits", "dout", "dlse", "dlogits",
-      "dquery", "dkey", "dvalue", "dattn", "drpb", "dkey_before", "dvalue_before", "dkey_after", "dvalue_after"};
+      "query", "key", "value", "attn", "rpb", "key_before", "value_before", "key_after", "value_after",
+      "extra_key", "extra_value", "lengths", "out", "lse", "logits", "dout", "dlse", "dlogits",
+      "dquery", "dkey", "dvalue", "dattn", "drpb", "dkey_before", "dvalue_before", "dkey_after", "dvalue_after",
+      "dextra_key", "dextra_value"};
   // clang-format on
   return kNames[static_cast<int>(argument)];
 }
@@ -38,6 +39,7 @@ Arguments inputs_of(const Problem& problem, Role role) {
     arguments =
         joined(arguments, {Argument::key_before, Argument::value_before, Argument::key_after, Argument::value_after});
   }
+  if (problem.extra_tokens > 0) arguments = joined(arguments, {Argument::extra_key, Argument::extra_value});
   if (problem.has_rpb) arguments.push_back(Argument::rpb);
   if (problem.has_lengths) arguments.push_back(Argument::lengths);
   if (role == Role::forward) return arguments;
@@ -64,6 +66,8 @@ Arguments outputs_of(const Problem& problem, Role role) {
       return problem.op == Op::attention ? Arguments{Argument::dkey, Argument::dvalue}
              : problem.op == Op::qk      ? Arguments{Argument::dkey}
                                          : Arguments{Argument::dvalue};
+    case Role::backward_extra:
+      return problem.extra_tokens > 0 ? Arguments{Argument::dextra_key, Argument::dextra_value} : Arguments{};
     default:
       return joined(outputs_of(problem, Role::backward_query), outputs_of(problem, Role::backward_key_value));
   }

@@ -25,10 +25,10 @@ using Objection = std::optional<std::string>;
 // clang-format off
 /// Inputs, results, cotangents of results, gradients of inputs in the order of the inputs.
 enum class Argument : std::uint8_t {
-  query, key, value, attn, rpb, key_before, value_before, key_after, value_after, lengths,
+  query, key, value, attn, rpb, key_before, value_before, key_after, value_after, extra_key, extra_value, lengths,
   out, lse, logits,
   dout, dlse, dlogits,
-  dquery, dkey, dvalue, dattn, drpb, dkey_before, dvalue_before, dkey_after, dvalue_after
+  dquery, dkey, dvalue, dattn, drpb, dkey_before, dvalue_before, dkey_after, dvalue_after, dextra_key, dextra_value
 };
 // clang-format on
 using Arguments = std::vector<Argument>;
@@ -38,8 +38,11 @@ const char* name_of(Argument argument);
 Argument primal_of(Argument gradient);
 /// The arrays of a role, in the order in which a tier gets and returns them. rpb is float32 (float64 where the call
 /// sums in float64), lengths int32 [B, 3].
-/// - forward: the operation's tensors, those before and after key and value?, rpb?, lengths? -> out, lse; logits; out
-/// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients
+/// - forward: the operation's tensors, those before and after key and value?, extra key and value?, rpb?, lengths? ->
+///   out, lse; logits; out
+/// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients. With extra
+/// tokens,
+///   lse and out are those of window and extra tokens together, so that the gradients of key and value need no more.
 Arguments inputs_of(const Problem& problem, Role role);
 Arguments outputs_of(const Problem& problem, Role role);
 
@@ -77,7 +80,8 @@ struct Tier {
   /// Why no device of this machine can run the tier now; nothing when one can.
   std::function<Objection()> unavailable;
   /// The only source of dispatch, of `explain` and of the support matrix. Judges the call as if a device existed. A
-  /// tier gets calls of which it takes the forward and both parts of the backward.
+  /// tier gets calls of which it takes the forward and both parts of the backward. Where it does not take extra tokens,
+  /// it gets their window, in the type of the sums.
   std::function<Objection(const Problem&, Role)> supports;
   /// Unless differentiated_by_mlx, the results are outputs of one primitive whose inputs are the given arrays in order,
   /// each perhaps behind a change of layout such as `contiguous` (further outputs may be scratch that must live as

@@ -247,8 +247,8 @@ Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborh
   return problem;
 }
 
-void validate_additional(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys,
-                         const std::optional<Spec>& values) {
+std::int64_t validate_additional(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys,
+                                 const std::optional<Spec>& values) {
   if (keys.has_value() != values.has_value()) {
     fail(caller, "additional_keys and additional_values must both be provided, got only one of them");
   }
@@ -258,6 +258,7 @@ void validate_additional(const Caller& caller, const Problem& problem, const std
     fail(caller, text("additional_keys and additional_values must have the same number of tokens, got ", key_count,
                       " and ", value_count));
   }
+  return key_count;
 }
 
 std::int64_t validate_additional_keys(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys) {

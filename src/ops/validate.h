@@ -84,9 +84,9 @@ Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborho
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood, const Given& given,
                     std::int64_t additional = 0);
 
-/// Additional keys [B or 1, N, Hkv, D] and values [B or 1, N, Hkv, Dv]: both or neither.
-void validate_additional(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys,
-                         const std::optional<Spec>& values);
+/// Additional keys [B or 1, N, Hkv, D] and values [B or 1, N, Hkv, Dv]: both or neither. -> N
+std::int64_t validate_additional(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys,
+                                 const std::optional<Spec>& values);
 
 /// One of them, for the split form. -> N
 std::int64_t validate_additional_keys(const Caller& caller, const Problem& problem, const std::optional<Spec>& keys);

@@ -188,6 +188,13 @@ Arrays attention(const Call& call) {
   return {padding.zero_queries(mx::astype(out, call[Argument::query].dtype(), s)), padding.zero_queries(lse)};
 }
 
+Arrays attention_of(const Call& call) {
+  if (call.problem.extra_tokens == 0) return attention(call);
+  return with_extra_tokens(call, [&](const Problem& window, const Arrays& inputs) {
+    return attention({window, Role::forward, inputs, call.stream});
+  });
+}
+
 Arrays qk(const Call& call) {
   const Problem p = call.problem;
   const mx::Stream s = call.stream;
@@ -265,6 +272,67 @@ mx::array dense_values(const Problem& p, const mx::array& weights, const mx::arr
   return padding.zero_queries(mx::reshape(out, query_grid(p, {p.heads, values.shape(3)}), s));
 }
 
+Problem window_problem(Problem p) {
+  p.query_type = p.key_type = p.value_type = is_float64(p) ? FloatType::float64 : FloatType::float32;
+  p.extra_tokens = 0;
+  return p;
+}
+
+Arrays with_extra_tokens(const Call& call, const std::function<Arrays(const Problem&, const Arrays&)>& window) {
+  const mx::Stream s = call.stream;
+  const Problem p = window_problem(call.problem);
+  const auto wide = [&](Argument a) { return mx::astype(call[a], to_dtype(p.query_type), s); };
+  const auto tokens = [&](Argument a) { return with_rank_axes(wide(a), 1, s); };
+  Arrays inputs;
+  for (const Argument a : inputs_of(p, Role::forward)) inputs.push_back(a == Argument::lengths ? call[a] : wide(a));
+  const std::optional<mx::array> lengths = call.find(Argument::lengths);
+  const Arrays of_window = window(p, inputs);
+  const auto [dense_out, dense_lse] =
+      dense_attention(p, inputs[0], tokens(Argument::extra_key), tokens(Argument::extra_value), lengths, s);
+  const auto [out, lse] = merge({of_window[0], dense_out}, {of_window[1], dense_lse}, call[Argument::query].dtype(), s);
+  const Padding padding(p, lengths, s);
+  return {padding.zero_queries(out), padding.zero_queries(lse)};
+}
+
+Arrays extra_gradients(const Call& call) {
+  const Problem p = call.problem;
+  const mx::Stream s = call.stream;
+  const mx::Dtype type = sum_type(call.inputs);
+  const Padding padding(p, call.find(Argument::lengths), s);
+  const auto per_query = [&](const mx::array& x) { return mx::flatten(padding.zero_queries(x), 1, kAxes, s); };
+  const auto tokens = [&](Argument a) { return fixed_shape(with_rank_axes(call[a], 1, s), s); };
+  const mx::array dout = mx::astype(call[Argument::dout], type, s);
+  const mx::array products = mx::multiply(mx::astype(call[Argument::out], type, s), dout, s);
+  const mx::array delta = mx::subtract(mx::sum(products, -1, false, s), call[Argument::dlse], s);
+  // A query all of whose logits are -inf has no weights.
+  const mx::array held = mx::not_equal(call[Argument::lse], mx::array(kNegativeInfinity, type), s);
+  const mx::array lse = select(held, call[Argument::lse], -kNegativeInfinity, s);
+
+  const auto block = [=](const Arrays& a, std::int64_t, std::int64_t) -> Arrays {
+    const auto rows = [&](const mx::array& x) { return by_kv_head(p, mx::astype(x, type, s), s); };
+    const auto column = [&](const mx::array& x) { return rows(mx::expand_dims(x, -1, s)); };
+    const mx::array logits = dense_products(p, a[0], a[4], type, s);
+    const mx::array weights = exponential(mx::subtract(logits, column(a[2]), s), s);  // [B, Hkv, Q * G, N]
+    const mx::array values = mx::transpose(mx::astype(a[5], type, s), {0, 2, 3, 1}, s);
+    const mx::array dweights = mx::subtract(mx::matmul(rows(a[1]), values, s), column(a[3]), s);
+    const mx::array dlogits = mx::multiply(mx::multiply(weights, dweights, s), mx::array(p.scale, type), s);
+    const auto sums = [&](const mx::array& x, const mx::array& of) {  // over the queries of the block
+      return mx::expand_dims(mx::matmul(mx::swapaxes(x, 2, 3, s), rows(of), s), 1, s);
+    };
+    return {sums(dlogits, a[0]), sums(weights, a[1])};  // [B, 1, Hkv, N, D or Dv]
+  };
+  const std::int64_t row = p.batch * p.heads * (3 * p.extra_tokens + p.head_dim + 2 * p.value_dim);
+  const Arrays results = in_blocks(block, {p.queries(), row * mx::size_of(type)},
+                                   {computed_queries(p, call[Argument::query], padding, s), per_query(dout),
+                                    per_query(lse), per_query(select(held, delta, 0.0, s))},
+                                   {tokens(Argument::extra_key), tokens(Argument::extra_value)}, s);
+  const auto gradient = [&](const mx::array& x, Argument of) {
+    const mx::array sum = mx::swapaxes(mx::sum(x, 1, false, s), 1, 2, s);
+    return mx::astype(with_three_axes(sum, 1, s), call[of].dtype(), s);
+  };
+  return {gradient(results[0], Argument::extra_key), gradient(results[1], Argument::extra_value)};
+}
+
 std::pair<mx::array, mx::array> merge(const Arrays& outputs, const Arrays& lse_tensors, mx::Dtype out_dtype,
                                       mx::Stream s) {
   Arrays all = outputs;
@@ -311,11 +379,12 @@ Tier pure_tier() {
     return block_objection(pure::cut_of(p));
   };
   tier.choice = [](const Problem&) { return KernelChoice{"MLX operations over blocks of queries", ""}; };
-  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel | kExtraTokens;
   tier.differentiated_by_mlx = true;
   tier.run = [](const Call& call) {
     const Op op = call.problem.op;
-    return op == Op::attention ? pure::attention(call) : op == Op::qk ? pure::qk(call) : pure::av(call);
+    if (call.role == Role::backward_extra) return pure::extra_gradients(call);
+    return op == Op::attention ? pure::attention_of(call) : op == Op::qk ? pure::qk(call) : pure::av(call);
   };
   return tier;
 }

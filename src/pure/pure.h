@@ -3,6 +3,7 @@
 // tier need: dense attention to additional tokens, and merging.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -22,6 +23,18 @@ mx::array mask(const Problem& problem, const std::optional<mx::array>& rpb, cons
 /// int32 [B, 3] with 0 for samples whose axes may not have such lengths, or whose windows have keys that the call's
 /// arrays do not hold: for lengths that could not be checked when the call was made.
 mx::array legal_lengths(const Problem& problem, const mx::array& lengths, mx::Stream s);
+
+/// The window of a call with extra tokens, in the type of the sums.
+Problem window_problem(Problem problem);
+
+/// A forward with extra tokens out of two attentions, whose softmax a merge in the type of the sums makes one: that of
+/// the window, which `window` computes, and a dense one. extra_key and extra_value may have any types. -> out, lse
+std::vector<mx::array> with_extra_tokens(
+    const Call& call,
+    const std::function<std::vector<mx::array>(const Problem&, const std::vector<mx::array>&)>& window);
+
+/// Role::backward_extra: gradients of extra_key and extra_value from the lse and the out of the whole.
+std::vector<mx::array> extra_gradients(const Call& call);
 
 /// Every computed query attends all of `keys` [B or 1, N, Hkv, D] and `values` [B or 1, N, Hkv, Dv] -> out, lse;
 /// queries in the padding and samples of illegal lengths give zeros.

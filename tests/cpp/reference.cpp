@@ -156,6 +156,9 @@ Index Reference::query_row(Index b, Index token, Index h) const {
 Index Reference::key_row(Index b, Index token, Index h) const {
   return (b * p_.key_tokens() + token) * p_.kv_heads + h / (p_.heads / p_.kv_heads);
 }
+Index Reference::extra_row(Index b, Index token, Index h) const {
+  return (b * p_.extra_tokens + token) * p_.kv_heads + h / (p_.heads / p_.kv_heads);
+}
 Index Reference::out_row(Index b, Index query, Index h) const {
   return (b * p_.queries() + query) * p_.heads + h;
 }
@@ -185,13 +188,20 @@ double Reference::logit(const Row& row, const Pair& pair, Index b, Index h) cons
   return p_.scale * dot(a_.query, query_row(b, row.token, h), a_.key, key_row(b, pair.key, h), p_.head_dim) + bias;
 }
 
+double Reference::extra_logit(const Row& row, Index token, Index b, Index h) const {
+  return p_.scale * dot(a_.query, query_row(b, row.token, h), a_.extra_key, extra_row(b, token, h), p_.head_dim);
+}
+
 Values Reference::lse() const {
   Values result(p_.batch * p_.queries() * p_.heads, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     if (!row.inside) return;
     double top = kNever, sum = 0;
-    for (const Pair& pair : row.pairs) top = std::max(top, logit(row, pair, b, h));
-    for (const Pair& pair : row.pairs) sum += top == kNever ? 0 : std::exp(logit(row, pair, b, h) - top);
+    std::vector<double> logits;
+    for (const Pair& pair : row.pairs) logits.push_back(logit(row, pair, b, h));
+    for (Index n = 0; n < p_.extra_tokens; ++n) logits.push_back(extra_logit(row, n, b, h));
+    for (const double x : logits) top = std::max(top, x);
+    for (const double x : logits) sum += top == kNever ? 0 : std::exp(x - top);
     result[out_row(b, q, h)] = top + std::log(sum);
   });
   return result;
@@ -201,13 +211,16 @@ Values Reference::out() const {
   const Values lses = lse();
   Values result(p_.batch * p_.queries() * p_.heads * p_.value_dim, 0.0);
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
-    if (lses[out_row(b, q, h)] == kNever) return;
-    for (const Pair& pair : row.pairs) {
-      const double weight = std::exp(logit(row, pair, b, h) - lses[out_row(b, q, h)]);
+    const Index at = out_row(b, q, h);
+    if (!row.inside || lses[at] == kNever) return;
+    const auto add = [&](double logit, const Values& values, Index value) {
+      const double weight = std::exp(logit - lses[at]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        result[out_row(b, q, h) * p_.value_dim + c] += weight * a_.value[key_row(b, pair.key, h) * p_.value_dim + c];
+        result[at * p_.value_dim + c] += weight * values[value * p_.value_dim + c];
       }
-    }
+    };
+    for (const Pair& pair : row.pairs) add(logit(row, pair, b, h), a_.value, key_row(b, pair.key, h));
+    for (Index n = 0; n < p_.extra_tokens; ++n) add(extra_logit(row, n, b, h), a_.extra_value, extra_row(b, n, h));
   });
   return result;
 }
@@ -224,22 +237,31 @@ Values Reference::delta() const {
 
 Gradients Reference::attention_gradients() const {
   const Values deltas = delta();
-  Gradients g{Values(a_.query.size()), Values(a_.key.size()), Values(a_.value.size()), Values(a_.rpb.size()), {}};
+  Gradients g{
+      Values(a_.query.size()),     Values(a_.key.size()),        Values(a_.value.size()), Values(a_.rpb.size()), {},
+      Values(a_.extra_key.size()), Values(a_.extra_value.size())};
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     const Index at = out_row(b, q, h), query = query_row(b, row.token, h);
-    if (a_.lse[at] == kNever) return;
-    for (const Pair& pair : row.pairs) {
-      const Index key = key_row(b, pair.key, h);
-      const double weight = std::exp(logit(row, pair, b, h) - a_.lse[at]);
-      const double dlogit = weight * (dot(a_.dout, at, a_.value, key, p_.value_dim) - deltas[at]);
+    if (!row.inside || a_.lse[at] == kNever) return;
+    const auto add = [&](double logit, Index key, const Values& keys, const Values& values, Values& dkeys,
+                         Values& dvalues) {
+      const double weight = std::exp(logit - a_.lse[at]);
+      const double dlogit = weight * (dot(a_.dout, at, values, key, p_.value_dim) - deltas[at]);
       for (Index c = 0; c < p_.value_dim; ++c) {
-        g.value[key * p_.value_dim + c] += weight * a_.dout[at * p_.value_dim + c];
+        dvalues[key * p_.value_dim + c] += weight * a_.dout[at * p_.value_dim + c];
       }
       for (Index c = 0; c < p_.head_dim; ++c) {
-        g.query[query * p_.head_dim + c] += p_.scale * dlogit * a_.key[key * p_.head_dim + c];
-        g.key[key * p_.head_dim + c] += p_.scale * dlogit * a_.query[query * p_.head_dim + c];
+        g.query[query * p_.head_dim + c] += p_.scale * dlogit * keys[key * p_.head_dim + c];
+        dkeys[key * p_.head_dim + c] += p_.scale * dlogit * a_.query[query * p_.head_dim + c];
       }
+      return dlogit;
+    };
+    for (const Pair& pair : row.pairs) {
+      const double dlogit = add(logit(row, pair, b, h), key_row(b, pair.key, h), a_.key, a_.value, g.key, g.value);
       if (!g.rpb.empty()) g.rpb[h * bias_entries() + pair.bias] += dlogit;
+    }
+    for (Index n = 0; n < p_.extra_tokens; ++n) {
+      add(extra_logit(row, n, b, h), extra_row(b, n, h), a_.extra_key, a_.extra_value, g.extra_key, g.extra_value);
     }
   });
   return g;
@@ -256,7 +278,7 @@ Values Reference::logits() const {
 }
 
 Gradients Reference::logits_gradients() const {
-  Gradients g{Values(a_.query.size()), Values(a_.key.size()), {}, Values(a_.rpb.size()), {}};
+  Gradients g{Values(a_.query.size()), Values(a_.key.size()), {}, Values(a_.rpb.size()), {}, {}, {}};
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     const Index query = query_row(b, row.token, h);
     for (const Pair& pair : row.pairs) {
@@ -287,7 +309,7 @@ Values Reference::weighted() const {
 }
 
 Gradients Reference::weighted_gradients() const {
-  Gradients g{{}, {}, Values(a_.value.size()), {}, Values(a_.attn.size())};
+  Gradients g{{}, {}, Values(a_.value.size()), {}, Values(a_.attn.size()), {}, {}};
   for_each_row([&](Index b, Index q, Index h, const Row& row) {
     const Index at = out_row(b, q, h);
     for (const Pair& pair : row.pairs) {

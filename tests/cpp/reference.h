@@ -23,6 +23,7 @@ std::vector<Slot> keys_of(const Axis& axis, std::int64_t length, std::int64_t qu
 /// Arrays of one call. Those that an operation does not have are empty.
 struct Arrays {
   Values query, key, value, rpb;
+  Values extra_key, extra_value;
   Values attn;                        ///< Op::av
   Values out, lse, delta;             ///< as given to the backward
   Values dout, dlse, dlogits;         ///< cotangents; without dlse it is 0
@@ -32,6 +33,7 @@ struct Arrays {
 
 struct Gradients {
   Values query, key, value, rpb, attn;
+  Values extra_key, extra_value;
 };
 
 class Reference {
@@ -71,8 +73,10 @@ class Reference {
   void for_each_row(Visit visit) const;  // visit(batch, query, head, row)
   double dot(const Values& a, std::int64_t row_a, const Values& b, std::int64_t row_b, std::int64_t channels) const;
   double logit(const Row& row, const Pair& pair, std::int64_t batch, std::int64_t head) const;
+  double extra_logit(const Row& row, std::int64_t token, std::int64_t batch, std::int64_t head) const;
   std::int64_t query_row(std::int64_t batch, std::int64_t token, std::int64_t head) const;
   std::int64_t key_row(std::int64_t batch, std::int64_t token, std::int64_t head) const;
+  std::int64_t extra_row(std::int64_t batch, std::int64_t token, std::int64_t head) const;
   std::int64_t out_row(std::int64_t batch, std::int64_t query, std::int64_t head) const;
   bool is_inside(std::int64_t batch, std::int64_t row, bool keys) const;
   std::array<std::int64_t, 3> sample_lengths(std::int64_t batch) const;

@@ -90,6 +90,10 @@ class Builder {
     std::copy(spans.begin(), spans.end(), p.spans->end() - p.rank);
     return *this;
   }
+  Builder& extra(std::int64_t tokens) {
+    case_.problem.extra_tokens = tokens;
+    return *this;
+  }
   Builder& layout(Layout layout) {
     case_.layout = layout;
     return *this;
@@ -111,6 +115,7 @@ std::vector<KernelOf> kernels_of(const Problem& problem) {
   attention.op = Op::attention;
   qk.op = Op::qk;
   qk.value_dim = 0;
+  qk.extra_tokens = av.extra_tokens = 0;
   av.op = Op::av;
   av.head_dim = 0;
   av.has_rpb = false;
@@ -269,6 +274,42 @@ std::vector<Case> cases() {
           .type(bf16)
           .rpb()
           .spans({{3, 25, -7, 30}, {0, 20, 6, 20}}),
+      // Tokens that every query attends: less than a block of them, several chunks, one; in every kind of sweep.
+      Builder("extra_1d", {{70, 7}}).batch(2).heads(2, 2).extra(3),
+      Builder("extra_1d_f16", {{70, 7}}).batch(2).heads(4, 2).dims(16, 24).type(f16).extra(37),
+      Builder("extra_2d_bf16", {{13, 5}, {19, 5}}).heads(2, 1).dims(40, 16).type(bf16).extra(300),
+      Builder("extra_all", {{8, 3, 1, 2}, {7, 4, 2}, {9, 5, 1, 1, 3, true}})
+          .heads(2, 1)
+          .dims(12, 8)
+          .rpb()
+          .lengths({{8, 7, 9}, {6, 5, 5}, {9, 7, 9}})
+          .extra(5),
+      Builder("extra_rpb_f16", {{9, 3}, {12, 5, 2}}).heads(4, 2).dims(16, 16).type(f16).rpb().extra(70),
+      Builder("extra_masked", {{70, 7}}).batch(2).heads(2, 1).masking_rpb().extra(2),
+      Builder("extra_circular", {{14, 5, 2, 1, 1, false, true}, {18, 6, 1, 3, 3, false, true}})
+          .heads(2, 1)
+          .dims(16, 16)
+          .type(f16)
+          .extra(19),
+      Builder("extra_span", {{30, 5, 1, 2}, {26, 4, 1, 1, 2}})
+          .heads(2, 2)
+          .dims(16, 8)
+          .spans({{19, 11, 14, 16}, {20, 6, 17, 9}})
+          .extra(11),
+      Builder("extra_wide", {{9, 3}, {11, 4}}).dims(160, 136).type(f16).extra(33),
+      Builder("extra_step", {{20, 5, 1, 1, 1, true}, {2, 2}, {6, 3, 3}})
+          .heads(4, 2)
+          .dims(24, 20)
+          .rpb()
+          .spans({{19, 1, 15, 5}, {0, 2, 0, 2}, {0, 6, 0, 6}})
+          .extra(130),
+      Builder("extra_heads_first", {{13, 5}, {15, 3}})
+          .batch(2)
+          .heads(3, 3)
+          .type(f16)
+          .layout(Layout::heads_first)
+          .extra(9),
+      Builder("extra_same_batch", {{31, 5}}).batch(3).heads(2, 2).layout(Layout::same_batch).extra(1),
       // Causal windows of which most keys never exist.
       Builder("causal_longer", {{21, 50, 1, 1, 1, true}}).dims(16, 16).type(f16),
       Builder("causal_longer_2d", {{4, 9, 1, 3, 2, true}, {13, 5}}).heads(2, 2).rpb(),

@@ -130,6 +130,8 @@ class Data {
     arrays_.query = random(query_tokens * p_.heads * p_.head_dim, q);
     arrays_.key = random(keys * p_.kv_heads * p_.head_dim, k);
     arrays_.value = random(keys * p_.kv_heads * p_.value_dim, v);
+    arrays_.extra_key = random(p_.batch * p_.extra_tokens * p_.kv_heads * p_.head_dim, k);
+    arrays_.extra_value = random(p_.batch * p_.extra_tokens * p_.kv_heads * p_.value_dim, v);
     arrays_.attn = random(queries * p_.heads * p_.kernel_volume(), q);
     arrays_.dlogits = random(queries * p_.heads * p_.kernel_volume(), q);
     arrays_.dout = random(queries * p_.heads * p_.value_dim, q);
@@ -199,11 +201,20 @@ class Data {
 
 /// The array that a kernel calls `name`.
 const Values& input_named(const std::string& name, const Arrays& given) {
-  const std::map<std::string, const Values*> arrays = {
-      {"na_query", &given.query},       {"na_key", &given.key},     {"na_value", &given.value},
-      {"na_rpb", &given.rpb},           {"na_attn", &given.attn},   {"na_out", &given.out},
-      {"na_lse", &given.lse},           {"na_dout", &given.dout},   {"na_dlse", &given.dlse},
-      {"na_partials", &given.partials}, {"na_delta", &given.delta}, {"na_dlogits", &given.dlogits}};
+  const std::map<std::string, const Values*> arrays = {{"na_query", &given.query},
+                                                       {"na_key", &given.key},
+                                                       {"na_value", &given.value},
+                                                       {"na_extra_key", &given.extra_key},
+                                                       {"na_extra_value", &given.extra_value},
+                                                       {"na_rpb", &given.rpb},
+                                                       {"na_attn", &given.attn},
+                                                       {"na_out", &given.out},
+                                                       {"na_lse", &given.lse},
+                                                       {"na_dout", &given.dout},
+                                                       {"na_dlse", &given.dlse},
+                                                       {"na_partials", &given.partials},
+                                                       {"na_delta", &given.delta},
+                                                       {"na_dlogits", &given.dlogits}};
   return *arrays.at(name);
 }
 

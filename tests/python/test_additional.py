@@ -18,6 +18,7 @@ from harness import (
     to_mlx,
     to_numpy,
 )
+from test_attention import check_attention, check_half
 
 CASES = (
     Case((9,), (4,), extra=3, heads=2, batch=2),
@@ -27,6 +28,7 @@ CASES = (
     Case((10,), (3,), extra=2, stride=(2,), batch=2, lengths=((7,), (10,)), heads=2, rpb=True),
     Case((6, 6), (3, 3), extra=0, batch=2),
 )
+INSIDE = ("fast_metal", "fast_cuda")  # tiers whose kernels attend them
 IDS = [str(case) for case in CASES]
 NAMES = ("query", "key", "value", "rpb", "additional_keys", "additional_values")
 
@@ -115,6 +117,84 @@ def test_fused_with_tokens_of_batch_1(tier: str, case: Case) -> None:
             assert_near(gradient, expected, GRADIENT_TOLERANCE["float32"], name)
 
 
+# Of the fused call, with head dims and counts that kernels cut differently: less than a block of tokens, several
+# chunks, few queries.
+FUSED = (
+    Case((70,), (9,), extra=1, heads=2, dim=8),
+    Case((40,), (7,), extra=300, heads=4, kv_heads=2, dim=16, value_dim=8, batch=2),
+    Case((13, 17), (5, 4), extra=33, stride=(2, 1), gna_stride=(1, 3), rpb=True, heads=2, dim=16),
+    Case((12, 15), (5, 3), extra=20, is_circular=(True, False), dilation=(2, 3), heads=2, kv_heads=1, dim=24),
+    Case((14,), (5,), extra=7, is_circular=(True,), span=((3, 8, -6, 14),), rpb=True, dim=8),
+    Case((20, 9), (4, 3), extra=70, is_causal=(True, False), span=((8, 7, 3, 13), (0, 9, 0, 9)), value_dim=40, dim=32),
+    Case((18, 11), (5, 3), extra=5, batch=3, lengths=((18, 11), (6, 7), (9, 3)), rpb=True, heads=2, dim=8),
+    Case((5, 6, 7), (3, 4, 5), extra=130, is_causal=(False, False, True), heads=2, kv_heads=1, dim=8, value_dim=16),
+    Case((9,), (30,), extra=3, is_causal=(True,), batch=2, dim=40),
+    Case((50,), (20,), extra=90, is_causal=(True,), span=((48, 2, 29, 21),), rpb=True, heads=4, kv_heads=2, dim=16),
+    Case((20,), (5,), extra=12, dim=140, value_dim=131),
+    Case((11,), (3,), extra=2, dim=1, value_dim=1),
+)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_fused(tier: str, case: Case, dtype: str) -> None:
+    if dtype == "float32":
+        check_attention(case)
+    else:
+        check_half(case.with_(dtype=dtype))
+
+
+def test_types_that_differ_from_those_of_keys(tier: str) -> None:
+    """As in a call where all have the wider one, but for the rounding of the result."""
+    x = mx.random.normal((1, 20, 2, 16)).astype(mx.float16)
+    tokens = mx.random.normal((1, 3, 2, 16))
+    out, lse = natten_mlx.na1d(x, x, x, 5, additional_keys=tokens, additional_values=tokens, return_lse=True)
+    wide = x.astype(mx.float32)
+    exact = natten_mlx.na1d(wide, wide, wide, 5, additional_keys=tokens, additional_values=tokens, return_lse=True)
+    assert out.dtype == mx.float16
+    assert_near(out, to_numpy(exact[0]), 2e-3)
+    assert_near(lse, to_numpy(exact[1]), 1e-5)
+
+
+def test_transformations_of_the_fused_call(tier: str) -> None:
+    """vmap over tokens and over queries, compile, tangents, second derivatives: as call by call, or as on pure."""
+    x = mx.random.normal((3, 2, 9, 2, 8))
+    tokens = mx.random.normal((3, 1, 4, 2, 8))
+
+    def call(x: mx.array, tokens: mx.array) -> mx.array:
+        return natten_mlx.na1d(x, x, x, 3, additional_keys=tokens, additional_values=tokens)
+
+    def squares(x: mx.array, tokens: mx.array) -> mx.array:
+        return (call(x, tokens) ** 2).sum()
+
+    gradients = mx.grad(squares, argnums=(0, 1))
+    for axes, arguments in (
+        ((0, 0), [(a, t) for a, t in zip(x, tokens, strict=True)]),
+        ((None, 0), [(x[0], t) for t in tokens]),
+        ((0, None), [(a, tokens[0]) for a in x]),
+    ):
+        given = [array if axis == 0 else array[0] for array, axis in zip((x, tokens), axes, strict=True)]
+        mapped = mx.vmap(call, in_axes=axes)(*given)
+        assert mx.allclose(mapped, mx.stack([call(*each) for each in arguments]), atol=1e-5)
+        one_by_one = [gradients(*each) for each in arguments]
+        for i, got in enumerate(mx.vmap(gradients, in_axes=axes)(*given)):
+            assert mx.allclose(got, mx.stack([each[i] for each in one_by_one]), atol=1e-4)
+    assert mx.allclose(mx.compile(call)(x[0], tokens[0]), call(x[0], tokens[0]), atol=1e-5)
+
+    def of_gradients(x: mx.array, tokens: mx.array) -> mx.array:
+        return sum((g**2).sum() for g in gradients(x, tokens))
+
+    def derivatives() -> list[mx.array]:
+        _, tangents = mx.jvp(call, [x[0], tokens[0]], [x[1], tokens[1]])
+        return [*tangents, *mx.grad(of_gradients, argnums=(0, 1))(x[0], tokens[0])]
+
+    with natten_mlx.backend("pure"):
+        expected = derivatives()
+    for got, right in zip(derivatives(), expected, strict=True):
+        assert_near(got, to_numpy(right), 1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types(tier: str, dtype: str) -> None:
     """Logits are rounded once, and so is the sum of both parts of the values."""
@@ -169,6 +249,16 @@ WRONG = {
 def test_errors(message: str) -> None:
     with pytest.raises(ValueError, match=rf"^\[na1d_(qk|av)\] .*{message}"):
         WRONG[message]()
+
+
+def test_explain_tells_where_the_tokens_of_the_fused_call_are(tier: str) -> None:
+    x, tokens = mx.zeros((1, 8, 2, 16)), mx.zeros((1, 3, 2, 16))
+
+    def told(tokens: mx.array) -> str:
+        return natten_mlx.explain(x, x, x, 3, additional_keys=tokens, additional_values=tokens).kernel
+
+    assert told(tokens).endswith("3 additional tokens in it" if tier in INSIDE else "by MLX's operations")
+    assert told(tokens.astype(mx.float16)).endswith("by MLX's operations")
 
 
 def test_explain_names_the_tokens() -> None:

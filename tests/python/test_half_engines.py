@@ -45,6 +45,17 @@ BIASED = [
     Case((12, 15), (5, 6), is_circular=(True, False), heads=2, kv_heads=1, dim=128, dtype=F16, rpb=True),
     Case((10, 9), (3, 4), heads=2, dim=160, value_dim=224, dtype=BF16, rpb=True),
 ]
+EXTRA = [
+    Case((200,), (33,), batch=2, heads=4, kv_heads=2, dim=64, extra=5, dtype=F16),
+    Case((23, 19), (9, 8), heads=2, dim=32, extra=70, dtype=BF16),
+    Case((20, 21), (7, 5), stride=(2, 5), heads=4, kv_heads=1, dim=48, value_dim=16, extra=300, dtype=F16),
+    Case((18, 17), (5, 7), batch=3, lengths=((18, 17), (5, 9), (11, 7)), heads=2, dim=64, extra=1, dtype=F16),
+    Case((8, 12, 10), (4, 3, 5), (), (2, 1, 2), (False, True, True), dim=32, value_dim=64, extra=33, dtype=BF16),
+    Case((12, 15), (5, 6), is_circular=(True, False), heads=2, kv_heads=1, dim=128, extra=17, dtype=F16, rpb=True),
+    Case((50,), (17,), dilation=(2,), is_causal=(True,), dim=192, value_dim=64, extra=40, dtype=BF16),
+    Case((30,), (6,), is_causal=(True,), span=((29, 1, 24, 6),), heads=4, kv_heads=2, dim=64, extra=130, dtype=F16),
+    Case((40, 11), (5, 4), span=((20, 9, 17, 15), (0, 6, 0, 9)), dim=16, extra=3, dtype=F16, rpb=True),
+]
 
 
 @pytest.fixture(params=["", "warpgroup=1"], ids=["planned", "warpgroups"])
@@ -56,7 +67,7 @@ def engine(request: pytest.FixtureRequest, tier: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("case", CASES + BIASED, ids=str)
+@pytest.mark.parametrize("case", CASES + BIASED + EXTRA, ids=str)
 def test_half(tier: str, engine: None, case: Case) -> None:
     check_half(case)
 
@@ -73,7 +84,7 @@ def gradients(case: Case, inputs: list[mx.array], dout: mx.array) -> list[np.nda
     return [to_numpy(x) for x in vjp(call, inputs, [dout, dlse])]
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10], CASES[17]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[10], CASES[17], EXTRA[1]], ids=str)
 def test_any_layout(tier: str, engine: None, case: Case) -> None:
     """Heads first, channels apart, rows that are not aligned: the same bits as from dense arrays."""
     names, _ = attention(case)
@@ -81,13 +92,12 @@ def test_any_layout(tier: str, engine: None, case: Case) -> None:
     dense = [to_mlx(arrays[name], case.dtype) for name in names]
     dout = to_mlx(arrays["dout"], case.dtype)
     expected = [*forward(case, dense), *gradients(case, dense, dout)]
-    heads = case.rank + 1
 
     def heads_first(x: mx.array) -> mx.array:
-        return mx.contiguous(x.swapaxes(1, heads)).swapaxes(1, heads)
+        return mx.contiguous(x.swapaxes(1, -2)).swapaxes(1, -2)
 
     def channels_apart(x: mx.array) -> mx.array:
-        return mx.contiguous(x.swapaxes(heads, heads + 1)).swapaxes(heads, heads + 1)
+        return mx.contiguous(x.swapaxes(-2, -1)).swapaxes(-2, -1)
 
     def unaligned(x: mx.array) -> mx.array:
         wide = mx.concatenate([x[..., :1], x, x[..., :1]], axis=-1)
@@ -101,10 +111,24 @@ def test_any_layout(tier: str, engine: None, case: Case) -> None:
             assert np.array_equal(got, wanted), layout.__name__
 
 
+def poisoned_arrays(cases: list[Case], *names: str) -> list:
+    """Cases with the name of each array in turn."""
+    with_extra = (*names, "additional_keys", "additional_values")
+    pairs = [(case, name) for case in cases for name in (names if case.extra is None else with_extra)]
+    return [pytest.param(case, name, id=f"{case}-{name}") for case, name in pairs]
+
+
+def place_in(case: Case, name: str) -> tuple[int, ...]:
+    row = (case.extra // 2,) if name.startswith("additional") else tuple(length // 2 for length in case.spatial)
+    return (0, *row, 0, 3)
+
+
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[6], CASES[10], CASES[17]], ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    poisoned_arrays([*(CASES[i] for i in (0, 5, 6, 10, 17)), *EXTRA[:2], EXTRA[6]], "query", "key", "value"),
+)
 def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
     """NaN and infinity change the queries whose windows hold them, and no other (in `pure`, a block of queries)."""
     names, _ = attention(case)
@@ -112,19 +136,20 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
     clean = forward(case, [to_mlx(arrays[n], case.dtype) for n in names])
     alike = case.with_(scale=0.01)  # where no weight is too small to be seen
     right = alike.call(arrays).forward()
-    place = (0, *(length // 2 for length in case.spatial), 0, 3)
+    place = place_in(case, name)
     arrays[name][place] = 50.0
     changed = alike.call(arrays).forward()
     met = (changed[1] != right[1]) | (changed[0] != right[0]).any(axis=-1)
     arrays[name][place] = poison
     out, lse = forward(case, [to_mlx(arrays[n], case.dtype) for n in names])
-    if name == "value":
+    is_value = name in ("value", "additional_values")
+    if is_value:
         assert not np.isfinite(out[met][:, 3]).any()
     elif np.isnan(poison):
         assert not np.isfinite(out[met]).any() and not np.isfinite(lse[met]).any()
     if tier == "pure":
         return
-    if name == "value":
+    if is_value:
         assert np.isfinite(np.delete(out, 3, axis=-1)).all()
     # Others of a tile may be computed again, without rounding weights: near, not the same bits.
     tolerance = 2e-3 if case.dtype == F16 else 2e-2
@@ -133,9 +158,13 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
 
 
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("name", ["query", "key", "value", "dout"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[10], CASES[17], BIASED[1]], ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    poisoned_arrays(
+        [*(CASES[i] for i in (0, 6, 10, 17)), BIASED[1], *EXTRA[:2], EXTRA[6]], "query", "key", "value", "dout"
+    ),
+)
 def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
     """The gradients that a change of the number would reach, and no other."""
     if tier == "pure":
@@ -146,7 +175,7 @@ def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, p
     alike = case.with_(scale=0.01)  # where no weight is too small to be seen
     dlse = np.full(arrays["dout"].shape[:-1], 0.5)
     right = alike.call(arrays).backward(arrays["dout"], dlse)
-    place = (0, *(length // 2 for length in case.spatial), 0, 3)
+    place = place_in(case, name)
     arrays[name][place] = 50.0
     changed = alike.call(arrays).backward(arrays["dout"], dlse)
     arrays[name][place] = poison
@@ -158,7 +187,7 @@ def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, p
             finite = np.isfinite(got[met])
             assert not (finite if n == "rpb" else finite.all(axis=-1)).any(), n
         # Others of a tile may be computed again, without rounding weights: near, not the same bits.
-        assert np.abs(got - before)[~met].max() <= tolerance * max(1.0, np.abs(before).max()), n
+        assert np.abs(got - before)[~met].max(initial=0.0) <= tolerance * max(1.0, np.abs(before).max()), n
 
 
 def test_logits_that_are_all_minus_infinity(tier: str, engine: None) -> None:
@@ -190,7 +219,7 @@ def test_scales_that_make_logits_alike(tier: str, engine: None, scale: float) ->
     check_half(case)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[11]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[11], EXTRA[1]], ids=str)
 def test_same_bits_on_every_run(tier: str, engine: None, case: Case) -> None:
     names, _ = attention(case)
     arrays = rounded(case.arrays(), case.dtype)

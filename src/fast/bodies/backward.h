@@ -48,9 +48,15 @@ struct Backward {
       }
       NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
         if (!meets<kMasked>(mask, r, j)) continue;
+#if NA_HAS_EXTRA
+        const float unbiased = logits[r];
+#endif
         if (NA_HAS_RPB) {
           logits[r] += NA_LOG2_E * float(rpb[rpb_entry(tile, pair_of<kQueries>(tile, items, batch, r, j))]);
         }
+#if NA_HAS_EXTRA
+        if (tile.is_extra) logits[r] = unbiased;
+#endif
         const float weight = exp2_of(logits[r] - (kQueries ? held_lse[r] : lses[slot]));
         const float gradient = weight * (products[r] - (kQueries ? held_delta[r] : lses[NA_CHUNK + slot]));
         bias_gradient.stage(gradient, tile, batch, r, j);
@@ -97,6 +103,9 @@ NATTEN_FN void attention_backward(HeldA held_a, HeldB held_b, Tensor<StreamedA> 
         body.held_lse[r] = backward_lse(lse_of_query);
         body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
       }
+#if NA_HAS_EXTRA
+      sweep_extra(body, body.a.from, body.b.from, streamed_a, streamed_b, tile, items, streamed);
+#endif
       sweep(body, tile, items);
     }
   }

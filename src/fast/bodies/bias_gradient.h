@@ -22,18 +22,27 @@ struct BiasGradient {
   }
   NATTEN_FN void begin_row(const NA_THREAD Tile& tile, Chunk chunk) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
+#if NA_HAS_EXTRA
+    if (tile.is_extra) return;
+#endif
     NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
       for (int i = tile.lane; i < chunk.columns; i += NA_LANES) staged[(row + r * next) * NA_STAGE_COLUMNS + i] = 0.0f;
     }
     barrier();
   }
   NATTEN_FN void stage(float gradient, const NA_THREAD Tile& tile, Batch batch, int item, int j) NA_THREAD {
+#if NA_HAS_EXTRA
+    if (tile.is_extra) return;
+#endif
     if (NA_BIAS_GRADIENT && j % NA_LANES == tile.lane && is_inside<true>(tile, item)) {
       staged[(row + item * next) * NA_STAGE_COLUMNS + batch.x + j - batch.first_x] = gradient;
     }
   }
   NATTEN_FN void end_row(const NA_THREAD Tile& tile, Row at, Chunk chunk) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
+#if NA_HAS_EXTRA
+    if (tile.is_extra) return;
+#endif
     barrier();
     const AxisGroup g0 = tile.groups[0], g1 = tile.groups[1], g2 = tile.groups[2];
     const int queries = lesser(NA_EXTENT_2, g2.queries - tile.origin[2]);

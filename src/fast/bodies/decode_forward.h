@@ -75,11 +75,17 @@ struct Decode {
     }
     NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
       weights[j] = sum_lanes(weights[j]);
+#if NA_HAS_EXTRA
+      const float unbiased = weights[j];
+#endif
       if (kMasked && first + j * kStep >= count) {
         weights[j] = -NA_INFINITY;
       } else if (NA_HAS_RPB) {
         weights[j] += NA_LOG2_E * float(rpb[rpb_entry(tile, pair_of<true>(tile, items, at[j], 0, 0))]);
       }
+#if NA_HAS_EXTRA
+      if (tile.is_extra && first + j * kStep < count) weights[j] = unbiased;
+#endif
       highest = greater(highest, weights[j]);
     }
     raise(part, highest);
@@ -117,6 +123,15 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
       body.template batch<false>(tile, items, first, count);
     }
     for (; any_lane(first < count); first += kAtOnce) body.template batch<true>(tile, items, first, count);
+#if NA_HAS_EXTRA
+    body.keys = extra_view(key, tile, site.head / NA_HEAD_GROUP);
+    body.values = extra_view(value, tile, site.head / NA_HEAD_GROUP);
+    const Tile extra = extra_tile(tile, key.extra_count);
+    const Items every = extra_items(items, extra);
+    for (first = simdgroup * kSlots + slot; any_lane(first < key.extra_count); first += kAtOnce) {
+      body.template batch<true>(extra, every, first, key.extra_count);
+    }
+#endif
   }
   join_simdgroup(body.part);
   if (kSimdgroups > 1) {

@@ -72,6 +72,9 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
     body.keys.rows = keys;
     body.values.rows = values;
+#if NA_HAS_EXTRA
+    sweep_extra(body, body.keys.from, body.values.from, key, value, tile, items, site.head / NA_HEAD_GROUP);
+#endif
     sweep(body, tile, items);
   }
   store_softmax(out, lse, body.out, body.maximum, body.sum, tile);

@@ -49,12 +49,18 @@ struct Meeting {
   unsigned last[2];
   Range<int> any;
   Range<int> all;
+#if NA_HAS_EXTRA
+  bool is_extra;  ///< extra tokens
+#endif
 };
 
 template <bool kQueries>
 NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& items, const NA_THREAD Region& region) {
   Meeting m;
   m.any = m.all = Range<int>{region.size, 0};
+#if NA_HAS_EXTRA
+  m.is_extra = false;
+#endif
   const bool exists = any_lane(is_inside<kQueries>(tile, 0) || is_inside<kQueries>(tile, 1));
   NA_UNROLL for (int r = 0; r < 2; ++r) {
     int s[3], l[3];
@@ -126,6 +132,9 @@ NATTEN_FN int bias_offset(unsigned word) {
 template <bool kQueries, class P>
 NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_BLOCK / 8][4], P rpb, const NA_THREAD int (&entry)[2],
                         const NA_THREAD Meeting& m, const NA_THREADGROUP unsigned* words, Lane lane) {
+#if NA_HAS_EXTRA
+  if (m.is_extra) return;
+#endif
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
     NA_UNROLL for (int e = 0; e < 2; ++e) {
       const unsigned word = words[8 * i + 2 * lane.pair + e];
@@ -166,6 +175,9 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
       int p[3];
       coordinates(p, region, lesser(first + i, region.size - 1));
       body.words[i] = NA_GUARDS | (first + i < region.size ? packed(p[0], p[1], p[2]) : NA_NOWHERE);
+#if NA_HAS_EXTRA
+      if (meeting.is_extra && first + i < region.size) body.words[i] = NA_GUARDS;  // met by all
+#endif
       NA_UNROLL for (int a = 0; a < 3; ++a) p[a] += tile.region[a].start;
       body.offsets[i] = offset_of(body.from_a, p);
       body.offsets[NA_CHUNK + i] = offset_of(body.from_b, p);
@@ -187,6 +199,28 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
     }
   }
 }
+
+#if NA_HAS_EXTRA
+/// The extra tokens: with coordinates 0, which all positions meet.
+template <bool kCareful, class Body, class TensorA, class TensorB>
+NATTEN_FN void sweep_extra(NA_THREAD Body& body, TensorA a, TensorB b, const NA_THREAD Tile& tile, int head) {
+  const auto window_a = body.from_a;
+  const auto window_b = body.from_b;
+  const Tile extra = extra_tile(tile, a.extra_count);
+  body.from_a = extra_view(a, tile, head);
+  body.from_b = extra_view(b, tile, head);
+  Meeting all;
+  all.is_extra = true;
+  NA_UNROLL for (int r = 0; r < 2; ++r) {
+    all.start[r] = 0;
+    all.last[r] = 2 * NA_GUARDS;
+  }
+  all.any = all.all = extra.region[2];
+  sweep_region<kCareful>(body, extra, region_of(extra), all);
+  body.from_a = window_a;
+  body.from_b = window_b;
+}
+#endif
 
 /// sums += weights * streamed rows. A weight of 0 does not keep a NaN out of a product, so where the plain sum has got
 /// one, the whole is done again with kCareful: only rows that a position meets, whose bits are set in `met`, and

@@ -164,6 +164,15 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
           body.held_lse[r] = backward_lse(lse_of_query);
           body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
         }
+#if NA_HAS_EXTRA
+        NA_UNROLL for (int r = 0; r < 2; ++r) body.bias_gradient.inside[r] = false;
+        if (careful) {
+          sweep_extra<true>(body, streamed_a, streamed_b, tile, streamed);
+        } else {
+          sweep_extra<false>(body, streamed_a, streamed_b, tile, streamed);
+        }
+        NA_UNROLL for (int r = 0; r < 2; ++r) body.bias_gradient.inside[r] = is_inside<true>(tile, r);
+#endif
         if (careful) {
           sweep_region<true>(body, tile, region, meeting);
         } else {

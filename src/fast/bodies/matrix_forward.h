@@ -85,9 +85,15 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
     body.rows_b = values;
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
     if (NA_HAS_RPB) bias_entries<true>(body.bias_entry, tile, items);
+#if NA_HAS_EXTRA
+    sweep_extra<false>(body, key, value, tile, site.head / NA_HEAD_GROUP);
+#endif
     sweep_region<false>(body, tile, region, meeting);
     if (any_of_threadgroup(!all_finite(body.out), words, body.lane.index)) {
       body.clear();
+#if NA_HAS_EXTRA
+      sweep_extra<true>(body, key, value, tile, site.head / NA_HEAD_GROUP);
+#endif
       sweep_region<true>(body, tile, region, meeting);
     }
   }

@@ -28,6 +28,9 @@ NATTEN_FN Pair pair_of(const NA_THREAD Tile& tile, const NA_THREAD Items& items,
 
 /// Entry of a head's bias table, per axis rpb_index().
 NATTEN_FN int rpb_entry(const NA_THREAD Tile& tile, Pair pair) {
+#if NA_HAS_EXTRA
+  if (tile.is_extra) return 0;  // of what is read and dropped
+#endif
   int entry = 0;
   NA_UNROLL for (int a = 0; a < 3; ++a) {
     entry = entry * (2 * NA_BY_AXIS(NA_KERNEL_SIZE, a) - 1) + rpb_index(tile.axes[a].axis, pair.query[a], pair.key[a]);
@@ -50,6 +53,9 @@ NATTEN_FN int pair_slot(const NA_THREAD Tile& tile, Pair pair) {
 template <int kCount, bool kMasked, class P>
 NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_RUN][NA_BATCH], P rpb, const NA_THREAD Tile& tile,
                         const NA_THREAD Items& items, Batch batch, const NA_THREAD Mask& mask, float factor) {
+#if NA_HAS_EXTRA
+  if (tile.is_extra) return;
+#endif
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const int entry = rpb_entry(tile, pair_of<true>(tile, items, batch, r, 0));
     NA_UNROLL for (int j = 0; j < kCount; ++j) {

@@ -139,4 +139,20 @@ NATTEN_FN void sweep(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_
   }
 }
 
+#if NA_HAS_EXTRA
+/// The extra tokens, through the views of the streams.
+template <class Body, class ViewA, class ViewB, class TensorA, class TensorB>
+NATTEN_FN void sweep_extra(NA_THREAD Body& body, NA_THREAD ViewA& from_a, NA_THREAD ViewB& from_b, TensorA a, TensorB b,
+                           const NA_THREAD Tile& tile, const NA_THREAD Items& items, int head) {
+  const ViewA window_a = from_a;
+  const ViewB window_b = from_b;
+  const Tile extra = extra_tile(tile, a.extra_count);
+  from_a = extra_view(a, tile, head);
+  from_b = extra_view(b, tile, head);
+  sweep(body, extra, extra_items(items, extra));
+  from_a = window_a;
+  from_b = window_b;
+}
+#endif
+
 }  // namespace natten

@@ -8,6 +8,11 @@ template <class P>
 struct Tensor {
   P data;
   Offset stride[6];
+#if NA_HAS_EXTRA
+  P extra;
+  Offset extra_stride[6];
+  int extra_count;
+#endif
 };
 
 /// From MLX's strides, of which there may be fewer.

@@ -113,6 +113,9 @@ struct Tile {
   bool empty;            ///< meets nothing: its outputs are 0
   int lane;              ///< which of the NA_LANES that share a position
   int coordinate[3];     ///< of the thread's first position in the tile
+#if NA_HAS_EXTRA
+  bool is_extra;  ///< the region is that of extra tokens
+#endif
 };
 
 template <bool kQueries>
@@ -120,6 +123,9 @@ NATTEN_FN Tile tile_of(Site site) {
   Tile tile;
   tile.at = site;
   tile.empty = false;
+#if NA_HAS_EXTRA
+  tile.is_extra = false;
+#endif
   const Spans spans = site.spans;
   NA_UNROLL for (int a = 0; a < 3; ++a) {  // lengths that the call does not allow give zeros
     const int least = least_length(axis_constants(a, spans.full.v[a]).axis);
