@@ -216,7 +216,8 @@ NATTEN_FN void sweep_extra(NA_THREAD Body& body, TensorA a, TensorB b, const NA_
     all.last[r] = 2 * NA_GUARDS;
   }
   all.any = all.all = extra.region[2];
-  sweep_region<kCareful>(body, extra, region_of(extra), all);
+  const Region region = region_of(extra);
+  sweep_region<kCareful>(body, extra, region, all);
   body.from_a = window_a;
   body.from_b = window_b;
 }

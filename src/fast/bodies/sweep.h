@@ -149,7 +149,8 @@ NATTEN_FN void sweep_extra(NA_THREAD Body& body, NA_THREAD ViewA& from_a, NA_THR
   const Tile extra = extra_tile(tile, a.extra_count);
   from_a = extra_view(a, tile, head);
   from_b = extra_view(b, tile, head);
-  sweep(body, extra, extra_items(items, extra));
+  const Items every = extra_items(items, extra);
+  sweep(body, extra, every);
   from_a = window_a;
   from_b = window_b;
 }
