@@ -29,6 +29,7 @@ enum class Role : std::uint8_t {
   backward_key_value,  ///< gradients of what keys have: key and value, as far as the operation reads them
   backward,            ///< both from one pass, which a tier need not have
   backward_extra,      ///< gradients of extra keys and values, for which a tier need not have a kernel
+  backward_all,        ///< all of them from one pass, which a tier need not have
 };
 enum class FloatType : std::uint8_t { float16, bfloat16, float32, float64 };
 enum class DeviceType : std::uint8_t { cpu, gpu };

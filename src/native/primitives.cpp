@@ -35,8 +35,9 @@ void allocate(mx::array& a) {
 
 namespace {
 
-constexpr const char* kNames[3][4] = {
-    {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue", "NattenAttentionBackward"},
+constexpr const char* kNames[3][6] = {
+    {"NattenAttention", "NattenAttentionBackwardQuery", "NattenAttentionBackwardKeyValue", "NattenAttentionBackward",
+     "NattenAttentionBackwardExtra", "NattenAttentionBackwardAll"},
     {"NattenQk", "NattenQkBackwardQuery", "NattenQkBackwardKey", "NattenQkBackward"},
     {"NattenAv", "NattenAvBackwardAttn", "NattenAvBackwardValue", "NattenAvBackward"}};
 
@@ -46,7 +47,7 @@ struct Launch {
   AttentionInputs inputs;
   SavedForward saved;
   Tensor x, y;  // what the split form reads besides, in the order of the primitive's inputs
-  Tensor outputs[3];
+  Tensor outputs[5];
   float* float_output = nullptr;  // lse or drpb
   std::vector<DenseCopy> copies;
 
@@ -77,6 +78,8 @@ struct Launch {
         return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
       case Role::backward:
         return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
+      case Role::backward_all:
+        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2], outputs + 3);
       case Role::backward_extra:
         break;  // declined
     }
@@ -229,6 +232,8 @@ class KernelPrimitive : public mx::Primitive {
     inputs.query = tensor(Argument::query);
     inputs.key = tensor(Argument::key);
     inputs.value = tensor(Argument::value);
+    inputs.extra_key = tensor(Argument::extra_key);
+    inputs.extra_value = tensor(Argument::extra_value);
     saved.out = tensor(Argument::out);
     saved.dout = launch.y = tensor(Argument::dout);
     launch.x = tensor(problem_.op == Op::av ? Argument::attn : Argument::dlogits);

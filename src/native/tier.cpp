@@ -9,7 +9,7 @@ namespace {
 
 Objection objection_to_cpu_kernels(const Problem& p, Role role) {
   if (role == Role::backward && p.op != Op::attention) return "the split form has a kernel for each gradient";
-  if (role > Role::backward) return "gradients of additional tokens are MLX's operations";
+  if (role == Role::backward_extra) return "gradients of additional tokens alone are MLX's operations";
   if (p.device != DeviceType::cpu) return "compiled kernels run on the CPU device only";
   for (FloatType type : {p.query_type, p.key_type, p.value_type}) {
     if (type == FloatType::float64) return "float64 is computed by the pure tier only";
@@ -35,7 +35,7 @@ Tier compiled_tier() {
     const auto wraps = [&](int a) { return p.axes[a].is_circular && p.span(a).key_rows >= p.axes[a].length; };
     return p.op == Op::attention && !wraps(p.pieces->axis);
   };
-  tier.takes = kSpan | kCircularAxis | kLongCausalKernel;
+  tier.takes = kSpan | kCircularAxis | kLongCausalKernel | kExtraTokens;
   tier.is_fused = true;
   return tier;
 }

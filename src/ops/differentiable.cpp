@@ -79,8 +79,15 @@ std::vector<Role> asked_roles(const Operation& forward, const Arguments& wanted)
   for (const Role role : {Role::backward_query, Role::backward_key_value}) {
     if (is_asked(role)) roles.push_back(role);
   }
-  if (roles.size() == 2 && !forward.tier->supports(forward.problem, Role::backward)) roles = {Role::backward};
-  if (is_asked(Role::backward_extra)) roles.push_back(Role::backward_extra);
+  const auto is_taken = [&](Role role) { return !forward.tier->supports(forward.problem, role); };
+  if (is_asked(Role::backward_extra)) {
+    if (!roles.empty() && is_taken(Role::backward_all)) return {Role::backward_all};
+    roles.push_back(Role::backward_extra);
+  }
+  if (roles.size() >= 2 && roles[1] == Role::backward_key_value && is_taken(Role::backward)) {
+    roles.erase(roles.begin());
+    roles[0] = Role::backward;
+  }
   return roles;
 }
 

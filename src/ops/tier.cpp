@@ -68,8 +68,10 @@ Arguments outputs_of(const Problem& problem, Role role) {
                                          : Arguments{Argument::dvalue};
     case Role::backward_extra:
       return problem.extra_tokens > 0 ? Arguments{Argument::dextra_key, Argument::dextra_value} : Arguments{};
-    default:
+    case Role::backward:
       return joined(outputs_of(problem, Role::backward_query), outputs_of(problem, Role::backward_key_value));
+    default:
+      return joined(outputs_of(problem, Role::backward), outputs_of(problem, Role::backward_extra));
   }
 }
 

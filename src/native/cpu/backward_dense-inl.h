@@ -50,7 +50,8 @@ class DenseSweep final : public BackwardSweep {
         const TileSpan tiles = tiles_of({begin, std::min(begin + chunk_, all.end)});
         ring_tiles_ = std::max(ring_tiles_, tiles.end - tiles.begin);
       }
-      if (gradients.query != nullptr) extra_ = heads_ * ring_tiles_ * dquery_size();
+      ring_start_ = own_size_;
+      if (gradients.query != nullptr) own_size_ += heads_ * ring_tiles_ * dquery_size();
     }
   }
 
@@ -151,10 +152,11 @@ class DenseSweep final : public BackwardSweep {
 
   void sweep_pair(QueryRow row, std::size_t tile, const Span& keys, const Span& owned, bool is_first) {
     float* const packed = row.tiles;
+    is_first_pack_ = is_first;
     pack_pair(row, tile);
     const std::size_t end = std::min(tile + kDenseTiles, tiles_.size());
     const auto waiting = [&](std::size_t t) {
-      return extra_memory_ + (row.head * ring_tiles_ + t % ring_tiles_) * dquery_size();
+      return own_memory_ + ring_start_ + (row.head * ring_tiles_ + t % ring_tiles_) * dquery_size();
     };
     const bool is_kept = row.owned && gradients_.query != nullptr;
     for (std::size_t t = tile; t < end && is_kept && !is_first; ++t) {
@@ -321,6 +323,7 @@ class DenseSweep final : public BackwardSweep {
 
   std::vector<DenseTile> dense_tiles_;
   std::size_t ring_tiles_ = 0;    ///< whose gradients wait at a time, of one head
+  std::int64_t ring_start_ = 0;   ///< in own_memory_
   std::int64_t chunk_start_ = 0;  ///< place of the first packed key
 };
 

@@ -16,6 +16,7 @@
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 
@@ -60,6 +61,13 @@ class MatrixBackward final : MatrixMemory {
       for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
       lse_ = scratch.take<float>(kMatrixTile);
       delta_ = scratch.take<float>(kMatrixTile);
+      if (gradients_.extra_tokens->count() == 0) return;
+      for (int i = 0; i < 2; ++i) {
+        float_rows_[i] = scratch.take<float>(kMatrixTile * operands[i]->row);
+        float_columns_[i] = scratch.take<float>(kMatrixTile * operands[i]->row);
+      }
+      dquery_t_ = scratch.take<float>(kMatrixTile * query_.row);
+      extra_memory_ = scratch.take<float>(ExtraGradients::size());
     };
     if (Scratch::bytes_of(take) > kMatrixScratchBytes) return false;
     const Scratch memory(take);
@@ -133,6 +141,8 @@ class MatrixBackward final : MatrixMemory {
 
   void run_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
     if (!load_tile(head, band, columns)) return;
+    const bool has_extra = gradients_.query != nullptr && gradients_.extra_tokens->count() > 0;
+    if (has_extra) add_extra(head, band, columns);
     static constexpr std::int64_t kFirst = 0;
     const std::int64_t kv_head = head / heads_;
     const auto as_bytes = [](const std::uint16_t* from) { return reinterpret_cast<const char*>(from); };
@@ -162,7 +172,7 @@ class MatrixBackward final : MatrixMemory {
                                     dquery_,
                                     &kFirst,
                                     query_.columns * 64};
-        first == 0 ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
+        first == 0 && !has_extra ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
       }
       for (std::size_t i = 0; i < sums_over_queries_.size(); ++i) {  // dk, dv
         const Packed& sums = sums_over_queries_[i];
@@ -212,6 +222,34 @@ class MatrixBackward final : MatrixMemory {
       operand->arrange();
     }
     return is_finite_;
+  }
+
+  /// What the tile's gradients have of extra tokens, as float32: the first terms of dquery_, and these tokens' own.
+  void add_extra(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
+    const TileTag d;
+    const Operand* const operands[] = {&query_, &dout_};
+    const float factors[] = {scale_ * kLog2E, 1.0f};
+    const std::int64_t dims[] = {dim_, value_dim_};
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t row = operands[i]->row, pitch = round_up(dims[i], kLanes);
+      load_rows(reinterpret_cast<const BFloat*>(operands[i]->raw), row, kMatrixTile, dims[i], float_rows_[i], pitch);
+      transpose_in(float_rows_[i], pitch, pitch, factors[i], float_columns_[i], kLanes);
+    }
+    const std::int64_t pitch = round_up(dim_, kLanes);
+    scale_row(float_rows_[0], kMatrixTile * pitch, scale_);
+    alignas(64) float is_owned[kMatrixTile] = {};
+    for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
+      if (!contains(part_[0].owned_queries, q0) || !contains(part_[1].owned_queries, q1)) return;
+      for (int i = 0; i < columns.count; ++i) {
+        is_owned[lane + i] = contains(part_[2].owned_queries, columns.query + i) ? 1.0f : 0.0f;
+      }
+    });
+    std::fill_n(dquery_t_, kMatrixTile * pitch, 0.0f);
+    ExtraGradients{*gradients_.extra_tokens, region_.task.plan->batch, head / heads_, dim_, value_dim_, extra_memory_,
+                   region_.task.dextra}
+        .add(float_columns_[0], float_columns_[1], float_rows_[0], float_rows_[1], lse_, delta_,
+             hn::Gt(hn::Load(d, is_owned), hn::Zero(d)), dquery_t_);
+    transpose_out(dquery_t_, pitch, 1.0f, dquery_, pitch);
   }
 
   /// From logits and dP of some pairs to P and dS, as rows of keys and as rows of queries.
@@ -292,6 +330,8 @@ class MatrixBackward final : MatrixMemory {
   std::uint32_t* pair_buffer_;                              ///< dS of pairs of keys, [key][query]
   char* weights_;                                           ///< the same, [query][key][of pair]
   float *dquery_, *out_rows_[2], *lse_, *delta_;
+  // Where there are extra tokens: queries and dout as rows and as columns, and what these tokens need besides.
+  float *float_rows_[2], *float_columns_[2], *dquery_t_, *extra_memory_;
 };
 
 bool run_matrix_of_target(const AttentionInputs& inputs, const SavedForward& saved,

@@ -11,6 +11,7 @@
 
 #include "hwy/highway.h"
 #include "native/cpu/backward.h"
+#include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_sweep-inl.h"
 
@@ -54,6 +55,7 @@ class BackwardSweep : public TileSweep {
     dout_ = place(value_pitch_ * kLanes);
     lse_ = place(kLanes);
     delta_ = place(kLanes);
+    if (gradients.extra_tokens->count() > 0) own_size_ = ExtraGradients::size();
   }
 
  protected:
@@ -90,6 +92,16 @@ class BackwardSweep : public TileSweep {
     }
     check_finite(query, kLanes * pitch_);
     check_finite(dout, kLanes * value_pitch_);
+    const Span owned = owned_of(tile);
+    if (gradients_.extra_tokens->count() == 0 || !is_first_pack_ || !is_owned_query(q0, q1) || size_of(owned) <= 0)
+      return;
+    const auto lanes = hn::Iota(d, 0.0f);
+    const auto counted = hn::And(hn::Ge(lanes, hn::Set(d, static_cast<float>(owned.start - tile.query))),
+                                 hn::Lt(lanes, hn::Set(d, static_cast<float>(owned.end - tile.query))));
+    ExtraGradients{
+        *gradients_.extra_tokens, region_.task.plan->batch, region_.task.kv_heads.start, dim_, value_dim_, own_memory_,
+        region_.task.dextra}
+        .add(to + query_t_, to + dout_t_, query, dout, to + lse_, to + delta_, counted, to + dquery_t_);
   }
 
   /// Whether the tile has a query all of whose logits are -inf: its weights and gradients are zero.
@@ -179,7 +191,8 @@ class BackwardSweep : public TileSweep {
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
   // Places in a packed tile: transposed [channel][lane]; [lane][pitch]; [lane].
   std::int64_t query_t_, dout_t_, dquery_t_, query_, dout_, lse_, delta_;
-  bool met_empty_ = false;  ///< some tile has_empty()
+  bool met_empty_ = false;     ///< some tile has_empty()
+  bool is_first_pack_ = true;  ///< of the tiles that are packed
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

@@ -50,8 +50,8 @@ class DirectSweep : ForwardTask {
       sums_ = scratch.take<float>(kLanes * value_pitch_);
       partial_ = scratch.take<float>(slots * kLanes * kLanes);
       scores_ = scratch.take<float>(slots * kLanes);
-      factors_ = scratch.take<float>(kLanes);
-      lse_ = scratch.take<float>(kLanes);
+      end_.take_memory(scratch);
+      if (pass_.extra.count() > 0) query_t_ = scratch.take<float>(kLanes * round_up(p_.head_dim, 4));
       rows_ = scratch.take<float>(places * std::max(pitch_, value_pitch_));
     });
 
@@ -89,7 +89,6 @@ class DirectSweep : ForwardTask {
   }
 
   void run_tile(std::int64_t head, std::int64_t q0, std::int64_t q1, std::size_t index) {
-    const TileTag d;
     const DirectTile& tile = tiles_[index];
     load_rows(region_.query_rows(pass_.inputs.query, head, q0, q1, tile.query), tile.count, p_.head_dim, queries_,
               pitch_);
@@ -101,16 +100,13 @@ class DirectSweep : ForwardTask {
 
     const ScoreRow row{scores_, 1, 0, tile.slots};
     const TileVec max = max_of(row);
-    const Normalizer normalizer(max, exp2_row(row, max));
-    hn::Store(normalizer.factor, d, factors_);
-    hn::Store(normalizer.lse, d, lse_);
+    if (query_t_ != nullptr) {
+      transpose_in(queries_, pitch_, round_up(p_.head_dim, 4), static_cast<float>(p_.scale) * kLog2E, query_t_, kLanes);
+    }
+    normalize(head, query_t_, max, exp2_row(row, max));
     load_rows(key_rows(pass_.inputs.value, head, q0, q1, tile.place), tile.places, p_.value_dim, rows_, value_pitch_);
     add_values(tile);
-    if (normalizer.has_empty) clear_empty_rows(lse_, tile.count, sums_, value_pitch_);
-    store_rows(sums_, value_pitch_, tile.count, p_.value_dim, region_.out_rows(pass_.out, head, q0, q1, tile.query),
-               is_streamed_);
-    region_.for_each_entry(p_, head, q0, q1, tile.query, tile.count,
-                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = lse_[lane]; });
+    store(head, q0, q1, tile.query, tile.count, sums_, is_streamed_);
   }
 
   /// Keys or values from place k2 on.
@@ -148,13 +144,14 @@ class DirectSweep : ForwardTask {
     }
   }
 
-  /// sums_ = factors_ * probabilities * values
+  /// sums_ = factors * probabilities * values
   void add_values(const DirectTile& tile) {
     for_each_channels(value_pitch_, [&]<int kVecs>(std::integral_constant<int, kVecs>, std::int64_t channel) {
       constexpr int kCount = direct_queries(kVecs);
       // The tile's last lanes repeat a query.
       for (int q = 0; q < tile.count; q += kCount) {
-        add_direct_values<kVecs, kCount>(tile, q, rows_ + channel, scores_, factors_, sums_ + channel, value_pitch_);
+        add_direct_values<kVecs, kCount>(tile, q, rows_ + channel, scores_, end_.factors, sums_ + channel,
+                                         value_pitch_);
       }
     });
   }
@@ -192,7 +189,8 @@ class DirectSweep : ForwardTask {
 
   std::vector<DirectTile> tiles_;
   float* rows_;  ///< keys, then values of a tile
-  float *queries_, *sums_, *partial_, *scores_, *factors_, *lse_;
+  float *queries_, *sums_, *partial_, *scores_;
+  float* query_t_ = nullptr;  ///< transposed, where there are extra tokens
 };
 
 void run_direct_task_of_target(const Pass& pass, const Task& task) {

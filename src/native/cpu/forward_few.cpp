@@ -39,9 +39,11 @@ class FewQueries : ForwardTask {
   FewQueries(const Pass& pass, const Task& task)
       : ForwardTask(pass, task), rows_(size_of(region_.part[2].queries) * heads_) {}
 
-  /// The sums of one segment of the keys, into `segment_sums` or, where it is the only one, into the results.
+  /// The sums of one segment of the keys, into `segment_sums` or, where it is the only one, into the results. The last
+  /// segment is that of extra tokens, where there are any.
   void run(std::int64_t segment, std::int64_t segments, float* segment_sums) {
     if (region_.is_empty()) return;
+    is_extra_ = has_extra() && segment + 1 == segments;
     const std::int64_t all_rows = rows_ * p_.kv_heads;
     const Scratch memory([&](Scratch& scratch) {
       queries_ = scratch.take<float>(all_rows * pitch_);
@@ -53,13 +55,18 @@ class FewQueries : ForwardTask {
     const FewSums sums(segment_sums, all_rows, value_pitch_);
     sums.clear();
     load_queries();
-    const Span& keys = region_.part[2].keys;
-    const Span part = part_of(size_of(keys), segments, segment);
+    const Span keys = is_extra_ ? Span{0, pass_.extra.count()} : region_.part[2].keys;
+    const Span part = is_extra_ ? keys : part_of(size_of(keys), segments - (has_extra() ? 1 : 0), segment);
     const std::int64_t last = keys.start + part.end;
     for (std::int64_t k = keys.start + part.start; k < last; k += kBlock) {
       add_block({k, std::min(k + kBlock, last)}, last, sums);
     }
     if (segments == 1) store(sums, 1);
+  }
+
+  /// Floats of the sums of a segment. Tasks may have fewer rows: those of a dilation group, or of a shorter sample.
+  static std::int64_t segment_size(const Problem& p) {
+    return FewSums::size(p.queries(2) * p.heads, round_up(p.value_dim, kLanes));
   }
 
   /// The results, from the sums of all segments.
@@ -69,6 +76,8 @@ class FewQueries : ForwardTask {
 
  private:
   static constexpr std::int64_t kBlock = tuning::kFewBlock;
+
+  bool has_extra() const { return pass_.extra.count() > 0; }
 
   // A task has one place of the outer axes.
   std::int64_t q0() const { return region_.part[0].queries.start; }
@@ -108,6 +117,9 @@ class FewQueries : ForwardTask {
                                          Visit&& visit) const {
     const std::int64_t k0 = region_.group[0]->queries[q0()].keys.start, k1 = region_.group[1]->queries[q1()].keys.start;
     const auto rows_of = [&](std::int64_t kv_head, std::int64_t k) {
+      if (is_extra_) {
+        return TensorRows{row_of(tensor, region_.task.plan->batch, {0, 0, k}, kv_head), tensor.strides[3], tensor.type};
+      }
       return region_.key_rows(tensor, kv_head, k0, k1, k);
     };
     for (std::int64_t k = keys.start; k < keys.end; k += kLanes) {
@@ -141,8 +153,9 @@ class FewQueries : ForwardTask {
   }
 
   void add_block(const Span& keys, std::int64_t last, const FewSums& sums) const {
+    const AttentionInputs& inputs = pass_.inputs;
     for_each_piece_of_keys(
-        pass_.inputs.key, p_.head_dim, keys, last,
+        is_extra_ ? inputs.extra_key : inputs.key, p_.head_dim, keys, last,
         [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* key, std::int64_t stride) {
           const float* queries = queries_ + kv_head * rows_ * pitch_;
           float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
@@ -151,7 +164,7 @@ class FewQueries : ForwardTask {
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
       float* scores = scores_ + index * kBlock;
       const Span window = window_of(row, keys);
-      if (pass_.inputs.rpb != nullptr) add_bias(head_of(kv_head, row), query_of(row), keys, window, scores);
+      if (inputs.rpb != nullptr && !is_extra_) add_bias(head_of(kv_head, row), query_of(row), keys, window, scores);
       std::fill_n(scores, window.start - keys.start, -std::numeric_limits<float>::infinity());
       const std::int64_t end = round_up(size_of(keys), kLanes);
       std::fill_n(scores + (window.end - keys.start), end - (window.end - keys.start),
@@ -159,7 +172,7 @@ class FewQueries : ForwardTask {
       sums.weigh(index, scores, end);
     });
     for_each_piece_of_keys(
-        pass_.inputs.value, p_.value_dim, keys, last,
+        is_extra_ ? inputs.extra_value : inputs.value, p_.value_dim, keys, last,
         [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* value, std::int64_t stride) {
           add_values(kv_head, {k, k + count}, keys.start, value, stride, sums);
         });
@@ -167,6 +180,7 @@ class FewQueries : ForwardTask {
 
   /// Of a row, among some keys; perhaps empty, at their start or end.
   Span window_of(std::int64_t row, const Span& keys) const {
+    if (is_extra_) return keys;
     const Span& window = query_of(row).keys;
     const std::int64_t start = std::clamp(window.start, keys.start, keys.end);
     return {start, std::clamp(window.end, start, keys.end)};
@@ -211,7 +225,7 @@ class FewQueries : ForwardTask {
   void store(const FewSums& sums, std::int64_t segments) const {
     const TileTag d;
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
-      const Normalizer normalizer = sums.join(index, segments);
+      const Normalizer normalizer = sums.join(index, segments, segment_size(p_), has_extra());
       float* out = sums.of(index);
       const float lse = hn::GetLane(normalizer.lse);
       for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
@@ -225,6 +239,7 @@ class FewQueries : ForwardTask {
   }
 
   const std::int64_t rows_;  ///< of a key head: its query heads, of every query
+  bool is_extra_ = false;    ///< the keys at hand are extra tokens
 
   float *queries_, *scores_, *partial_, *buffer_;
 };
@@ -235,7 +250,7 @@ void run_few_task_of_target(const Pass& pass, const FewTask& part) {
 }
 
 std::int64_t few_sums_size_of_target(const Problem& p) {
-  return FewSums::size(p.queries(2) * p.heads, round_up(p.value_dim, kLanes));
+  return FewQueries::segment_size(p);
 }
 
 }  // namespace
@@ -249,7 +264,7 @@ HWY_EXPORT(run_few_task_of_target);
 HWY_EXPORT(few_sums_size_of_target);
 
 void run_few_queries(const Pass& pass, const TaskList& tasks, double flops) {
-  const std::int64_t segments = few_segments(pass.inputs.problem);
+  const std::int64_t segments = few_segments(pass.inputs.problem) + (pass.extra.count() > 0 ? 1 : 0);
   const std::int64_t size = NATTEN_DISPATCH(few_sums_size_of_target)(pass.inputs.problem);
   float* sums;
   const Scratch memory(

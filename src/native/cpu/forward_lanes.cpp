@@ -60,8 +60,7 @@ class LanesSweep : ForwardTask {
       scores_ = scratch.take<float>(tiles_ * score_size_);
       buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
       sums_ = scratch.take<float>(is_chunked_ ? block_tiles * RunningSums::size(value_pitch_) : 0);
-      factors_ = scratch.take<float>(kLanes);
-      lse_ = scratch.take<float>(kLanes);
+      end_.take_memory(scratch);
     });
 
     for (std::int64_t q0 = part_[0].queries.start; q0 < part_[0].queries.end; ++q0) {
@@ -126,7 +125,6 @@ class LanesSweep : ForwardTask {
   }
 
   void run_tiles(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
-    const TileTag d;
     const Span keys = keys_of(block);
     multiply(block, 0, keys);
     for (std::int64_t q = block.start, t = 0; q < block.end; q += kLanes, ++t) {
@@ -135,10 +133,9 @@ class LanesSweep : ForwardTask {
       const Windows windows = windows_of(span, keys);
       const ScoreRow row = mask_and_bias(head, q0, q1, span, keys, windows, scores);
       const TileVec max = max_of(row);
-      const Normalizer normalizer(max, exp2_row(row, max));
-      hn::Store(normalizer.factor, d, factors_);
+      normalize(head, queries_ + t * query_size_, max, exp2_row(row, max));
       weigh_values(windows, keys, scores);
-      store(head, q0, q1, span, normalizer, buffer_);
+      store(head, q0, q1, q, windows.count, buffer_, false);
     }
   }
 
@@ -166,7 +163,7 @@ class LanesSweep : ForwardTask {
           const ScoreRow row = mask_and_bias(head, q0, q1, span, keys, windows, scores);
           const TileVec max = max_of(row);
           alignas(64) float old_factors[kLanes];
-          sums_of(tile + t).add(max, exp2_row(row, max), factors_, old_factors);
+          sums_of(tile + t).add(max, exp2_row(row, max), end_.factors, old_factors);
           weigh_values(windows, keys, scores);
           sums_of(tile + t).add_values(windows.count, old_factors, buffer_);
         }
@@ -175,10 +172,10 @@ class LanesSweep : ForwardTask {
     for (std::int64_t tile = 0; tile < block_tiles; ++tile) {
       const RunningSums sums = sums_of(tile);
       const Span span = together(block, tile, 1);
-      const Normalizer normalizer = sums.normalizer();
-      hn::Store(normalizer.factor, d, factors_);
-      sums.scale(static_cast<int>(size_of(span)), factors_);
-      store(head, q0, q1, span, normalizer, sums.sums);
+      const int count = static_cast<int>(size_of(span));
+      normalize(head, queries_ + tile * query_size_, hn::Load(d, sums.maxima()), hn::Load(d, sums.totals()));
+      sums.scale(count, end_.factors);
+      store(head, q0, q1, span.start, count, sums.sums, false);
     }
   }
 
@@ -206,7 +203,7 @@ class LanesSweep : ForwardTask {
     return {scores + windows.begin[0] * kLanes, 1, 0, windows.end[windows.count - 1] - windows.begin[0]};
   }
 
-  /// buffer_ = factors_ * sum of values weighted by exponentials
+  /// buffer_ = factors * sum of values weighted by exponentials
   void weigh_values(const Windows& windows, const Span& keys, const float* scores) const {
     ValueRows call{};
     call.place_values = value_pitch_;
@@ -216,7 +213,7 @@ class LanesSweep : ForwardTask {
     call.value = (keys.start - packed_.start) * value_pitch_;
     for (int q = 0; q < windows.count; q += kQueries) {
       call.probabilities = scores + q;
-      call.factor = factors_ + q;
+      call.factor = end_.factors + q;
       call.sums = buffer_ + q * value_pitch_;
       for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
         ValueRows part = call;
@@ -225,16 +222,6 @@ class LanesSweep : ForwardTask {
         add_values_of_row<kVectors>(part, std::min(kQueries, windows.count - q), windows.begin + q, windows.end + q);
       });
     }
-  }
-
-  void store(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, const Normalizer& normalizer,
-             float* rows) const {
-    const int count = static_cast<int>(size_of(span));
-    hn::Store(normalizer.lse, TileTag(), lse_);
-    if (normalizer.has_empty) clear_empty_rows(lse_, count, rows, value_pitch_);
-    store_rows(rows, value_pitch_, count, p_.value_dim, region_.out_rows(pass_.out, head, q0, q1, span.start));
-    region_.for_each_entry(p_, head, q0, q1, span.start, count,
-                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = lse_[lane]; });
   }
 
   /// Keys that only some of the queries attend. Unused lanes attend none, which nobody reads.
@@ -284,7 +271,7 @@ class LanesSweep : ForwardTask {
   std::int64_t block_;                    ///< queries that are packed at a time
   std::int64_t score_size_, query_size_;  ///< floats of the scores and of the packed queries of a tile
   Span packed_{0, 0};                     ///< places of the packed keys
-  float *keys_, *values_, *queries_, *scores_, *buffer_, *sums_, *factors_, *lse_;
+  float *keys_, *values_, *queries_, *scores_, *buffer_, *sums_;
 };
 
 void run_lanes_task_of_target(const Pass& pass, const Task& task) {

@@ -19,6 +19,7 @@
 #include "hwy/highway.h"
 #include "native/cpu/dispatch.h"
 #include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 
@@ -36,6 +37,7 @@ class MatrixForward : MatrixMemory {
       : MatrixMemory(pass.inputs, task, {true, false}, 0, {{&pass.inputs.key, pass.inputs.problem.head_dim}},
                      {&pass.inputs.value, pass.inputs.problem.value_dim}, {}),
         pass_(pass),
+        end_(pass.extra, p_),
         unit_(matrix_unit()),
         is_streamed_(p_.batch * p_.queries() * p_.heads * value_dim_ * 2 >= tuning::kStreamBytes) {}
 
@@ -55,8 +57,10 @@ class MatrixForward : MatrixMemory {
       weights_ = scratch.take<char>(kMatrixTile * weight_row_);
       pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
       sums_ = scratch.take<float>(kMatrixTile * pitch_);
-      factors_ = scratch.take<float>(kMatrixTile);
-      lse_ = scratch.take<float>(kMatrixTile);
+      end_.take_memory(scratch);
+      if (pass_.extra.count() > 0) {
+        for (float*& queries : float_queries_) queries = scratch.take<float>(kMatrixTile * raw_row_);
+      }
     });
     clear_memory();
     std::fill_n(raw_queries_, query_size, std::uint16_t{0});  // rows without a query are multiplied too
@@ -160,17 +164,17 @@ class MatrixForward : MatrixMemory {
     if (first > 0) {
       const auto factor = exp2_float(hn::Sub(old_max, max));
       total = hn::MulAdd(factor, total_, total);
-      hn::Store(factor, d, factors_);
+      hn::Store(factor, d, end_.factors);
       scale_sums();
     }
     total_ = total;
   }
 
-  /// sums *= factors
+  /// sums *= factors of TileEnd
   void scale_sums() {
     const TileTag d;
     for (std::int64_t lane = 0; lane < kMatrixTile; ++lane) {
-      const auto factor = hn::Set(d, factors_[lane]);
+      const auto factor = hn::Set(d, end_.factors[lane]);
       for (std::int64_t c = lane * pitch_; c < (lane + 1) * pitch_; c += kLanes) {
         hn::Store(hn::Mul(factor, hn::Load(d, sums_ + c)), d, sums_ + c);
       }
@@ -178,21 +182,24 @@ class MatrixForward : MatrixMemory {
   }
 
   void finish(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
-    const TileTag d;
-    const Normalizer normalizer(max_, total_);
-    hn::Store(normalizer.factor, d, factors_);
-    hn::Store(normalizer.lse, d, lse_);
+    if (pass_.extra.count() > 0) {
+      auto [rows, columns_of_channels] = float_queries_;
+      load_rows(reinterpret_cast<const BFloat*>(raw_queries_), raw_row_, kMatrixTile, raw_row_, rows, raw_row_);
+      transpose_in(rows, raw_row_, raw_row_, static_cast<float>(p_.scale) * kLog2E, columns_of_channels, kLanes);
+    }
+    end_.normalize(region_.task.plan->batch, head / heads_, float_queries_[1], max_, total_);
     scale_sums();
-    if (normalizer.has_empty) clear_empty_rows(lse_, kMatrixTile, sums_, pitch_);
+    end_.finish(kMatrixTile, sums_);
     for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
       region_.for_each_entry(p_, head, q0, q1, columns.query, columns.count,
-                             [&](int i, std::int64_t entry) { pass_.lse[entry] = lse_[lane + i]; });
+                             [&](int i, std::int64_t entry) { pass_.lse[entry] = end_.lse[lane + i]; });
       store_rows(sums_ + lane * pitch_, pitch_, columns.count, value_dim_,
                  region_.out_rows(pass_.out, head, q0, q1, columns.query), is_streamed_);
     });
   }
 
   const Pass& pass_;
+  TileEnd end_;
   const MatrixUnit unit_;
   const bool is_streamed_;   ///< results are too large to stay in a cache
   std::int64_t pitch_;       ///< floats of a row of sums
@@ -203,8 +210,9 @@ class MatrixForward : MatrixMemory {
   float* scores_;                          ///< tiles [key][query]
   std::uint32_t* pair_buffer_;             ///< weights of pairs of keys, [key][query]
   char* weights_;                          ///< the same, [query][key][of pair]
-  float *sums_, *factors_, *lse_;
-  TileVec max_, total_;  ///< of every query
+  float* sums_;
+  float* float_queries_[2] = {};  ///< where there are extra tokens: rows, and transposed
+  TileVec max_, total_;           ///< of every query
 };
 
 bool run_matrix_of_target(const Pass& pass, const Task& task) {

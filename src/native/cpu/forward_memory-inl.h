@@ -162,8 +162,7 @@ class ForwardMemory : protected ForwardTask {
     sums_ = scratch.take<float>(is_segmented_ ? packed_queries_ * RunningSums::size(value_pitch_) : 0);
     scores_ = scratch.take<float>(ring_rows_ * score_size_);
     buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
-    factors_ = scratch.take<float>(kLanes);
-    lse_ = scratch.take<float>(kLanes);
+    end_.take_memory(scratch);
   }
 
   /// Number of a row of keys among the packed ones, which form a ring of slabs, or are those of a segment.
@@ -230,7 +229,7 @@ class ForwardMemory : protected ForwardTask {
   KeyRows segment_{};                      ///< the packed one
 
   std::vector<const float*> value_rows_;  ///< at first_place_, of the rows of keys of one row of queries
-  float *keys_, *value_memory_, *queries_, *scores_, *sums_, *buffer_, *factors_, *lse_;
+  float *keys_, *value_memory_, *queries_, *scores_, *sums_, *buffer_;
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

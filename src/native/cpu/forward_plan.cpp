@@ -172,9 +172,11 @@ void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* 
 
   const Partition partition = partition_of(p);
   const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
-                       static_cast<double>(p.kernel_volume() * (p.head_dim + p.value_dim));
-  const Pass pass{inputs, out, lse};
+                       static_cast<double>((p.kernel_volume() + p.extra_tokens) * (p.head_dim + p.value_dim));
+  ExtraTokens extra(p, inputs.extra_key, inputs.extra_value);
+  const Pass pass{inputs, out, lse, extra};
   const Design design = choose_vector_design(p);
+  if (design != Design::few_queries) extra.load();
   const auto run_vectors = design == Design::query_lanes ? run_lanes_task
                            : design == Design::direct    ? run_direct_task
                                                          : run_task;

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "native/cpu/extra_tokens.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/tile_tasks.h"
 
@@ -40,6 +41,7 @@ struct Pass {
   const AttentionInputs& inputs;
   const Tensor& out;
   float* lse;
+  const ExtraTokens& extra;
 };
 
 /// All tasks of "few queries".

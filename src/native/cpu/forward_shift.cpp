@@ -87,7 +87,7 @@ class ForwardSweep : ForwardMemory {
       }
       for_each_tile(heads, [&](std::int64_t head, const ForwardTile& tile, std::int64_t index) {
         for (std::int64_t q1 = step.rows.start; q1 < step.rows.end; ++q1) {
-          finish_sums(head, step, q1, tile, sums_of(index, step, q1));
+          finish_sums(head, step, q1, tile, index);
         }
       });
     }
@@ -131,17 +131,19 @@ class ForwardSweep : ForwardMemory {
       const RunningSums sums = sums_of(index, step, q1);
       const TileVec max = max_of(row);
       alignas(64) float old_factors[kLanes];
-      sums.add(max, exp2_row(row, max), factors_, old_factors);
+      sums.add(max, exp2_row(row, max), end_.factors, old_factors);
       weigh_values(head, rows, tile, scores);
       sums.add_values(tile.count, old_factors, buffer_);
     }
   }
 
-  void finish_sums(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile,
-                   const RunningSums& sums) {
-    normalize(head, step, q1, tile, sums.normalizer());
-    sums.scale(tile.count, factors_);
-    store(head, step, q1, tile, sums.sums);
+  void finish_sums(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile, std::int64_t index) {
+    const TileTag d;
+    const RunningSums sums = sums_of(index, step, q1);
+    normalize(head, queries_ + (index * block_rows_ + q1 - step.rows.start) * query_row_, hn::Load(d, sums.maxima()),
+              hn::Load(d, sums.totals()));
+    sums.scale(tile.count, end_.factors);
+    store(head, step.q0, q1, tile.query, tile.count, sums.sums, is_streamed_);
   }
 
   /// Calls visit(k0, k1) for the rows of keys of a slab.
@@ -208,7 +210,7 @@ class ForwardSweep : ForwardMemory {
       while (active.end < step.rows.end && queries[active.end].keys.start <= k1) ++active.end;
       multiply(head, step, tile, active, k1, k0s, part_[1].keys.start, packed);
       for (; active.start < active.end && queries[active.start].keys.end <= k1 + 1; ++active.start) {
-        finish_row(head, step, active.start, tile);
+        finish_row(head, step, active.start, tile, packed + (active.start - step.rows.start) * query_row_);
       }
     }
   }
@@ -242,15 +244,15 @@ class ForwardSweep : ForwardMemory {
     });
   }
 
-  /// Softmax and values of one row of a tile.
-  void finish_row(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile) {
+  /// Softmax and values of one row of a tile, whose packed queries are `packed`.
+  void finish_row(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile, const float* packed) {
     const KeyRows rows{group_[0]->queries[step.q0].keys, group_[1]->queries[q1].keys};
     float* scores = ring_scores(step, q1);
     const ScoreRow row = mask_and_bias(head, step.q0, q1, tile, rows, scores);
     const TileVec max = max_of(row);
-    normalize(head, step, q1, tile, Normalizer(max, exp2_row(row, max)));
+    normalize(head, packed, max, exp2_row(row, max));
     weigh_values(head, rows, tile, scores);
-    store(head, step, q1, tile, buffer_);
+    store(head, step.q0, q1, tile.query, tile.count, buffer_, is_streamed_);
   }
 
   /// Makes logits of the products of a row of a tile with some rows of keys.
@@ -262,7 +264,7 @@ class ForwardSweep : ForwardMemory {
     return {scores, size_of(rows.k0s), plane, size_of(rows.k1s) * axes_[2].kernel_size};
   }
 
-  /// buffer_ = factors_ * the sum of the values of some rows of keys, weighted by exponentials of scores
+  /// buffer_ = factors * the sum of the values of some rows of keys, weighted by exponentials of scores
   void weigh_values(std::int64_t head, const KeyRows& rows, const ForwardTile& tile, const float* scores) {
     const std::int64_t slots = axes_[2].kernel_size;
     auto next_row = value_rows_.begin();
@@ -281,29 +283,12 @@ class ForwardSweep : ForwardMemory {
     for (const QueryWindows& windows : tile.windows) {
       for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
         row.probabilities = scores + windows.first;
-        row.factor = factors_ + windows.first;
+        row.factor = end_.factors + windows.first;
         row.value = (tile.slot0 - first_place_) * value_step_ + channel;
         row.sums = buffer_ + windows.first * value_pitch_ + channel;
         add_values<kVectors>(row, windows);
       });
     }
-  }
-
-  /// Reciprocals of the sums of exponentials, and the log-sum-exp.
-  void normalize(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile,
-                 const Normalizer& normalizer) {
-    const TileTag d;
-    has_empty_ = normalizer.has_empty;
-    hn::Store(normalizer.factor, d, factors_);
-    hn::Store(normalizer.lse, d, lse_);
-    region_.for_each_entry(p_, head, step.q0, q1, tile.query, tile.count,
-                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = lse_[lane]; });
-  }
-
-  void store(std::int64_t head, const Step& step, std::int64_t q1, const ForwardTile& tile, float* rows) const {
-    if (has_empty_) clear_empty_rows(lse_, tile.count, rows, value_pitch_);
-    store_rows(rows, value_pitch_, tile.count, value_dim_, region_.out_rows(pass_.out, head, step.q0, q1, tile.query),
-               is_streamed_);
   }
 
   void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Tile& tile, const KeyRows& rows,
@@ -346,8 +331,6 @@ class ForwardSweep : ForwardMemory {
       }
     }
   }
-
-  bool has_empty_;  ///< a query of the tile has no logit but -inf
 };
 
 void run_task_of_target(const Pass& pass, const Task& task) {

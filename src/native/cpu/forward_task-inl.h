@@ -9,6 +9,7 @@
 #include "hwy/highway.h"
 #include "native/cpu/forward_plan.h"
 #include "native/cpu/region-inl.h"
+#include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tuning.h"
 
@@ -27,7 +28,20 @@ class ForwardTask {
         heads_(p_.heads / p_.kv_heads),
         pitch_(round_up(p_.head_dim, kLanes)),
         value_pitch_(round_up(p_.value_dim, kLanes)),
+        end_(pass.extra, p_),
         is_streamed_(p_.batch * p_.queries() * p_.heads * p_.value_dim * 4 >= tuning::kStreamBytes) {}
+
+  /// See TileEnd.
+  HWY_INLINE void normalize(std::int64_t head, const float* queries, TileVec max, TileVec total) {
+    end_.normalize(region_.task.plan->batch, head / heads_, queries, max, total);
+  }
+  HWY_INLINE void store(std::int64_t head, std::int64_t q0, std::int64_t q1, std::int64_t query, int count, float* rows,
+                        bool is_streamed) const {
+    end_.finish(count, rows);
+    store_rows(rows, value_pitch_, count, p_.value_dim, region_.out_rows(pass_.out, head, q0, q1, query), is_streamed);
+    region_.for_each_entry(p_, head, q0, q1, query, count,
+                           [&](int lane, std::int64_t entry) { pass_.lse[entry] = end_.lse[lane]; });
+  }
 
   const forward::Pass& pass_;
   const Problem& p_;
@@ -37,7 +51,8 @@ class ForwardTask {
   const AxisPart* const part_;
   const std::int64_t heads_;                ///< query heads of the key head
   const std::int64_t pitch_, value_pitch_;  ///< floats of a copied row of queries or keys, and of values
-  const bool is_streamed_;                  ///< results are too large to stay in a cache
+  TileEnd end_;
+  const bool is_streamed_;  ///< results are too large to stay in a cache
 };
 
 }  // namespace natten::cpu::HWY_NAMESPACE

@@ -35,6 +35,7 @@ struct AttentionInputs {
   Tensor query, key, value;
   const float* rpb = nullptr;
   const std::int32_t* lengths = nullptr;
+  Tensor extra_key{}, extra_value{};  ///< of problem.extra_tokens
 };
 
 /// out [B, O0, O1, O2, Hq, Dv], lse dense float32 [B, O0, O1, O2, Hq].
@@ -53,9 +54,10 @@ void attention_backward_query(const AttentionInputs& inputs, const SavedForward&
 /// dk like key, dv like value.
 void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
                                   const Tensor& dv);
-/// All of the above from one sweep, which computes the logits once instead of twice.
+/// All of the above from one sweep, which computes the logits once instead of twice. `dextra`: gradients of extra_key
+/// and of extra_value, or null.
 void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb,
-                        const Tensor& dk, const Tensor& dv);
+                        const Tensor& dk, const Tensor& dv, const Tensor* dextra = nullptr);
 
 // Split form. logits, attn and their gradients are [B, O0, O1, O2, Hq, K0*K1*K2]; docs/concepts.md says which key is in
 // which slot. Empty slots of `logits` are -inf, of `dattn` 0, and the values of `attn` and `dlogits` there are ignored.

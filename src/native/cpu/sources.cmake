@@ -2,10 +2,10 @@
 set(NATTEN_CPU_DIR ${CMAKE_CURRENT_LIST_DIR})
 add_library(
   natten_cpu STATIC
+  ${NATTEN_CPU_DIR}/extra_tokens.cpp
   ${NATTEN_CPU_DIR}/axis_plan.cpp
   ${NATTEN_CPU_DIR}/backward.cpp
   ${NATTEN_CPU_DIR}/backward_matrix.cpp
-  ${NATTEN_CPU_DIR}/bias_gradient.cpp
   ${NATTEN_CPU_DIR}/block_cache.cpp
   ${NATTEN_CPU_DIR}/control_group.cpp
   ${NATTEN_CPU_DIR}/dense_copy.cpp

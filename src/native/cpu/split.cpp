@@ -223,7 +223,7 @@ double flops_of(const Problem& p, const Call& call) {
 void products(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
   if (inputs.lengths != nullptr) fill(call.slots, output_grid(p), p.heads, p.kernel_volume(), 0.0f);
-  run_tasks(inputs, flops_of(p, call), nullptr, [&](const Task& task) {
+  run_tasks(inputs, flops_of(p, call), {p, nullptr, nullptr}, [&](const Task& task) {
     NATTEN_DISPATCH(run_products)(inputs, call, task);
   });
 }
@@ -234,7 +234,7 @@ void sums(const AttentionInputs& inputs, const Call& call) {
   if ((call.over_tokens && is_strided) || inputs.lengths != nullptr) {
     fill(call.queries, call.over_tokens ? query_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
   }
-  run_tasks(inputs, flops_of(p, call), call.drpb, [&](const Task& task) {
+  run_tasks(inputs, flops_of(p, call), {p, call.drpb, nullptr}, [&](const Task& task) {
     NATTEN_DISPATCH(run_sums)(inputs, call, task);
   });
 }
@@ -242,7 +242,7 @@ void sums(const AttentionInputs& inputs, const Call& call) {
 void key_sums(const AttentionInputs& inputs, const Call& call) {
   const Problem& p = inputs.problem;
   if (inputs.lengths != nullptr) fill(call.keys, key_grid(p), p.kv_heads, call.dim, 0.0f);
-  run_tasks(inputs, flops_of(p, call), nullptr, [&](const Task& task) {
+  run_tasks(inputs, flops_of(p, call), {p, nullptr, nullptr}, [&](const Task& task) {
     NATTEN_DISPATCH(run_key_sums)(inputs, call, task);
   });
 }

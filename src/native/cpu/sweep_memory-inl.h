@@ -144,7 +144,7 @@ class SweepMemory {
     for (float*& scores : scores_) scores = scratch.take<float>(score_rows_ * score_size_);
     buffer_ = scratch.take<float>(buffer_size());
     for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
-    extra_memory_ = scratch.take<float>(extra_);
+    own_memory_ = scratch.take<float>(own_size_);
   }
   std::size_t scratch_bytes() {
     return Scratch::bytes_of([&](Scratch& scratch) { take_memory(scratch); });
@@ -193,7 +193,7 @@ class SweepMemory {
   std::int64_t first_place_, places_;  ///< of the packed rows of keys
   std::int64_t bias_table_ = 0;        ///< entries of one head
   std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
-  float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *extra_memory_ = nullptr;
+  float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *own_memory_ = nullptr;
 
   // To be set by the subclass before run().
   KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
@@ -203,7 +203,7 @@ class SweepMemory {
   bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
   bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
   std::int64_t chunk_ = 0;      ///< not 0: multiply_block() also packs and stores so many keys at a time
-  std::int64_t extra_ = 0;      ///< floats of memory of the subclass's own
+  std::int64_t own_size_ = 0;   ///< floats of memory of the subclass's own
   bool is_streamed_ = false;    ///< results are too large to stay in a cache
 
   std::int64_t row_size_ = 0;           ///< floats of a packed row of queries

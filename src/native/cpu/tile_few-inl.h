@@ -176,14 +176,20 @@ class FewSums {
     if (factor != 1.0f) scale(row, factor);
   }
 
-  /// Adds the sums of the segments behind the first one, whose memory follows, to those of this one.
-  Normalizer join(std::int64_t row, std::int64_t segments) const {
+  /// Adds the sums of the segments behind the first one, `step` floats from one to the next, to its own. The last one
+  /// may be of extra tokens (`has_extra`): these, and the others together, weigh nothing without a logit but -inf.
+  Normalizer join(std::int64_t row, std::int64_t segments, std::int64_t step, bool has_extra) const {
     const TileTag d;
-    const std::int64_t step = size(rows_, pitch_);
     float max = maxima(0)[row];
     for (std::int64_t s = 1; s < segments; ++s) max = std::max(max, maxima(s * step)[row]);
     float total = 0.0f;
+    bool is_empty = true;
     for (std::int64_t s = 0; s < segments; ++s) {
+      if (has_extra && s + 1 == segments) {
+        if (is_empty) std::fill_n(of(row), pitch_, 0.0f);
+        if (totals(s * step)[row] == 0) break;
+      }
+      is_empty &= totals(s * step)[row] == 0;
       const TileVec factor = exp2_float(hn::Set(d, maxima(s * step)[row] - max));
       total += hn::GetLane(factor) * totals(s * step)[row];
       const float* from = of(row) + s * step;

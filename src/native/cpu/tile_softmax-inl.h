@@ -164,11 +164,6 @@ struct RunningSums {
     }
   }
 
-  Normalizer normalizer() const {
-    const TileTag d;
-    return Normalizer(hn::Load(d, maxima()), hn::Load(d, totals()));
-  }
-
   /// sums *= factors
   void scale(int count, const float* factors) const {
     const TileTag d;

@@ -1,14 +1,26 @@
 #include "native/cpu/tile_tasks.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <map>
+#include <memory>
+#include <new>
 #include <utility>
 
-#include "native/cpu/bias_gradient.h"
 #include "native/cpu/thread_pool.h"
 #include "native/cpu/tuning.h"
 
 namespace natten::cpu {
+namespace {
+
+std::atomic<std::int64_t> limit_override{0};
+
+}  // namespace
+
+void set_task_sums_limit(std::int64_t bytes) {
+  limit_override.store(bytes, std::memory_order_relaxed);
+}
 
 void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value) {
   const double elements = static_cast<double>(grid.size() * heads * dim);
@@ -110,27 +122,66 @@ Partition sweep_partition(const Problem& p) {
   return {parts, 1};
 }
 
-void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run) {
+TaskSums::TaskSums(const Problem& p, float* drpb, const ExtraTokens* dextra) : drpb_(drpb), dextra_(dextra) {
+  if (drpb != nullptr) tables_ = p.heads / p.kv_heads;
+  for (const Axis& axis : p.axes) tables_ *= 2 * axis.kernel_size - 1;
+  if (drpb != nullptr) std::fill_n(drpb, tables_ * p.kv_heads, 0.0f);
+  extra_start_ = whole_lines(tables_);
+  if (dextra != nullptr) extra_size_ = dextra->size();
+}
+
+std::int64_t TaskSums::most(std::int64_t tasks) const {
+  const std::int64_t override = limit_override.load(std::memory_order_relaxed);
+  const std::int64_t limit = override > 0 ? override : tuning::kTaskSumsBytes;
+  return size() == 0 ? tasks : std::clamp<std::int64_t>(limit / (4 * size()), 1, std::max<std::int64_t>(tasks, 1));
+}
+
+void TaskSums::point(Task& task, float* memory) const {
+  if (drpb_ != nullptr) task.drpb = memory;
+  if (extra_size_ > 0) task.dextra = memory + extra_start_;
+}
+
+void TaskSums::clear(const Task& task) const {
+  if (drpb_ != nullptr) std::fill_n(task.drpb, tables_, 0.0f);
+  if (extra_size_ > 0) std::fill_n(task.dextra, extra_size_, 0.0f);
+}
+
+void TaskSums::add(const Task& task) const {
+  const std::int64_t head = task.kv_heads.start;
+  const auto add_to = [](float* to, const float* from, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] += from[i];
+  };
+  if (drpb_ != nullptr) add_to(drpb_ + head * tables_, task.drpb, tables_);
+  if (extra_size_ > 0) add_to(dextra_->keys(task.plan->batch, head), task.dextra, extra_size_);
+}
+
+void run_tasks(const AttentionInputs& inputs, double flops, const TaskSums& sums,
+               const std::function<void(const Task&)>& run) {
   const Problem& p = inputs.problem;
   const Partition partition = sweep_partition(p);
-  std::int64_t tables = p.heads / p.kv_heads;
-  for (const Axis& axis : p.axes) tables *= 2 * axis.kernel_size - 1;
-  if (drpb != nullptr) std::fill_n(drpb, tables * p.kv_heads, 0.0f);
   for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
     const TaskList tasks(p, plans, partition, Cut::keys);
-    const std::int64_t per_head = tasks.size() / p.kv_heads;
-    const BiasGradient gradient(drpb, p.kv_heads, tables, per_head);
-    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
-    parallel_for(gradient.parts() * p.kv_heads, share * flops, [&](std::int64_t item) {
-      const std::int64_t head = item % p.kv_heads, part = item / p.kv_heads;
-      const Span owned = part_of(per_head, gradient.parts(), part);
-      for (std::int64_t i = owned.start; i < owned.end; ++i) {
-        Task task = tasks[i * p.kv_heads + head];
-        task.drpb = gradient.part(head, part);
+    const std::int64_t most = sums.most(tasks.size());
+    // calloc leaves large blocks to the threads that first write to them.
+    const std::unique_ptr<float, decltype(&std::free)> memory(
+        sums.size() == 0 ? nullptr : static_cast<float*>(std::calloc(most * sums.size() + kLine, sizeof(float))),
+        &std::free);
+    if (sums.size() > 0 && memory == nullptr) throw std::bad_alloc();
+    const auto task_of = [&](std::int64_t first, std::int64_t i) {
+      Task task = tasks[first + i];
+      sums.point(task, at_line(memory.get()) + i * sums.size());
+      return task;
+    };
+    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch * tasks.size());
+    for (std::int64_t first = 0; first < tasks.size(); first += most) {
+      const std::int64_t count = std::min(most, tasks.size() - first);
+      parallel_for(count, share * flops * static_cast<double>(count), [&](std::int64_t i) {
+        const Task task = task_of(first, i);
+        if (first > 0) sums.clear(task);
         run(task);
-      }
-    });
-    gradient.add_up();
+      });
+      for (std::int64_t i = 0; i < count && sums.size() > 0; ++i) sums.add(task_of(first, i));
+    }
   });
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "native/cpu/axis_plan.h"
+#include "native/cpu/extra_tokens.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/sample.h"
 #include "native/cpu/tensor.h"
@@ -39,8 +40,33 @@ struct Task {
   Span kv_heads;
   std::array<std::int64_t, kAxes> group;
   std::array<Span, kAxes> owned;  ///< places
-  float* drpb = nullptr;          ///< tables of position biases to add to, one per query head
+  // Sums that the task adds to, which are zero before it; null where not wanted.
+  float* drpb = nullptr;    ///< tables of position biases, one per query head
+  float* dextra = nullptr;  ///< of extra tokens, laid out like ExtraTokens of its head
 };
+
+/// Sums over the queries of all tasks. Every task has some of its own, which are added in the order of the tasks: the
+/// bits do not depend on the threads.
+class TaskSums {
+ public:
+  /// `drpb` and `dextra`, which hold zeros, or null where not wanted.
+  TaskSums(const Problem& problem, float* drpb, const ExtraTokens* dextra);
+
+  /// Tasks that may run at a time, of `tasks`: their memory is bounded.
+  std::int64_t most(std::int64_t tasks) const;
+  std::int64_t size() const { return extra_start_ + extra_size_; }  ///< floats of a task, whole cache lines
+  void point(Task& task, float* memory) const;
+  void clear(const Task& task) const;
+  void add(const Task& task) const;
+
+ private:
+  float* const drpb_;
+  const ExtraTokens* const dextra_;
+  std::int64_t tables_ = 0, extra_start_, extra_size_ = 0;
+};
+
+/// Overrides the limit of the memory of the tasks' sums, in bytes; 0 returns to the default. For tests.
+void set_task_sums_limit(std::int64_t bytes);
 
 /// What places are cut into parts: those of all keys, or those of the queries that are computed.
 enum class Cut : std::uint8_t { keys, queries };
@@ -64,8 +90,9 @@ class TaskList {
 /// Of a sweep of tiles, one key/value head per task.
 Partition sweep_partition(const Problem& problem);
 
-/// Sweeps everything, in parallel. `drpb`, when given, becomes the sum over the tasks, in their order.
-void run_tasks(const AttentionInputs& inputs, double flops, float* drpb, const std::function<void(const Task&)>& run);
+/// Sweeps everything, in parallel.
+void run_tasks(const AttentionInputs& inputs, double flops, const TaskSums& sums,
+               const std::function<void(const Task&)>& run);
 
 /// Fills a tensor with one value.
 void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64_t dim, float value);

@@ -12,8 +12,8 @@ namespace natten::cpu::tuning {
 /// (benchmarks/cpp/pool_bench).
 inline constexpr double kSerialFlops = 2e6;
 
-/// Memory of all partial sums of the gradient of the position bias.
-inline constexpr std::int64_t kBiasGradientBytes = 128 << 20;
+/// Memory of the sums that tasks have of their own, of position biases and of extra tokens.
+inline constexpr std::int64_t kTaskSumsBytes = 128 << 20;
 /// Tables of windows of the samples that run at a time, where lengths differ.
 inline constexpr std::int64_t kPlanBytes = 16 << 20;
 

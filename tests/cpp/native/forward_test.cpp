@@ -78,6 +78,9 @@ TEST_P(Forward, FewQueriesInSegments) {
   run(800, p);
   p.has_rpb = true;
   EveryTarget::run(801, p, {&KernelCase::run_attention_with_hidden_pairs});
+  p.axes[2] = {2001, 900, 400, 2, 1, true};  // dilation groups of fewer queries than the call has
+  EXPECT_GT(forward::few_segments(p), 1);
+  run(802, p);
 }
 
 // Windows from the first that the broadcast kernel takes to those of which two tiles share every key.

@@ -50,12 +50,27 @@ class KernelCase {
   }
 
   AttentionInputs inputs() const {
-    return {p_,
-            query_->tensor(),
-            key_->tensor(),
-            value_->tensor(),
-            p_.has_rpb ? rpb_->floats() : nullptr,
-            p_.has_lengths ? reinterpret_cast<const std::int32_t*>(lengths_->data()) : nullptr};
+    AttentionInputs inputs{p_,
+                           query_->tensor(),
+                           key_->tensor(),
+                           value_->tensor(),
+                           p_.has_rpb ? rpb_->floats() : nullptr,
+                           p_.has_lengths ? reinterpret_cast<const std::int32_t*>(lengths_->data()) : nullptr};
+    if (p_.extra_tokens > 0) {
+      inputs.extra_key = extra_key_->tensor();
+      inputs.extra_value = extra_value_->tensor();
+    }
+    return inputs;
+  }
+
+  /// Tokens that every query attends besides its window.
+  void add_tokens(std::int64_t count, bool is_shared) {
+    p_.extra_tokens = count;
+    const std::optional<Layout> layout = layout_;
+    if (is_shared) layout_ = Layout::shared;
+    extra_key_ = input(extra_shape(p_.head_dim), p_.key_type, arrays_.extra_key, Padding::none);
+    extra_value_ = input(extra_shape(p_.value_dim), p_.value_type, arrays_.extra_value, Padding::none);
+    layout_ = layout;
   }
 
   void run_forward() {
@@ -80,6 +95,13 @@ class KernelCase {
 
   void run_attention_with_hidden_pairs() {
     hide_pairs();
+    run_attention();
+  }
+
+  void run_attention_with_tokens() {
+    static constexpr std::int64_t kCounts[] = {1, 2, 3, 4, 7, 13, 16, 33, 64, 65, 130};
+    add_tokens(kCounts[pick(random_, 0, std::size(kCounts) - 1)], chance(random_, 0.5));
+    if (p_.has_rpb && chance(random_, 0.3)) hide_pairs();
     run_attention();
   }
 
@@ -109,11 +131,16 @@ class KernelCase {
       if (p_.has_rpb) compare("drpb", *got_drpb, want.rpb, 1e-4);
     };
     compare_gradients();
-    run({&got_dq, &got_drpb, &got_dk, &got_dv}, [&] {
+    auto got_dextra_key = output(extra_shape(p_.head_dim), p_.key_type);
+    auto got_dextra_value = output(extra_shape(p_.value_dim), p_.value_type);
+    run({&got_dq, &got_drpb, &got_dk, &got_dv, &got_dextra_key, &got_dextra_value}, [&] {
+      const Tensor dextra[] = {got_dextra_key->tensor(), got_dextra_value->tensor()};
       attention_backward(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr, got_dk->tensor(),
-                         got_dv->tensor());
+                         got_dv->tensor(), p_.extra_tokens > 0 ? dextra : nullptr);
     });
     compare_gradients();
+    compare("dextra_key", *got_dextra_key, want.extra_key, 1e-4);
+    compare("dextra_value", *got_dextra_value, want.extra_value, 1e-4);
   }
 
   void run_split() {
@@ -158,6 +185,7 @@ class KernelCase {
   Shape key_shape(std::int64_t dim) const {
     return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, p_.kv_heads, dim};
   }
+  Shape extra_shape(std::int64_t dim) const { return {p_.batch, 1, 1, p_.extra_tokens, p_.kv_heads, dim}; }
   Shape query_shape() const {
     return {p_.batch, p_.axes[0].length, p_.axes[1].length, p_.axes[2].length, p_.heads, p_.head_dim};
   }
@@ -259,7 +287,7 @@ class KernelCase {
   std::int64_t out_[3];
   oracle::Arrays arrays_;
   std::optional<oracle::Reference> reference_;  ///< of arrays_
-  TensorPointer query_, key_, value_, rpb_;
+  TensorPointer query_, key_, value_, rpb_, extra_key_, extra_value_;
   std::optional<Guarded> lengths_;
 };
 

@@ -33,11 +33,12 @@ class TestTensor {
     dense,      ///< row-major
     scrambled,  ///< axes in random order and gaps between the rows
     broadcast,  ///< scrambled, and one axis has stride 0
+    shared,     ///< scrambled, and the batch has stride 0
     distant,    ///< row-major, but the ends of one axis are more than 2^31 elements apart
   };
 
   TestTensor(Random& random, const Shape& shape, FloatType type, Layout layout) : shape_(shape) {
-    const bool scrambled = layout == Layout::scrambled || layout == Layout::broadcast;
+    const bool scrambled = layout == Layout::scrambled || layout == Layout::broadcast || layout == Layout::shared;
     tensor_.type = type;
     std::array<int, 5> order = {0, 1, 2, 3, 4};
     if (scrambled) std::shuffle(order.begin(), order.end(), random);
@@ -47,6 +48,7 @@ class TestTensor {
       size *= shape[order[i]];
       if (scrambled && i > 0 && chance(random, 0.3)) size += pick(random, 1, 5);
     }
+    if (layout == Layout::shared) tensor_.strides[0] = 0;
     if (layout == Layout::broadcast) tensor_.strides[pick(random, 0, 4)] = 0;
     if (layout == Layout::distant) {
       std::int64_t axis;
