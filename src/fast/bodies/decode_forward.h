@@ -58,8 +58,8 @@ struct Decode {
     return at;
   }
 
-  /// Keys `first`, `first` + step, ..., kKeys of them, as far as they are below `count`. In the place of others the last
-  /// one is read, so that no load waits for a branch. kVectors: both arrays are known to allow vectors.
+  /// Keys `first`, `first` + step, ..., kKeys of them, as far as they are below `count`. In the place of others the
+  /// last one is read, so that no load waits for a branch. kVectors: both arrays are known to allow vectors.
   template <int kKeys, bool kVectors>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, int first, int count) NA_THREAD {
     constexpr int kStep = NA_THREADS / NA_LANES;
@@ -77,12 +77,11 @@ struct Decode {
     }
     NA_UNROLL for (int j = 0; j < kKeys; ++j) {
       weights[j] = sum_lanes(weights[j]);
+      bool has_bias = NA_HAS_RPB;
 #if NA_HAS_EXTRA
-      const bool has_bias = !tile.is_extra;
-#else
-      const bool has_bias = true;
+      has_bias = has_bias && !tile.is_extra;
 #endif
-      if (NA_HAS_RPB && has_bias) {
+      if (has_bias) {
         weights[j] += NA_LOG2_E * float(rpb[rpb_entry(tile, pair_of<true>(tile, items, at[j], 0, 0))]);
       }
       if (first + j * kStep >= count) weights[j] = -NA_INFINITY;
@@ -108,8 +107,8 @@ struct Decode {
     }
   }
 
-  /// Keys `first`, `first` + step, ... of `count`. Most code runs once in a step of decoding, where its instructions cost
-  /// more than masks do, and MLX hashes the program's bytes at every launch: so few variants.
+  /// Keys `first`, `first` + step, ... of `count`. Most code runs once in a step of decoding, where its instructions
+  /// cost more than masks do, and MLX hashes the program's bytes at every launch: so few variants.
   NATTEN_FN void sweep(const NA_THREAD Tile& tile, const NA_THREAD Items& items, int first, int count) NA_THREAD {
     constexpr bool kWhole = NA_A_CHANNELS % NA_VECTOR == 0 && NA_B_CHANNELS % NA_VECTOR == 0;
     if (!kWhole || (keys.vectors && values.vectors)) {
@@ -143,7 +142,8 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.keys = extra_view(key, tile, site.head / NA_HEAD_GROUP);
     body.values = extra_view(value, tile, site.head / NA_HEAD_GROUP);
     const Tile extra = extra_tile(tile, key.extra_count);
-    body.sweep(extra, extra_items(items, extra), first, key.extra_count);
+    const Items every = extra_items(items, extra);
+    body.sweep(extra, every, first, key.extra_count);
 #endif
   }
   join_simdgroup(body.part);
