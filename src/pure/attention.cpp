@@ -233,6 +233,17 @@ Arrays av(const Call& call) {
       padding.zero_queries(mx::astype(mx::reshape(out, query_grid(p, {p.heads, p.value_dim}), s), attn.dtype(), s))};
 }
 
+// Blocks of dense products, whose keys are few: in a CPU's caches, or as many megabytes as keep a GPU busy.
+Cut dense_cut(const Problem& p, std::int64_t bytes_per_query, mx::Stream s) {
+  constexpr std::int64_t kGpuBytes = std::int64_t{256} << 20;
+  Cut cut{p.queries(), bytes_per_query};
+  if (s.device == mx::Device::gpu) {
+    const std::int64_t most = std::max<std::int64_t>(kGpuBytes / std::max<std::int64_t>(bytes_per_query, 1), 1);
+    cut.most_blocks = std::min((p.queries() + most - 1) / most, Cut::kMostBlocks);
+  }
+  return cut;
+}
+
 }  // namespace
 
 std::pair<mx::array, mx::array> dense_attention(const Problem& p, const mx::array& query, const mx::array& keys,
@@ -247,7 +258,7 @@ std::pair<mx::array, mx::array> dense_attention(const Problem& p, const mx::arra
     return {dense_sums(p, weights, arrays[2], type, s), mx::squeeze(by_query(p, lse, s), -1, s)};
   };
   const Arrays results =
-      in_blocks(block, {p.queries(), 2 * p.batch * p.heads * count * mx::size_of(type)},
+      in_blocks(block, dense_cut(p, 2 * p.batch * p.heads * count * mx::size_of(type), s),
                 {computed_queries(p, query, padding, s)}, {fixed_shape(keys, s), fixed_shape(values, s)}, s);
   const mx::array out = mx::reshape(results[0], query_grid(p, {p.heads, p.value_dim}), s);
   return {padding.zero_queries(mx::astype(out, query.dtype(), s)),
@@ -322,7 +333,7 @@ Arrays extra_gradients(const Call& call) {
     return {sums(dlogits, a[0]), sums(weights, a[1])};  // [B, 1, Hkv, N, D or Dv]
   };
   const std::int64_t row = p.batch * p.heads * (3 * p.extra_tokens + p.head_dim + 2 * p.value_dim);
-  const Arrays results = in_blocks(block, {p.queries(), row * mx::size_of(type)},
+  const Arrays results = in_blocks(block, dense_cut(p, row * mx::size_of(type), s),
                                    {computed_queries(p, call[Argument::query], padding, s), per_query(dout),
                                     per_query(lse), per_query(select(held, delta, 0.0, s))},
                                    {tokens(Argument::extra_key), tokens(Argument::extra_value)}, s);

@@ -19,9 +19,9 @@ __all__ = ["bytes_sent", "gather", "na1d", "na2d", "na3d", "shard", "sum_gradien
 
 _ATTENTION = """natten_mlx.{name} on arrays that are spread over ranks: this rank's rows of its result.
 
-    Equal to the plain call on the whole arrays, bit for bit in the forward on one kind of device. rpb and additional
-    tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up. lengths are of
-    the whole axes, and the same on every rank.
+    Equal to the plain call on the whole arrays: on CPUs bit for bit in the forward, on GPUs to rounding. rpb and
+    additional tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up.
+    lengths are of the whole axes, and the same on every rank.
 
     Args:
         query, key, value: This rank's slab [B, {axes}, heads, dim]; the axis that is spread has this rank's rows.

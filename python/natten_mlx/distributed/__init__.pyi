@@ -21,9 +21,9 @@ def na1d(
 ) -> mx.array:
     """natten_mlx.na1d on arrays that are spread over ranks: this rank's rows of its result.
 
-    Equal to the plain call on the whole arrays, bit for bit in the forward on one kind of device. rpb and additional
-    tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up. lengths are of
-    the whole axes, and the same on every rank.
+    Equal to the plain call on the whole arrays: on CPUs bit for bit in the forward, on GPUs to rounding. rpb and
+    additional tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up.
+    lengths are of the whole axes, and the same on every rank.
 
     Args:
         query, key, value: This rank's slab [B, L, heads, dim]; the axis that is spread has this rank's rows.
@@ -85,9 +85,9 @@ def na2d(
 ) -> mx.array:
     """natten_mlx.na2d on arrays that are spread over ranks: this rank's rows of its result.
 
-    Equal to the plain call on the whole arrays, bit for bit in the forward on one kind of device. rpb and additional
-    tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up. lengths are of
-    the whole axes, and the same on every rank.
+    Equal to the plain call on the whole arrays: on CPUs bit for bit in the forward, on GPUs to rounding. rpb and
+    additional tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up.
+    lengths are of the whole axes, and the same on every rank.
 
     Args:
         query, key, value: This rank's slab [B, H, W, heads, dim]; the axis that is spread has this rank's rows.
@@ -149,9 +149,9 @@ def na3d(
 ) -> mx.array:
     """natten_mlx.na3d on arrays that are spread over ranks: this rank's rows of its result.
 
-    Equal to the plain call on the whole arrays, bit for bit in the forward on one kind of device. rpb and additional
-    tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up. lengths are of
-    the whole axes, and the same on every rank.
+    Equal to the plain call on the whole arrays: on CPUs bit for bit in the forward, on GPUs to rounding. rpb and
+    additional tokens are whole on every rank, and their gradient is this rank's part: sum_gradients adds it up.
+    lengths are of the whole axes, and the same on every rank.
 
     Args:
         query, key, value: This rank's slab [B, D, H, W, heads, dim]; the axis that is spread has this rank's rows.
