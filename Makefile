@@ -110,6 +110,7 @@ test-fast-metal:
 
 test-fast-cuda:
 	$(TREE) NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=3 python -m pytest -q tests/python/test_attention.py
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=hopper NATTEN_TEST_THIN=10 python -m pytest -q tests/python/test_half_engines.py -k 'test_half and warpgroups'
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
 # Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it, on Linux.

@@ -250,22 +250,24 @@ static bool rounds_to_tf32() {
   return rounds;
 }
 
-/// The platform whose kernels run on the emulator, if any do.
-static std::optional<Platform> emulated_platform() {
+/// The GPU whose kernels run on the emulator, if any do.
+static std::optional<Target> emulated_target() {
 #ifdef NATTEN_BUILD_EMULATOR
   const char* value = std::getenv("NATTEN_TEST_FAST_EMULATOR");
-  if (value && std::string(value) == "metal") return Platform::metal;
-  if (value && std::string(value) == "cuda") return Platform::cuda;
+  const std::string name = value ? value : "";
+  if (name == "metal") return Target{Platform::metal, Target::kOldestCapability, rounds_to_tf32()};
+  if (name == "cuda") return Target{Platform::cuda, Target::kOldestCapability, rounds_to_tf32()};
+  if (name == "hopper") return Target{Platform::cuda, 90, rounds_to_tf32()};
 #endif
   return std::nullopt;
 }
 
 bool is_emulated() {
-  return emulated_platform().has_value();
+  return emulated_target().has_value();
 }
 
 Target target(mx::Device device) {
-  if (const auto emulated = emulated_platform()) return {*emulated, Target::kOldestCapability, rounds_to_tf32()};
+  if (const auto emulated = emulated_target()) return *emulated;
   if (kPlatform == Platform::metal || !mx::is_available(mx::Device::gpu)) return Platform::metal;
   // Asked once for each device: MLX measures its free memory every time.
   static std::mutex mutex;

@@ -13,7 +13,7 @@ bool suits_warpgroup(const Problem& p, Target target) {
   const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !p.has_rpb && !p.spans && !p.is_circular();
+         !p.has_rpb;
 }
 
 /// Axes of more than one token.
@@ -56,7 +56,8 @@ Shape shape_of_forward(const Problem& p) {
   if (p.kernel_volume() >= kLongWindow) return {2, 128, 1, 128, 4, 1};
   // Short windows are prologue and epilogue: threadgroups of one warpgroup and one loading warp, to overlap them.
   if (channels > 32) return {1, 32, 3, 64, 3, 4};
-  return {1, 32, 4, 64, 4, 1};
+  // Four of them leave 96 registers, where what a span or a circular axis needs would serialize the products.
+  return {1, 32, p.spans || p.is_circular() ? 3 : 4, 64, 4, 1};
 }
 
 /// What a tile of `extent` positions meets on an axis, on average over (some of) the tiles: a key near a border is met
@@ -123,7 +124,9 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   plan.stages = shape.stages;
   plan.repeat = shape.repeat;
   plan.ping_pong = forward;
-  plan.run_axis = p.axes[1].length > 1 ? 1 : p.axes[2].length > 1 ? 2 : 0;
+  // Of a span an axis of keys may have one query.
+  const auto has_run = [&](int a) { return (p.spans && !keys ? p.queries(a) : p.axes[a].length) > 1; };
+  plan.run_axis = has_run(1) ? 1 : has_run(2) ? 2 : 0;
   plan.numbers = 4 * kernel.streamed_scalars();
   // Beside the sums of both gradients registers hold up to 128 channels more.
   plan.hold_shared = keys && p.head_dim + p.value_dim > 128;
@@ -141,14 +144,15 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   finish_streams(kernel, plan);
   plan.position_bytes = 0;  // of what is declared
 
-  bool coincide = true;  // the windows of a tile's positions
+  bool coincide = !p.spans;  // the windows of a tile's positions; a span may begin anywhere in those that share one
   int channels = 0;
   std::int64_t region = 1;
   for (int a = 0; a < kAxes; ++a) {
     const Axis& axis = p.axes[a];
     const bool trivial = axis.length == 1;
-    const std::int64_t met = reach(p, a, plan.extent[a], keys) + (keys ? axis.kernel_size / 2 : 0);  // at both borders
-    plan.reach[a] = static_cast<int>(keys ? std::min(met, output_length(axis.length, axis.stride)) : met);
+    const bool has_borders = keys && !axis.is_circular;  // where a tile may lie at both of them
+    const std::int64_t met = reach(p, a, plan.extent[a], keys) + (has_borders ? axis.kernel_size / 2 : 0);
+    plan.reach[a] = static_cast<int>(has_borders ? std::min(met, p.queries(a)) : met);
     region *= plan.reach[a];
     plan.mask_channels[a] = trivial ? 0 : std::max(2, plan.warpgroup_extent[a]);
     channels += plan.mask_channels[a];

@@ -326,6 +326,53 @@ std::vector<Case> warpgroup_cases() {
       Builder("boxes_dilated", {{36, 5, 2}, {44, 7, 1, 2}}).heads(2, 1).dims(32, 32).type(bf16),
       Builder("boxes_3d", {{10, 5}, {12, 5}, {14, 7}}).dims(64, 64).type(bf16),
       Builder("boxes_in_turns", {{300, 140}}).dims(128, 128).type(f16),
+      // Parts of axes, at borders and far from them, of single rows, and where whole axes would mask nothing.
+      Builder("boxes_span_middle", {{300, 90}}).heads(4, 2).dims(64, 64).type(f16).spans({{100, 120, 50, 230}}),
+      Builder("boxes_span_borders", {{40, 9}, {30, 7, 1, 2}})
+          .dims(32, 48)
+          .type(bf16)
+          .spans({{0, 11, 0, 20}, {17, 13, 8, 22}}),
+      Builder("boxes_span_row", {{9, 5}, {12, 5, 1, 1, 1, true}, {14, 4, 2}})
+          .heads(2, 1)
+          .dims(64, 64)
+          .type(f16)
+          .spans({{4, 1, 2, 5}, {3, 9, 0, 12}, {5, 6, 2, 12}}),
+      Builder("boxes_span_gna", {{256, 128, 1, 1, 128}}).dims(64, 128).type(f16).spans({{37, 150, 0, 256}}),
+      Builder("boxes_span_lengths", {{60, 9}, {40, 7, 1, 1, 1, true}})
+          .dims(64, 64)
+          .type(f16)
+          .lengths({{60, 40}, {33, 20}, {60, 5}})
+          .spans({{20, 20, 10, 40}, {10, 20, 3, 28}}),
+      Builder("boxes_span_of_strides", {{70, 6, 5, 3}, {40, 5, 2}})
+          .dims(80, 96)
+          .type(bf16)
+          .spans({{21, 30, 10, 50}, {7, 25, 4, 33}}),
+      // Windows that go around: one turn, tiles that meet a row several times, seams where queries lie closer.
+      Builder("boxes_circular", {{200, 70, 1, 1, 1, false, true}}).heads(4, 2).dims(64, 64).type(f16),
+      Builder("boxes_circular_turns", {{20, 20, 1, 1, 4, false, true}, {24, 7, 1, 2, 1, false, true}})
+          .dims(32, 48)
+          .type(bf16),
+      Builder("boxes_circular_3d", {{8, 5, 1, 1, 1, false, true}, {9, 3, 2, 3, 1, false, true}, {10, 5, 1, 1, 1, true}})
+          .batch(2)
+          .dims(80, 80)
+          .type(f16),
+      Builder("boxes_circular_gna", {{256, 128, 1, 1, 128, false, true}}).dims(64, 64).type(f16),
+      Builder("boxes_circular_seam", {{40, 8, 3, 1, 1, false, true}}).heads(2, 1).dims(128, 128).type(f16),
+      Builder("boxes_circular_lengths", {{48, 9, 1, 2, 2, false, true}, {21, 5, 1, 1, 1, false, true}})
+          .dims(64, 64)
+          .type(bf16)
+          .scale(-0.3)
+          .lengths({{48, 21}, {24, 10}, {20, 21}}),
+      Builder("boxes_circular_span", {{60, 9, 2, 1, 1, false, true}, {40, 4, 1, 2, 2, false, true}})
+          .heads(2, 1)
+          .dims(64, 64)
+          .type(f16)
+          .spans({{3, 55, -7, 60}, {0, 40, 6, 40}}),
+      Builder("boxes_circular_span_lengths", {{60, 7, 1, 1, 1, false, true}, {12, 5, 1, 1, 1, false, true}})
+          .dims(32, 32)
+          .type(f16)
+          .lengths({{60, 12}, {48, 12}, {55, 9}})
+          .spans({{10, 30, 5, 40}, {0, 12, 0, 12}}),
   };
 }
 

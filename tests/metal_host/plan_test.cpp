@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdlib>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -119,19 +120,6 @@ TEST(MatrixUnits, TakeSpansAndCircularAxes) {
       EXPECT_EQ(plan(p, KernelId::forward, Platform::cuda).engine, Engine::matrix);
       EXPECT_EQ(plan(p, KernelId::backward_key_value, Platform::cuda).engine, expected);
     }
-  }
-}
-
-/// They have run nowhere yet: the emulator has no such instructions.
-TEST(Warpgroups, LeaveSpansAndCircularAxesToMatrixUnits) {
-  Problem p = attention(f16, 128, 128);
-  const Target target{Platform::cuda, 90};
-  EXPECT_EQ(plan(p, KernelId::forward, target).engine, Engine::warpgroup);
-  Problem circular = p, span = p;
-  circular.axes[1].is_circular = true;
-  span.spans = {whole(p.axes[0]), {10, 20, 7, 26}, whole(p.axes[2])};
-  for (const Problem& of : {circular, nearest(span)}) {
-    for (const KernelId kernel : kFused) EXPECT_EQ(plan(of, kernel, target).engine, Engine::matrix);
   }
 }
 
@@ -325,6 +313,89 @@ TEST(Warpgroups, HoldTwoBoxesIfAsked) {
   EXPECT_NE(after.describe().find("2 warpgroups of 2 boxes"), std::string::npos) << after.describe();
 }
 
+TEST(Warpgroups, TakeSpansAndCircularAxes) {
+  const Problem p = attention(f16, 64, 64);
+  Problem circular = p, span = p;
+  circular.axes[1].is_circular = true;
+  span.spans = {whole(p.axes[0]), {10, 20, 7, 26}, whole(p.axes[2])};
+  EXPECT_EQ(on_warpgroups(circular), 3);
+  EXPECT_EQ(on_warpgroups(nearest(span)), 3);
+  circular.has_rpb = span.has_rpb = true;
+  EXPECT_EQ(on_warpgroups(circular), 0);
+  EXPECT_EQ(on_warpgroups(nearest(span)), 0);
+}
+
+/// The table of penalties has a place for each position that a tile meets.
+TEST(Warpgroups, HavePenaltiesForAllThatATileMeets) {
+  std::mt19937 engine(2);
+  const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); };
+  setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
+  int tiles = 0;
+  for (int i = 0; i < 2000; ++i) {
+    Problem p = attention(f16, 32, 32);
+    p.spans.emplace();
+    for (int a = 0; a < kAxes; ++a) {
+      Axis axis{1, draw(1, 9), 1, draw(1, 3), 1, false};
+      const int places = static_cast<int>(axis.kernel_size) + draw(0, 30);
+      axis.length = axis.dilation * places;
+      const int kind = draw(0, 2);
+      axis.is_causal = kind == 1;
+      axis.is_circular = kind == 2;
+      axis.stride = draw(0, 1) == 1 ? draw(1, static_cast<int>(axis.kernel_size)) : 1;
+      axis.gna_stride = draw(0, 1) == 1 ? draw(1, static_cast<int>(axis.kernel_size)) : 1;
+      if (axis.is_circular) axis.gna_stride = std::gcd<std::int64_t>(axis.gna_stride, places);
+      if (!axis.is_circular) axis.length += draw(0, static_cast<int>(axis.dilation) - 1);
+      AxisSpan span{draw(0, static_cast<int>(axis.length) - 1), 1, 0, axis.length};
+      span.query_rows = draw(1, static_cast<int>(axis.length - span.query_start));
+      const Range<std::int64_t> needed = needed_keys(axis, span);
+      if (draw(0, 1) == 1) {
+        if (axis.is_circular && needed.end - needed.start >= axis.length) {
+          span.key_start = draw(0, static_cast<int>(axis.length) - 1);
+        } else {
+          span.key_start = needed.start;
+          span.key_rows = std::max<std::int64_t>(needed.end - needed.start, 1);
+        }
+      }
+      if (draw(0, 1) == 1) span = whole(axis);
+      p.axes[a] = axis;
+      (*p.spans)[a] = span;
+    }
+    if (p.queries() == 0) continue;
+    p = nearest(p);
+    for (const KernelId kernel : kFused) {
+      const Plan plan = fast::plan(p, kernel, kHopper);
+      if (plan.engine != Engine::warpgroup) continue;
+      const bool keys = row_of(kernel).holds_keys();
+      EXPECT_NE(plan.mask, MaskKind::none);
+      for (int a = 0; a < kAxes; ++a) {
+        const AxisConstants c = axis_constants(p.axes[a]);
+        const AxisRows rows = rows_of(p, a);
+        for (int g = 0; g < (keys ? c.axis.dilation : c.classes); ++g) {
+          if (g >= (keys ? rows.keys : rows.queries)) continue;
+          const AxisGroup group = keys ? group_of_keys(c, rows, g) : group_of_queries(c, rows, g);
+          const int positions = keys ? group.keys : group.queries;
+          const auto met_by = [&](int m) { return keys ? queries_of_key(c, group, m) : keys_of_query(c, group, m); };
+          for (int first = 0; first < positions; first += plan.extent[a]) {
+            const int last = std::min(first + plan.extent[a], positions) - 1;
+            ++tiles;
+            const Range<int> region{met_by(first).start, met_by(last).end};
+            EXPECT_LE(region.end - region.start, plan.reach[a]) << plan.describe();
+            if (!c.axis.is_circular || region.end <= region.start) continue;
+            // As many turns as wrapped() and without_turns() take away (bodies/tensor.h).
+            const int period = keys ? group.queries : group.places;
+            EXPECT_GE(region.start, -3 * period) << plan.describe();
+            EXPECT_LE(region.end, 4 * period) << plan.describe();
+            const int start = (region.start % period + period) % period;
+            EXPECT_LE(start + region.end - region.start, 4 * period) << plan.describe();
+          }
+        }
+      }
+    }
+  }
+  unsetenv("NATTEN_FAST_TILE");
+  EXPECT_GT(tiles, 10000);
+}
+
 TEST(Warpgroups, MaskNothingWhereWindowsCoincide) {
   Problem p = attention(f16, 128, 128);
   p.axes[1] = p.axes[2] = {256, 64, 1, 1, 16, false};
@@ -335,6 +406,12 @@ TEST(Warpgroups, MaskNothingWhereWindowsCoincide) {
   p.axes[2].is_causal = true;
   EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
   p.axes[2] = {256, 63, 1, 1, 16, false};  // blocks of keys do not divide it
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
+  p.axes[1].is_circular = true;
+  p.axes[2] = {256, 64, 1, 1, 16, false, true};
+  EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::none);
+  p.axes[1].is_circular = p.axes[2].is_circular = false;
+  p.spans = {whole(p.axes[0]), {8, 64, 0, 128}, whole(p.axes[2])};  // tiles begin between those that share a window
   EXPECT_EQ(forward_on_hopper(p).mask, MaskKind::units);
 }
 

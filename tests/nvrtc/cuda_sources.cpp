@@ -32,8 +32,11 @@ int main(int argc, char** argv) {
     unsetenv("NATTEN_FAST_TILE");
   };
   for (const metal_host::Case& test : metal_host::warpgroup_cases()) {
-    const metal_host::KernelOf forward{fast::KernelId::forward, test.problem};
-    write_warpgroups(test.name + "_two_boxes", forward, "warpgroup=1,boxes=2");
+    for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {
+      write_warpgroups(test.name + "_" + fast::kernel_name(kernel.id), kernel, "warpgroup=1");
+      if (kernel.id != fast::KernelId::forward) continue;
+      write_warpgroups(test.name + "_two_boxes", kernel, "warpgroup=1,boxes=2");
+    }
   }
   for (const metal_host::Case& test : metal_host::cases()) {
     for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {

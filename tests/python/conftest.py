@@ -1,8 +1,8 @@
 """Every test that takes `tier` runs once on each tier that this machine has, with no fallback allowed.
 
 Environment: NATTEN_TEST_EXAMPLES (examples of each hypothesis test), NATTEN_TEST_TIERS (comma separated, replaces the
-detected tiers), NATTEN_TEST_FAST_EMULATOR=metal or cuda (run the JIT tier through its emulator, which compiles every
-kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test),
+detected tiers), NATTEN_TEST_FAST_EMULATOR=metal, cuda or hopper (run the JIT tier through its emulator, which compiles
+every kernel: only tests that take `tier`, a few examples, and every NATTEN_TEST_THIN-th parameter of a test),
 NATTEN_TEST_EVERY (every n-th of what is left), NATTEN_TEST_ALL (all parameters of tests marked `sampled(n)`, which
 otherwise run with every n-th on each tier, or, if n is 0, not at all).
 """
@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 import fusion  # noqa: F401 - switches it off
 
-EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") in ("metal", "cuda")
+EMULATED = os.environ.get("NATTEN_TEST_FAST_EMULATOR") in ("metal", "cuda", "hopper")
 
 settings.register_profile(
     "natten",

@@ -67,11 +67,16 @@ NATTEN_FN View<P> view(Tensor<P> t, Indexed indexed, const NA_THREAD Tile& tile,
   return v;
 }
 
-/// The position of a circular axis that is `position` some turns on.
+/// Where a position of a circular axis lies in the first turn, 0 <= position < 4 * period. Without branches: after a
+/// loop here an assembler would take what follows for divergent.
+NATTEN_FN int without_turns(int position, int period) {
+  position -= position >= 2 * period ? 2 * period : 0;
+  return position - (position >= period ? period : 0);
+}
+/// The same from -3 * period on.
 NATTEN_FN int wrapped(int position, int period) {
-  while (position < 0) position += period;
-  while (position >= period) position -= period;
-  return position;
+  position += position < 0 ? 2 * period : 0;
+  return without_turns(position + (position < 0 ? period : 0), period);
 }
 
 template <class P>

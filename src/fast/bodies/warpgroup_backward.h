@@ -367,8 +367,10 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
           }
         }
       }
+      Axes again = axes;
+      if (kIsCircular) forget(again);
       asm volatile("" : "+r"(group)::"memory");
-      Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
+      Tile tile = warpgroup_tile<kQueries>(again, group, head, heads, lengths);
       take_place(tile, warpgroup);
       const bool good =
           all_finite(body.sum_a) && all_finite(body.sum_b) && (tile.empty || fabsf(body.factor) > kLeastFactor);

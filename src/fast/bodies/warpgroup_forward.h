@@ -250,6 +250,8 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   Ring ring = {0, 0};
   const int groups = batches * tile_count<true>(spans_of(axes));
   const int head = blockIdx.y;
+  // Registers: what a tile of a span or of a circular axis is, is found once before its main loop, and again after it.
+  constexpr bool kAgain = NA_HAS_SPANS || kIsCircular;
   if (warpgroup == NA_WARPGROUPS) {
     hand_registers_on();
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
@@ -310,6 +312,16 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
             NA_UNROLL for (int h = 0; h < 4; ++h) body[b].ones[h] = body[0].ones[h];
           }
           consume_all(body, stages, ring, met, shared, warpgroup);
+          if (kAgain) {
+            Axes again = axes;
+            forget(again);
+            asm volatile("" : "+r"(group)::"memory");
+            tile = warpgroup_tile<true>(again, group, head, heads, lengths);
+            NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
+              take_place(tile, box + b);
+              items[b] = items_of<true>(tile);
+            }
+          }
           NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
             bool good = all_finite(body[b].out) && body[b].factor > kLeastFactor;
             NA_UNROLL for (int r = 0; r < 2; ++r) {

@@ -28,7 +28,7 @@ struct Source {
   }
   NATTEN_FN int distance_of(const int (&p)[3]) const { return p[0] * step[0] + p[1] * step[1] + p[2] * step[2]; }
 
-  /// `rows` of a block, kRows or less, by one warp, whose lane l knows where row l of them is.
+  /// `rows` of a block, kRows or less, by one warp, whose lane l knows where row l of them is, in the first turn.
   template <int kRows = kWarpRows>
   NATTEN_FN void copy(unsigned address, unsigned char* base, int place, int distance, const int (&p)[3], int first_row,
                       int rows) const {
@@ -45,7 +45,7 @@ struct Source {
       }
       return;
     }
-    const long long offset = offset_of(from, p);
+    const long long offset = p[0] * from.step[0] + p[1] * from.step[1] + p[2] * from.step[2];
     _Pragma("unroll 1") for (int i = 0; i < kPieces; ++i) {
       const int row = (i * 32 + lane) / kPieces, piece = (i * 32 + lane) % kPieces;
       const long long at = __shfl_sync(0xffffffffu, offset, row);
@@ -95,13 +95,19 @@ NATTEN_FN void make_penalty_table(const Stages& stages, const Tile& tile, const 
   meet();
 }
 
-/// A producer's work on one tile, once the table of penalties is made.
+/// A producer's work on one tile, once the table of penalties is made. On a circular axis the region begins in the
+/// first turn, and goes around at most three times; A and B are of the same side, so their rows are the same.
 template <class A, class B, class Numbers>
 NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const FlatRegion& f, View<A> a, View<B> b,
                        const Numbers& numbers, int thread) {
   const Source<NA_A_CHANNELS, A> from_a(a, tile);
   const Source<NA_B_CHANNELS, B> from_b(b, tile);
   constexpr int kPassRows = kProducerWarps * kWarpRows, kPasses = (NA_BLOCK + kPassRows - 1) / kPassRows;
+  int start[3];
+  NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
+    start[axis] = tile.region[axis].start;
+    if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) start[axis] = wrapped(start[axis], a.period[axis]);
+  }
   for (int first = 0; first < f.size; first += NA_BLOCK) {
     const int stage = ring.stage;
     NA_UNROLL for (int pass = 0; pass < 2 * kPasses; ++pass) {
@@ -110,7 +116,10 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
       const int row = warp_row + thread % 32, n = first + row;
       int c[3], p[3];
       flat_coordinates(c, f, lesser(n, f.size - 1));
-      NA_UNROLL for (int axis = 0; axis < 3; ++axis) p[axis] = c[axis] + tile.region[axis].start;
+      NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
+        p[axis] = c[axis] + start[axis];
+        if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) p[axis] = without_turns(p[axis], a.period[axis]);
+      }
       const int rows = lesser(kWarpRows, NA_BLOCK - warp_row);
       const bool some = NA_BLOCK % kPassRows == 0 || rows > 0;
       const bool has_row = (kWarpRows == 32 || thread % 32 < rows) && row < NA_BLOCK;

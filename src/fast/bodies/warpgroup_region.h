@@ -42,6 +42,17 @@ NATTEN_FN int warpgroup_extent(int a) {
 
 constexpr int kBoxes = NA_WARPGROUPS * NA_BOXES;  ///< of a tile; those of a warpgroup are neighbours
 
+constexpr bool kIsCircular = NA_IS_CIRCULAR_0 || NA_IS_CIRCULAR_1 || NA_IS_CIRCULAR_2;
+
+/// Registers: lets the compiler make anew what it has made of the axes, which so need not be kept over a main loop.
+NATTEN_FN void forget(Extent& axes) {
+  asm volatile("" : "+r"(axes.v[0]), "+r"(axes.v[1]), "+r"(axes.v[2])::"memory");
+}
+template <class P>
+NATTEN_FN void forget(P*&) {  // of spans
+  asm volatile("" ::: "memory");
+}
+
 /// What the positions of a box meet: what any of them does, by axis, and in flat terms what any does and what all
 /// do as far as that is one range.
 struct WarpgroupSpan {
