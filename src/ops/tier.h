@@ -40,9 +40,8 @@ Argument primal_of(Argument gradient);
 /// sums in float64), lengths int32 [B, 3].
 /// - forward: the operation's tensors, those before and after key and value?, extra key and value?, rpb?, lengths? ->
 ///   out, lse; logits; out
-/// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients. With extra
-/// tokens,
-///   lse and out are those of window and extra tokens together, so that the gradients of key and value need no more.
+/// - backward: those, then of attention out, lse, dout, dlse, of qk dlogits, of av dout -> gradients. out and lse are
+///   those of window and extra tokens together, so that the gradients of key and value need no more.
 Arguments inputs_of(const Problem& problem, Role role);
 Arguments outputs_of(const Problem& problem, Role role);
 
