@@ -110,19 +110,22 @@ test-fast-metal:
 
 test-fast-cuda:
 	$(TREE) NATTEN_TEST_FAST_EMULATOR=cuda NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=3 python -m pytest -q tests/python/test_attention.py
-	$(TREE) NATTEN_TEST_FAST_EMULATOR=hopper NATTEN_TEST_THIN=10 python -m pytest -q tests/python/test_half_engines.py -k 'test_half and warpgroups'
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=hopper NATTEN_TEST_THIN=10 NATTEN_TEST_EVERY=6 python -m pytest -q tests/python/test_half_engines.py -k 'test_half and warpgroups'
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources --only '2d_f16_*' 'all_3d_*'
 
 # Minutes to show what the samples in `make test` show in seconds: `.ci/run` has it, on Linux.
 test-kernels: build-tests $(VENV)/.dev  ## all GPU kernels of all cases emulated and read by clang and NVRTC
 	$(TREE) NATTEN_TEST_ALL=1 ctest --preset dev -j $(JOBS) -R 'emulated_kernels|kernel_text'
-	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-nvrtc
+	$(MAKE) -j$(JOBS) test-kernels-python test-kernels-transforms test-kernels-hopper test-kernels-nvrtc
 
 test-kernels-python:
 	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=24 NATTEN_TEST_EVERY=4 python -m pytest -q tests/python
 
 test-kernels-transforms:
 	$(TREE) NATTEN_TEST_FAST_EMULATOR=metal NATTEN_TEST_THIN=12 python -m pytest -q tests/python/test_transforms.py
+
+test-kernels-hopper:
+	$(TREE) NATTEN_TEST_FAST_EMULATOR=hopper NATTEN_TEST_THIN=10 python -m pytest -q tests/python/test_half_engines.py -k 'test_half and warpgroups'
 
 test-kernels-nvrtc:
 	$(TREE) python tests/nvrtc/gate.py build/dev/tests/nvrtc/natten_cuda_sources -j $(JOBS)
