@@ -58,63 +58,44 @@ struct Decode {
     return at;
   }
 
-  /// Keys `first`, `first` + step, ..., kKeys of them, as far as they are below `count`. In the place of others the
-  /// last one is read, so that no load waits for a branch. kVectors: both arrays are known to allow vectors.
-  template <int kKeys, bool kVectors>
+  /// Keys `first`, `first` + step, ..., NA_BATCH of them; kMasked: those below `count`.
+  template <bool kMasked>
   NATTEN_FN void batch(const NA_THREAD Tile& tile, const NA_THREAD Items& items, int first, int count) NA_THREAD {
     constexpr int kStep = NA_THREADS / NA_LANES;
-    View<KeyP> from_keys = keys;
-    View<ValueP> from_values = values;
-    if (kVectors) from_keys.vectors = from_values.vectors = true;
-    float weights[kKeys];
-    Batch at[kKeys];
+    float weights[NA_BATCH];
+    Batch at[NA_BATCH];
     float highest = part.maximum;
-    NA_UNROLL for (int j = 0; j < kKeys; ++j) {
-      at[j] = key_at(items, lesser(first + j * kStep, count - 1));
+    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      at[j] = key_at(items, first + j * kStep);
+      weights[j] = 0.0f;
+      if (kMasked && first + j * kStep >= count) continue;
       float x[NA_A_HELD];
-      load_row<NA_A_CHANNELS>(x, from_keys, offset_of(from_keys, at[j].p0, at[j].p1, at[j].x), tile.lane);
+      load_row<NA_A_CHANNELS>(x, keys, offset_of(keys, at[j].p0, at[j].p1, at[j].x), tile.lane);
       weights[j] = dot(query[0], x);
     }
-    NA_UNROLL for (int j = 0; j < kKeys; ++j) {
+    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
       weights[j] = sum_lanes(weights[j]);
-      bool has_bias = NA_HAS_RPB;
 #if NA_HAS_EXTRA
-      has_bias = has_bias && !tile.is_extra;
+      const float unbiased = weights[j];
 #endif
-      if (has_bias) {
+      if (kMasked && first + j * kStep >= count) {
+        weights[j] = -NA_INFINITY;
+      } else if (NA_HAS_RPB) {
         weights[j] += NA_LOG2_E * float(rpb[rpb_entry(tile, pair_of<true>(tile, items, at[j], 0, 0))]);
       }
-      if (first + j * kStep >= count) weights[j] = -NA_INFINITY;
+#if NA_HAS_EXTRA
+      if (tile.is_extra && first + j * kStep < count) weights[j] = unbiased;
+#endif
       highest = greater(highest, weights[j]);
     }
     raise(part, highest);
-    NA_UNROLL for (int j = 0; j < kKeys; ++j) {
+    NA_UNROLL for (int j = 0; j < NA_BATCH; ++j) {
+      if (kMasked && first + j * kStep >= count) continue;
       const float weight = exp2_of(weights[j] - highest);
       part.sum += weight;
       float x[NA_B_HELD];
-      load_row<NA_B_CHANNELS>(x, from_values, offset_of(from_values, at[j].p0, at[j].p1, at[j].x), tile.lane);
-      NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) {
-        if (first + j * kStep >= count) x[i] = 0.0f;  // 0 times infinity would be NaN
-      }
+      load_row<NA_B_CHANNELS>(x, values, offset_of(values, at[j].p0, at[j].p1, at[j].x), tile.lane);
       add_scaled(part.out[0], weight, x);
-    }
-  }
-
-  template <int kKeys, bool kVectors>
-  NATTEN_FN void batches(const NA_THREAD Tile& tile, const NA_THREAD Items& items, int first, int count) NA_THREAD {
-    for (; any_lane(first < count); first += NA_THREADS / NA_LANES * kKeys) {
-      batch<kKeys, kVectors>(tile, items, first, count);
-    }
-  }
-
-  /// Keys `first`, `first` + step, ... of `count`. Most code runs once in a step of decoding, where its instructions
-  /// cost more than masks do, and MLX hashes the program's bytes at every launch: so few variants.
-  NATTEN_FN void sweep(const NA_THREAD Tile& tile, const NA_THREAD Items& items, int first, int count) NA_THREAD {
-    constexpr bool kWhole = NA_A_CHANNELS % NA_VECTOR == 0 && NA_B_CHANNELS % NA_VECTOR == 0;
-    if (!kWhole || (keys.vectors && values.vectors)) {
-      batches<NA_BATCH, kWhole>(tile, items, first, count);
-    } else {
-      batches<1, false>(tile, items, first, count);
     }
   }
 };
@@ -136,14 +117,20 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
     int count = 1;
     NA_UNROLL for (int a = 0; a < 3; ++a) count *= items.met[0][a].end - items.met[0][a].start;
-    const int first = simdgroup * kSlots + slot;
-    body.sweep(tile, items, first, count);
+    constexpr int kAtOnce = NA_THREADS / NA_LANES * NA_BATCH;
+    int first = simdgroup * kSlots + slot;
+    for (; all_lanes(first + kAtOnce - NA_THREADS / NA_LANES < count); first += kAtOnce) {
+      body.template batch<false>(tile, items, first, count);
+    }
+    for (; any_lane(first < count); first += kAtOnce) body.template batch<true>(tile, items, first, count);
 #if NA_HAS_EXTRA
     body.keys = extra_view(key, tile, site.head / NA_HEAD_GROUP);
     body.values = extra_view(value, tile, site.head / NA_HEAD_GROUP);
     const Tile extra = extra_tile(tile, key.extra_count);
     const Items every = extra_items(items, extra);
-    body.sweep(extra, every, first, key.extra_count);
+    for (first = simdgroup * kSlots + slot; any_lane(first < key.extra_count); first += kAtOnce) {
+      body.template batch<true>(extra, every, first, key.extra_count);
+    }
 #endif
   }
   join_simdgroup(body.part);
@@ -159,7 +146,7 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
     barrier();
     if (simdgroup > 0) return;
     body.part = no_part();
-    NA_UNROLL_NONE for (int s = slot; s < kSimdgroups; s += kSlots) {
+    for (int s = slot; s < kSimdgroups; s += kSlots) {
       const NA_THREADGROUP float* const other = parts + s * kPart;
       const float highest = greater(body.part.maximum, other[0]);
       const float factor = exp2_of(other[0] - highest);
