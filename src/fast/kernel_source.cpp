@@ -4,7 +4,6 @@
 #include <cctype>
 #include <limits>
 #include <stdexcept>
-#include <string_view>
 
 #include "fast/embedded.h"
 #include "fast/hash.h"
@@ -36,16 +35,6 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
                            warpgroup_stages, warpgroup_producers});
   }
   return all;
-}
-
-/// The text of a body, without what only kernels with extra tokens have.
-std::string text_of(std::string body, bool has_extra) {
-  constexpr std::string_view kStart = "#if NA_HAS_EXTRA\n", kEnd = "#endif\n";
-  for (std::size_t at = 0; !has_extra && (at = body.find(kStart, at)) != std::string::npos;) {
-    body.erase(at, body.find(kEnd, at) + kEnd.size() - at);
-    if (body.compare(at - 2, 3, "\n\n\n") == 0) body.erase(at, 1);  // one of the empty lines around it
-  }
-  return body;
 }
 
 /// Threadgroups on the first axis of the grid.
@@ -109,7 +98,7 @@ std::string Writer::constants() const {
     define("EXTENT" + axis, plan_.extent[a]);
   }
   define("HAS_SPANS", p_.spans ? 1 : 0);
-  if (has_extra_) define("HAS_EXTRA", 1);
+  define("HAS_EXTRA", has_extra_ ? 1 : 0);
   define_text("LOG2_E", "1.44269504f");
   define_text("LN_2", "0.693147181f");
   define("HEAD_GROUP", p_.heads / p_.kv_heads);
@@ -326,10 +315,8 @@ KernelText Writer::text() const {
                 warpgroup_product("multiply_a", p_.query_type, plan_.a.channels, true, true) +
                 warpgroup_product("multiply_b", p_.query_type, plan_.b.channels, true, true);
   }
-  for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform, has_extra_)) {
-    k.header += text_of(body, has_extra_);
-  }
-  k.header += text_of(kernel_.bodies[static_cast<int>(plan_.engine)], has_extra_);
+  for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform, has_extra_)) k.header += body;
+  k.header += kernel_.bodies[static_cast<int>(plan_.engine)];
   k.source = call();
   // MLX finds compiled kernels by name, on disk too: the name must change with every letter of the text, and with the
   // GPU that it is compiled for.

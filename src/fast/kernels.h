@@ -18,8 +18,8 @@ const char* engine_name(Engine engine);
 
 // clang-format off
 enum class Array : std::uint8_t {
-  none, query, key, value, extra_key, extra_value, rpb, lengths, spans, scale, out, lse, dout, dlse, delta, logits, dlogits, attn, dattn,
-  dquery, dkey, dvalue, partials, drpb
+  none, query, key, value, extra_key, extra_value, rpb, lengths, spans, scale, out, lse, dout, dlse, delta, logits,
+  dlogits, attn, dattn, dquery, dkey, dvalue, partials, drpb
 };
 // clang-format on
 

@@ -70,7 +70,6 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   start.run_axis = (kernel.holds_keys() ? p.span(1).key_rows : p.queries(1)) > 1 ? 1 : 2;
   for (const auto& [engine, planner] : kPlanners) {
     if (!kernel.bodies[static_cast<int>(engine)] || override_of(engine_name(engine)) == 0) continue;
-    if (engine == Engine::warpgroup && kernel.attends_extra(p)) continue;  // its bodies stream windows alone
     start.engine = engine;
     const std::optional<Plan> found = planner(p, kernel, target, start);
     if (!found) continue;

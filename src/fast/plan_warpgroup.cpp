@@ -9,11 +9,11 @@ namespace natten::fast {
 namespace {
 
 /// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
-bool suits_warpgroup(const Problem& p, Target target) {
+bool suits_warpgroup(const Problem& p, const KernelRow& kernel, Target target) {
   const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !p.has_rpb;
+         !p.has_rpb && !kernel.attends_extra(p);  // producers and mask know one region, that of the windows
 }
 
 /// Axes of more than one token.
@@ -112,7 +112,7 @@ double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
 std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   const int wanted = override_of(engine_name(Engine::warpgroup));
   const bool keys = kernel.holds_keys(), forward = kernel.tile_class == TileClass::forward;
-  if (!suits_warpgroup(p, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
+  if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
   const Shape shape = forward ? shape_of_forward(p) : shape_of_gradient(p);
   plan.run = 2;
   plan.lanes = 4;

@@ -158,17 +158,7 @@ class Qualifiers : public testing::Test {
   }
 };
 
-/// A body without the sections that only kernels with additional tokens have.
-std::string without_extra(std::string text) {
-  const std::string start = "#if NA_HAS_EXTRA\n", end = "#endif\n";
-  for (size_t at; (at = text.find(start)) != std::string::npos;) {
-    text.erase(at, text.find(end, at) + end.size() - at);
-    if (text.compare(at - 2, 3, "\n\n\n") == 0) text.erase(at, 1);
-  }
-  return text;
-}
-
-// A body's text is the same in every case, but for those sections, and in these no part of it is left out.
+// A body's text is the same in every case, and in these together no part of it is left out.
 TEST_F(Qualifiers, OfEveryBodyAreMissed) {
   std::vector<KernelSource> all = kernels("all_3d");
   for (const KernelSource& kernel : kernels("extra_all")) all.push_back(kernel);
@@ -177,17 +167,13 @@ TEST_F(Qualifiers, OfEveryBodyAreMissed) {
   }
   int count = 0;
   for (const fast::text::Named& body : fast::text::all) {
-    const std::string name = body.name, text = body.text, plain = without_extra(text);
-    const auto has_all = [&](const KernelSource& kernel) { return kernel.header.find(text) != std::string::npos; };
+    const std::string name = body.name, text = body.text;
     const auto with = [&](KernelSource kernel, const std::string& mutant) {
-      const std::string& part = has_all(kernel) ? text : plain;
-      kernel.header.replace(kernel.header.find(part), part.size(), has_all(kernel) ? mutant : without_extra(mutant));
+      kernel.header.replace(kernel.header.find(text), text.size(), mutant);
       return kernel;
     };
     std::vector<KernelSource> users = all;
-    std::erase_if(users, [&](const KernelSource& kernel) {
-      return !has_all(kernel) && kernel.header.find(plain) == std::string::npos;
-    });
+    std::erase_if(users, [&](const KernelSource& kernel) { return kernel.header.find(text) == std::string::npos; });
     if (users.empty()) {
       const bool is_metal = name.find("cuda") == std::string::npos && name.find("warpgroup") != 0;
       EXPECT_FALSE(is_metal) << name << " is in no kernel";

@@ -1,6 +1,5 @@
 // Tokens that every query attends besides its window. They stream past as a region of their own, one row of which all
-// items meet all, without mask and bias. In the other bodies, what stands between `#if NA_HAS_EXTRA` and `#endif` is in
-// the text of kernels with such tokens only.
+// items meet all, without mask and bias.
 namespace natten {
 
 /// `extra` is [batch, 1, 1, token, head, channel].
