@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from natten_mlx import _ext, functional
 from natten_mlx._arguments import ints, per_axis
+from natten_mlx._padding import missing_rows
 from natten_mlx._slabs import takes_offset
 from natten_mlx.merge import merge_attentions
 
@@ -42,6 +43,7 @@ def make_cache(module: Any, batch: int, dtype: mx.Dtype | None, grid: tuple[int,
         dtype = next(p.dtype for _, p in weights if mx.issubdtype(p.dtype, mx.floating))
     elif not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
         raise ValueError(f"[{name}] dtype must be a floating type, got {dtype!r}")
+    grid = tuple(map(sum, zip(grid, missing_rows(module, batch, (1, *grid))[1:], strict=True)))
     kernel, dilation = _reach(module)
     tokens = batch * kernel * dilation * math.prod(grid)
     if tokens >= 2**31:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from natten_mlx import _ext, distributed, functional
 from natten_mlx._arguments import count, ints
 from natten_mlx._decoding import DecodingCache, attend_next, make_cache
+from natten_mlx._padding import least_lengths, missing_rows, with_rows
 from natten_mlx._rope import Offset, RoPE
 from natten_mlx._slabs import Slab, check_group, slab_of
 from natten_mlx.functional import Bools, Ints
@@ -101,9 +102,9 @@ class _NeighborhoodAttention(nn.Module):
                 parameter, `scale`, that is learned.
             attn_drop, proj_drop: Dropout of attention weights and of the output, in training only.
             rel_pos_bias: Whether to learn a relative position bias.
-            pad_input: Whether an axis (or a sample, with lengths) shorter than kernel_size * dilation is zero-padded to
-                it at its end, before the projections, and the result cropped, as DiNAT and NATTEN 0.14's modules do.
-                Without it such an input is an error.
+            pad_input: Whether an axis (or a sample, with lengths) that is not causal and shorter than kernel_size *
+                dilation is zero-padded to it at its end, before the projections, and the result cropped, as DiNAT and
+                NATTEN 0.14's modules do. Without it such an input is an error.
             qk_norm: What query and key [..., heads, head_dim] go through behind the projection: a module or function
                 for both, the module's parameters being `qk_norm.*`; or two, `q_norm.*` and `k_norm.*`.
             rope: What gives query and key their positions, behind qk_norm: rope(query, key) -> (query, key), such as
@@ -313,26 +314,19 @@ class _NeighborhoodAttention(nn.Module):
         """x [B, spatial..., C] -> [B, out..., C]; with pad_input behind zeros at the end of axes that are too short."""
         if not self.pad_input:
             return self._attend_slab(x, lengths, slab)
-        grid = (x.shape if slab is None else slab.whole(x.shape))[1:-1]
-        kernel, dilation, stride = (ints(v, self.rank) for v in (self.kernel_size, self.dilation, self.stride))
-        windows = [k * d for k, d in zip(kernel, dilation, strict=True)]
-        padded = max(x.shape[0], 1) * math.prod(map(max, grid, windows))
-        if padded >= 2**31:
-            raise ValueError(f"[{type(self).__name__}] the padded input must have less than 2^31 tokens, got {padded}")
+        grid, stride = (x.shape if slab is None else slab.whole(x.shape))[1:-1], ints(self.stride, self.rank)
+        missing = missing_rows(self, x.shape[0], grid)
         real = [slice(-(-length // s)) for length, s in zip(grid, stride, strict=True)]
-        missing = [max(0, window - length) for length, window in zip(grid, windows, strict=True)]
         if slab is not None:
             mine = slab.queries(stride[slab.axis])
             real[slab.axis] = slice(mine.stop - mine.start)
             is_last, slab = slab.is_last, slab.extended(missing[slab.axis])
             missing[slab.axis] *= is_last
-        if any(missing):
-            x = mx.pad(x, [(0, 0), *((0, count) for count in missing), (0, 0)])
         if lengths is not None:
-            least = mx.array(windows if self.rank > 1 else windows[0], lengths.dtype)
-            lengths = mx.maximum(lengths, least)
+            least = least_lengths(self)
+            lengths = mx.maximum(lengths, mx.array(least if self.rank > 1 else least[0], lengths.dtype))
         kept = (slice(None), *real)
-        return self._attend_slab(x, lengths, slab)[kept]
+        return self._attend_slab(with_rows(x, missing), lengths, slab)[kept]
 
     def _attend_slab(self, x: mx.array, lengths: mx.array | None, slab: Slab | None) -> mx.array:
         if slab is None:
@@ -374,7 +368,14 @@ class _NeighborhoodAttention(nn.Module):
             ValueError: x or a cache that does not fit.
         """
         _ext.check_module_input(type(self).__name__, self.rank, x, self.embed_dim)
-        return self.proj_drop(self.proj(self._merge_heads(attend_next(self, x, cache))))
+        missing = missing_rows(self, x.shape[0], x.shape[1:-1])
+        out = self._merge_heads(attend_next(self, with_rows(x, missing), cache))
+        if any(missing):
+            stride = ints(self.stride, self.rank)
+            real = [slice(-(-length // s)) for length, s in zip(x.shape[1:-1], stride, strict=True)]
+            kept = (slice(None), *real)
+            out = out[kept]
+        return self.proj_drop(self.proj(out))
 
     def _merge_heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:-2], self.embed_dim)

@@ -49,6 +49,13 @@ CASES: dict[str, tuple[int, tuple[int, ...], list[int], dict[str, Any]]] = {
         [1, 1, 2, 1, 4, 1],
         {"kernel_size": (3, 3), "dilation": (2, 1), "rel_pos_bias": True, "rope": RoPE((2, 2))},
     ),
+    "rows narrower than the window": (2, (3,), [1, 2, 1], {"kernel_size": (3, 5), "pad_input": True}),
+    "frames smaller than the window": (
+        3,
+        (3, 4),
+        [1, 1, 3],
+        {"kernel_size": (3, 3, 5), "dilation": (1, 2, 1), "stride": (1, 2, 3), "pad_input": True, "num_registers": 1},
+    ),
     "strided columns": (2, (6,), [1, 2, 1, 1], {"kernel_size": (2, 4), "stride": (1, 2)}),
     "a few rows of an image in a full ring": (
         2,

@@ -362,6 +362,23 @@ def test_pad_input_appends_zeros_before_the_projections_and_crops(
     assert_near(module(x), expected, 1e-5)
 
 
+@pytest.mark.parametrize("lengths", [None, [2, 1]])
+def test_pad_input_leaves_causal_axes_as_they_are(tier: str, lengths: list[int] | None) -> None:
+    """Their windows hold the keys that exist, so that padding them would be work in vain."""
+    module = make(2, 12, 4, (5, 3), dilation=(3, 1), is_causal=(True, False), pad_input=True)
+    x, projected = mx.random.normal((2, 2, 2, 12)), []
+    sizes = () if lengths is None else (mx.array([[length, 2] for length in lengths]),)
+    project = module.project
+    module.project = lambda x: (projected.append(x.shape), project(x))[1]
+    out = module(x, *sizes)
+    assert projected == [(2, 2, 3, 12)]
+    plain = make(2, 12, 4, (5, 3), dilation=(3, 1), is_causal=(True, False))
+    plain.update(module.parameters())
+    wide = plain(mx.pad(x, [(0, 0), (0, 0), (0, 1), (0, 0)]))[:, :, :2]
+    for sample, length in enumerate(lengths or [2, 2]):
+        assert mx.allclose(out[sample, :length], wide[sample, :length], atol=1e-6)
+
+
 @pytest.mark.parametrize("integer", [np.int32, lambda x: mx.array(x)], ids=["numpy", "mlx"])
 def test_pad_input_takes_any_integers(integer: Any) -> None:
     x, options = mx.random.normal((1, 3, 4, 12)), {"pad_input": True, "dilation": 2, "stride": 2}
