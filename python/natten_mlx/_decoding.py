@@ -58,7 +58,8 @@ def attend_next(module: Any, x: mx.array, cache: DecodingCache) -> mx.array:
     """x [B, rows, grid..., C], the next rows -> [B, rows, out..., heads, head_dim]; the cache has them then."""
     _check_module(module)
     _check_cache(module, x, cache)
-    position = cache["position"]
+    # A step is one node, whose position must not lead a gradient from integers of a rope into the rows before.
+    position = cache["position"] if module.rope is None else mx.stop_gradient(cache["position"])
     query, key, value = module.project(x, position if module.rank == 1 else _on_first_axis(module, position, 0))
     _check_rows(module, x, {"query": query, "key": key, "value": value})
     for kept, rows in (("keys", key), ("values", value)):

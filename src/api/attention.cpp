@@ -59,6 +59,13 @@ std::optional<mx::array> checked_lengths(const Caller& caller, const Problem& p,
   return is_checked ? table : pure::legal_lengths(p, table, s);
 }
 
+// [B, query rows..., Hq, D]; what stands in rows that are not computed must not reach the scale's gradient.
+mx::array canonical_query(const Problem& p, const mx::array& query, const std::optional<Scale>& scale,
+                          const std::optional<mx::array>& lengths, mx::Stream s) {
+  const mx::array rows = with_three_axes(query, p.rank, s);
+  return scale && scale->array ? scaled(zero_unused_rows(p, rows, lengths, s), scale, s) : rows;
+}
+
 std::optional<mx::array> wide_rpb(const Problem& p, const std::optional<mx::array>& rpb, mx::Stream s) {
   return rpb ? std::optional(canonical_rpb(*rpb, p.rank, sum_type(p), s)) : std::nullopt;
 }
@@ -110,15 +117,15 @@ AttentionResult attention_of(const Caller& caller, const mx::array& query, const
     return {mx::zeros(result_shape(p, {p.heads, p.value_dim}), query.dtype(), s),
             mx::zeros(result_shape(p, {p.heads}), sum_type(p), s)};
   }
-  const auto canonical = [&](const mx::array& x) { return with_three_axes(x, p.rank, s); };
-  Arrays tensors{canonical(scaled(query, options.scale, s)), canonical(key), canonical(value)};
+  const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
+  Arrays tensors{canonical_query(p, query, options.scale, lengths, s), with_three_axes(key, p.rank, s),
+                 with_three_axes(value, p.rank, s)};
   if (has_additional) {
     for (const auto& x : {options.additional_keys, options.additional_values}) {
       tensors.push_back(canonical_tokens(*x, p.batch, s));
     }
   }
-  const Arrays inputs =
-      with_tables(tensors, wide_rpb(p, options.rpb, s), checked_lengths(caller, p, options.lengths, s));
+  const Arrays inputs = with_tables(tensors, wide_rpb(p, options.rpb, s), lengths);
   const Arrays results = has_additional     ? run_with_additional(caller, p, inputs, options, s)
                          : apart != nullptr ? run_apart(caller, p, inputs, *apart, s)
                                             : run_call(caller, p, inputs, s);
@@ -189,7 +196,7 @@ mx::array qk(const Caller& caller, const mx::array& query, const mx::array& key,
   if (is_empty(p)) return mx::zeros(result_shape(p, {p.heads, p.kernel_volume() + additional}), query.dtype(), s);
   const std::optional<mx::array> lengths = checked_lengths(caller, p, options.lengths, s);
   const Arrays inputs =
-      with_tables({with_three_axes(scaled(query, options.scale, s), p.rank, s), with_three_axes(key, p.rank, s)},
+      with_tables({canonical_query(p, query, options.scale, lengths, s), with_three_axes(key, p.rank, s)},
                   wide_rpb(p, options.rpb, s), lengths);
   mx::array logits = run_call(caller, p, inputs, s)[0];
   if (additional > 0) {

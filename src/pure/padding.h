@@ -34,4 +34,9 @@ class Padding {
   std::optional<mx::array> lengths_, tokens_, queries_;
 };
 
+/// query [B, query rows..., Hq, D] with zeros in the rows that are not computed: in the padding, and those that a query
+/// stride leaves out.
+mx::array zero_unused_rows(const Problem& problem, const mx::array& query, const std::optional<mx::array>& lengths,
+                           mx::Stream s);
+
 }  // namespace natten

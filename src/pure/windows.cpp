@@ -94,11 +94,12 @@ AxisWindows axis_windows(const Axis& axis, const AxisSpan& span, std::int64_t sl
       Index(mx::astype(mx::reshape(mx::arange(0, static_cast<int>(slots), 1, s), {1, 1, -1}, s), type, s), s) +
       Index(axis.kernel_size - slots);
   const Index length = lengths.value_or(Index(axis.length));
-  // Queries in the padding stand on the last token, to have a window, which is empty where its keys may not be there.
+  // Queries in the padding stand on the last computed token, to have a window, which is empty where its keys may not be
+  // there. One that nobody computes could hold a NaN that may reach nothing.
   std::optional<mx::array> inside;
   if (lengths) {
     if (is_partial) inside = mx::less(*query.value, *length.value, s);
-    query = lesser(query, length - Index(1));
+    query = lesser(query, floor_div(length - Index(1), Index(axis.stride)) * Index(axis.stride));
   }
   const auto [group, place, keys] = query_windows(axis, query, length);
   const Index key = key_in_slot(axis, place, keys.start, slot);

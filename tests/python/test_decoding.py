@@ -213,8 +213,9 @@ def test_a_rope_gets_positions_that_go_on() -> None:
     assert (seen[-1][0].item(), seen[-1][1]) == (1, 0)
 
 
-def test_steps_differentiate(tier: str) -> None:
-    module = module_of(1, {"kernel_size": 3})
+@pytest.mark.parametrize("options", [{}, {"rope": RoPE(4)}], ids=["plain", "rope"])
+def test_steps_differentiate(tier: str, options: dict[str, Any]) -> None:
+    module = module_of(1, {"kernel_size": 3, **options})
     x = mx.random.normal((1, 5, CHANNELS))
 
     def last(x: mx.array) -> mx.array:

@@ -79,6 +79,33 @@ def test_array_in_the_split_form(tier: str, case: Case) -> None:
     assert_near(grads[2], expected["key"], 1e-4, "key")
 
 
+@pytest.mark.parametrize("suffix", ["", "_qk"])
+def test_rows_that_are_not_computed_do_not_reach_its_gradient(tier: str, suffix: str) -> None:
+    """NaN in the padding, in a sample of illegal lengths, and in rows that a query stride leaves out."""
+    case = Case(
+        (11, 6), (3, 3), stride=(2, 1), batch=3, lengths=((7, 6), (11, 4), (3, 3)), span=((1, 9, 0, 11), (0, 6, 0, 6))
+    )
+    arrays = rounded(case.arrays(), "float32")
+    for b, (rows, columns) in enumerate(case.lengths or ()):
+        arrays["query"][b, max(rows - 1, 0) :] = np.nan
+        arrays["query"][b, :, columns:] = np.nan
+    arrays["query"][:, ::2] = np.nan  # positions 1, 3, ...
+    given = [to_mlx(arrays[name]) for name in (("query", "key", "value") if not suffix else ("query", "key"))]
+    rest = {name: value for name, value in options(case).items() if name != "lengths"}
+
+    def gradient(lengths: mx.array, zeros: bool) -> mx.array:
+        query = mx.where(mx.isnan(given[0]), 0, given[0]) if zeros else given[0]
+        call = lambda scale: function(case, suffix)(query, *given[1:], scale=scale, lengths=lengths, **rest)  # noqa: E731
+        return mx.grad(lambda scale: mx.where(mx.isinf(call(scale)), 0, call(scale)).sum())(mx.array([0.4]))
+
+    lengths = mx.array(case.lengths)
+    expected = to_numpy(gradient(lengths, True))
+    assert abs(expected).max() > 0
+    assert_near(gradient(lengths, False), expected, 1e-6)
+    illegal = mx.array([[7, 6], [1, 0], [3, 3]])
+    assert_near(mx.compile(gradient)(illegal, False), to_numpy(mx.compile(gradient)(illegal, True)), 1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_array_with_a_half_query(tier: str, dtype: str) -> None:
     """The product is rounded to query's dtype, once: the call equals that with the rounded query."""

@@ -237,6 +237,24 @@ def test_lengths_in_a_compiled_training_step(tier: str) -> None:
         assert_near(result, padded.call(padded_arrays).backward(arrays["dout"])["query"], 1e-4)
 
 
+@pytest.mark.parametrize("poison", [np.nan, -np.inf])
+def test_keys_that_no_query_attends_reach_nothing(tier: str, poison: float) -> None:
+    """With stride and dilation 3 queries see every third key; the last token before the padding sees another."""
+    case = Case((10,), (3,), batch=1, lengths=((9,),), stride=(3,), dilation=(3,))
+    arrays = rounded(case.arrays(), "float32")
+    unseen = {name: arrays[name].copy() for name in ("key", "value")}
+    for x in unseen.values():
+        x[:, [1, 2, 4, 5, 7, 8]] = poison
+    names, call = attention(case)
+    cotangents = [to_mlx(arrays["dout"]), to_mlx(arrays["dlse"])]
+    results = []
+    for given_arrays in (arrays, arrays | unseen):
+        inputs = [to_mlx(given_arrays[name]) for name in names]
+        results.append([*call(*inputs), *vjp(call, inputs, cotangents)])
+    for expected, result in zip(*results, strict=True):
+        assert_near(result, to_numpy(expected), 1e-6)
+
+
 def test_half_types(tier: str) -> None:
     for dtype in ("float16", "bfloat16"):
         case = Case((9, 8), (3, 3), batch=2, lengths=((4, 8), (9, 3)), dim=8, dtype=dtype)
