@@ -6,6 +6,7 @@ slots and their missing scale are the modules' business.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
 import json
@@ -319,7 +320,7 @@ SIGNATURES = {
     | CONFIGURATIONS_021
     | OURS,
 }
-CONSTANTS = {"__version__", "functional", "utils", "HAS_LIBNATTEN"}
+CONSTANTS = {"__version__", "experimental", "flops", "functional", "utils", "HAS_LIBNATTEN"}
 
 
 def signature(function: Any) -> str:
@@ -360,6 +361,78 @@ def test_functions_are_in_functional_as_well(release: str) -> None:
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) >= 3
+
+
+# What the releases' documentation imports from modules of NATTEN, besides its functions.
+TESTS_OF_MACHINES = ("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm")
+IMPORTS = {
+    ("v014", "flops"): ("get_flops", "add_natten_handle"),
+    ("v015", "flops"): ("get_flops", "add_natten_handle"),
+    ("v017", "flops"): ("fna_flop_count", "na_qk_flop_count", "na_av_flop_count", "get_flops", "add_natten_handle"),
+    ("v015", "functional"): (
+        *("get_device_cc", "has_cuda", "has_half", "has_bfloat", *TESTS_OF_MACHINES),
+        *(f"{state}_{kind}" for state in ("enable", "disable") for kind in UNFUSED),
+    ),
+    ("v017", "functional"): (
+        *TESTS_OF_MACHINES,
+        *(f"{state}_{kind}" for state in ("enable", "disable") for kind in UNFUSED[1:]),
+    ),
+    ("v017", "experimental"): ("na1d", "na2d", "na3d"),
+    ("v017", "utils"): ("get_device_cc",),
+    ("v021", "utils.varlen"): ("generate_varlen_parameters",),
+}
+
+
+@pytest.mark.parametrize(("release", "inside"), IMPORTS)
+def test_modules_of_the_release_s_documentation(release: str, inside: str) -> None:
+    names = IMPORTS[release, inside]
+    module = importlib.import_module(f"natten_mlx.compat.{release}.{inside}")
+    for name in names:
+        found = getattr(module, name)
+        assert found.__doc__
+        if hasattr(MODULES[release], name):
+            assert found == getattr(MODULES[release], name), "another function, or a switch with a state of its own"
+
+
+def test_flop_counts() -> None:
+    heads_last, heads_first = (2, 8, 9, 3, 4), (2, 3, 8, 9, 4)
+    window: Any = ((3, 5), (1, 1), (False, True))
+    macs = 2 * 3 * 8 * 9 * 15 * 4
+    for shape, last in ((heads_last, True), (heads_first, False)):
+        assert v017.flops.na_qk_flop_count(shape, shape, *window, is_heads_last=last) == 2 * macs
+        attn, wide = (*shape[:-1], 15), (*shape[:-1], 8)
+        assert v017.flops.na_av_flop_count(attn, shape, *window, last, return_macs=True) == macs
+        assert v017.flops.fna_flop_count(shape, shape, wide, *window, last, True) == 3 * macs
+    for call, message in (
+        (lambda: v017.flops.na_qk_flop_count((2, 8, 3, 4), (2, 8, 3, 4), *window, True), "q_shape must have 5 axes"),
+        (lambda: v017.flops.na_qk_flop_count(heads_last, heads_first, *window, True), "must match"),
+        (lambda: v017.flops.na_av_flop_count(heads_last, heads_first, *window, True), "must match but for the last"),
+        (lambda: v017.flops.fna_flop_count(heads_last, heads_last, heads_first, *window, True), "must match"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_what_is_not_here_says_why() -> None:
+    for module in (v014, v015, v017):
+        for name in ("get_flops", "add_natten_handle"):
+            with pytest.raises(NotImplementedError, match=rf"\[{name}\] counts the operations of a PyTorch model"):
+                getattr(module.flops, name)(None, None)
+    if not mx.cuda.is_available():
+        for module in (v015.functional, v017.utils):
+            with pytest.raises(RuntimeError, match=r"\[get_device_cc\] only CUDA GPUs .* there is none here"):
+                module.get_device_cc(0)
+    for release, module in MODULES.items():
+        for entry in table.RELEASES[release].entries:
+            path = entry.name.partition(" ")[0].split(".")
+            if entry.is_here or (path[1] in module.__all__ and path[1] != "functional"):
+                continue
+            holder, name = (module.functional, path[2]) if path[1] == "functional" else (module, path[1])
+            with pytest.raises(AttributeError, match=rf"natten\..*{name}.* of NATTEN 0\.\d\d is not here: "):
+                getattr(holder, name)
+        for holder in (module, module.functional):
+            with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+                _ = holder.nothing
 
 
 @pytest.mark.parametrize(

@@ -67,4 +67,16 @@ def has_fp64_gemm(device_index: int | None = None) -> bool:
     return False
 
 
+def get_device_cc(device_index: int | None = None) -> int:
+    """The compute capability of a CUDA GPU, such as 90.
+
+    Raises:
+        RuntimeError: there is none here.
+    """
+    if not has_cuda():
+        raise RuntimeError("[get_device_cc] only CUDA GPUs have a compute capability, and there is none here")
+    info = mx.device_info(mx.Device(mx.gpu, device_index or 0))
+    return 10 * int(info["compute_capability_major"]) + int(info["compute_capability_minor"])
+
+
 has_fused_na = has_fna

@@ -106,7 +106,8 @@ _CONFIGURATIONS_021 = ("bwd_configs_for_cutlass_hopper", "bwd_configs_for_cutlas
 _NATIVE_QK = "`na#d_qk(..., scale=1.0, rpb=rpb)` on heads-last arrays"
 _NATIVE_AV = "`na#d_av` on heads-last arrays"
 _NATIVE_MODULE = "`NeighborhoodAttention#D(embed_dim, num_heads, kernel_size, {options})`"
-_NO_FLOPS = "not here: `natten-mlx profile` and `natten_mlx.bench.cost` count operations"
+_PROFILE = "`natten-mlx profile` and `natten_mlx.bench.cost` count operations"
+_PYTORCH_FLOPS = "`get_flops` and `add_natten_handle`, which count a PyTorch model's operations: `NotImplementedError`"
 
 _NO_AUTOGRAD = "not here: PyTorch's autograd classes; every function differentiates"
 _AUTOGRAD = tuple(
@@ -178,10 +179,8 @@ RELEASES: dict[str, Release] = {
             *_ranked("natten#dqk", _SAME, "`na#d_qk(..., scale=1.0)` on heads-last arrays", 1, 2),
             *_ranked("natten#dav", _SAME, _NATIVE_AV, 1, 2),
             *_common(),
-            *_absent(
-                _NO_FLOPS,
-                *(f"natten.flops.{name}" for name in ("qk_rpb_flop", "av_flop", "get_flops", "add_natten_handle")),
-            ),
+            Entry("flops", _PYTORCH_FLOPS, _PROFILE),
+            *_absent("not here: operations of a PyTorch trace", "natten.flops.qk_rpb_flop", "natten.flops.av_flop"),
             *_absent(
                 _NO_AUTOGRAD,
                 *(f"natten.functional.NATTEN{r}D{kind}Function" for r in (1, 2) for kind in ("QKRPB", "AV")),
@@ -198,6 +197,8 @@ RELEASES: dict[str, Release] = {
             "In 3-D depth has arguments of its own, which come first in functions (`kernel_size_d, kernel_size, "
             "dilation_d, dilation`) and second in the module: `kernel_size=(d, hw, hw)` in natten_mlx.",
             "Logits of additional tokens come after those of the window, in one softmax.",
+            "`functional` has the feature tests and switches too, and `get_device_cc()`, of a CUDA GPU: an error "
+            "without one.",
             _PADDING + " (Here in depth too, where 0.15.1 has an error.)",
             _BIAS,
             _SCALE,
@@ -221,7 +222,7 @@ RELEASES: dict[str, Release] = {
             *_entries(_FEATURE, "always false: float64 runs on the CPU", "has_fp64_gemm"),
             *_entries(_FEATURE, '`explain(...).tile` says "matrix units"', "has_fp32_gemm"),
             *_UNFUSED,
-            *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
+            Entry("flops", _PYTORCH_FLOPS, _PROFILE),
             *_AUTOGRAD,
             *_NESTED,
             *_absent(_INTERNAL, "natten.ops", "natten.utils"),
@@ -284,18 +285,22 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_entries(_STATE, "-", "is_autotuner_enabled_for_forward", "is_autotuner_enabled_for_backward"),
             *_entries(_STATE, "-", "is_autotuner_thorough_for_forward", "is_autotuner_thorough_for_backward"),
             *_MEMORY,
-            *_absent(_NO_FLOPS, *(f"natten.flops.{x}_flop_count" for x in ("fna", "na_qk", "na_av"))),
-            *_absent(_NO_FLOPS, "natten.flops.get_flops", "natten.flops.add_natten_handle"),
+            Entry(
+                "experimental",
+                "`na1d`, `na2d`, `na3d` again (0.17.4)",
+                "`na1d`, `na2d`, `na3d`, which work under `mx.compile`",
+            ),
+            Entry("flops", "`fna_flop_count`, `na_qk_flop_count`, `na_av_flop_count`; " + _PYTORCH_FLOPS, _PROFILE),
+            Entry("utils", "`get_device_cc`, of a CUDA GPU; an error without one", "`mx.device_info()`"),
             *_absent(
                 "not here: the same as `na*d`, which works under `mx.compile`",
-                *(f"natten.experimental.na{r}d (0.17.4)" for r in (1, 2, 3)),
                 *(f"natten.flex.flex_na{r}d (0.17.5)" for r in (1, 2, 3)),
             ),
             *_AUTOGRAD,
             *_absent(_NO_AUTOGRAD, *(f"natten.functional.FusedNeighborhoodAttention{r}D" for r in (1, 2, 3))),
             *_NESTED,
             *_absent("not here: `natten_mlx.functional.Ints` and `Bools`", "natten.types"),
-            *_absent(_INTERNAL, "natten.context", "natten.ops", "natten.utils", "natten.autotuner"),
+            *_absent(_INTERNAL, "natten.context", "natten.ops", "natten.autotuner"),
         ),
     ),
     "v020": Release(

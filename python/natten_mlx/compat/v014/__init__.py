@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import natten_mlx
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._machine import has_bfloat, has_cuda, has_fna, has_gemm, has_half, has_mlx, has_mps
 from natten_mlx.compat._modules import Padded
-from natten_mlx.compat.v014 import functional
+from natten_mlx.compat.v014 import flops, functional
 from natten_mlx.compat.v014.functional import (
     natten1dav,
     natten1dqk,
@@ -19,6 +22,7 @@ __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "__version__",
+    "flops",
     "functional",
     "has_bfloat",
     "has_cuda",
@@ -44,3 +48,7 @@ class NeighborhoodAttention1D(Padded, natten_mlx.NeighborhoodAttention1D):
 
 class NeighborhoodAttention2D(Padded, natten_mlx.NeighborhoodAttention2D):
     """[B, H, W, C] -> the same shape."""
+
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v014")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from natten_mlx.compat import _split
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._arguments import named
 
 Operation = Callable[..., mx.array]
@@ -45,3 +47,6 @@ def _av(rank: int) -> Operation:
 natten1dqkrpb, natten2dqkrpb = _qkrpb(1), _qkrpb(2)
 natten1dqk, natten2dqk = _qk(1), _qk(2)
 natten1dav, natten2dav = _av(1), _av(2)
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v014", "functional.")

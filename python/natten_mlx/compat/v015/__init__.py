@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import natten_mlx
-from natten_mlx.compat._machine import (
+from natten_mlx.compat._absent import absent
+from natten_mlx.compat._machine import has_fna, has_mlx, has_mps
+from natten_mlx.compat._modules import Padded, PaddedDepth
+from natten_mlx.compat.v015 import flops, functional
+from natten_mlx.compat.v015.functional import (
+    disable_gemm_na,
+    disable_tf32,
+    disable_tiled_na,
+    enable_gemm_na,
+    enable_tf32,
+    enable_tiled_na,
     has_bfloat,
     has_cuda,
-    has_fna,
     has_fp32_gemm,
     has_fp64_gemm,
     has_gemm,
     has_half,
-    has_mlx,
-    has_mps,
     has_tf32_gemm,
-)
-from natten_mlx.compat._modules import Padded, PaddedDepth
-from natten_mlx.compat._switches import Switches
-from natten_mlx.compat.v015 import functional
-from natten_mlx.compat.v015.functional import (
     na1d_av,
     na1d_qk,
     na1d_qk_with_bias,
@@ -50,6 +54,7 @@ __all__ = [
     "enable_gemm_na",
     "enable_tf32",
     "enable_tiled_na",
+    "flops",
     "functional",
     "has_bfloat",
     "has_cuda",
@@ -96,10 +101,5 @@ class NeighborhoodAttention3D(PaddedDepth, natten_mlx.NeighborhoodAttention3D):
     """[B, D, H, W, C] -> the same shape."""
 
 
-_switches = Switches(kv_parallelism=False)
-disable_gemm_na = _switches.disable_gemm_na
-disable_tf32 = _switches.disable_tf32
-disable_tiled_na = _switches.disable_tiled_na
-enable_gemm_na = _switches.enable_gemm_na
-enable_tf32 = _switches.enable_tf32
-enable_tiled_na = _switches.enable_tiled_na
+if not TYPE_CHECKING:
+    __getattr__ = absent("v015")

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from natten_mlx.compat import _split
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._arguments import named
+from natten_mlx.compat._machine import (
+    get_device_cc,
+    has_bfloat,
+    has_cuda,
+    has_fp32_gemm,
+    has_fp64_gemm,
+    has_gemm,
+    has_half,
+    has_tf32_gemm,
+)
 from natten_mlx.compat._modules import depth_first
+from natten_mlx.compat._switches import Switches
 from natten_mlx.compat.v014.functional import natten1dqkrpb, natten2dqkrpb
 
 __all__ = [
+    "disable_gemm_na",
+    "disable_tf32",
+    "disable_tiled_na",
+    "enable_gemm_na",
+    "enable_tf32",
+    "enable_tiled_na",
+    "get_device_cc",
+    "has_bfloat",
+    "has_cuda",
+    "has_fp32_gemm",
+    "has_fp64_gemm",
+    "has_gemm",
+    "has_half",
+    "has_tf32_gemm",
     "na1d_av",
     "na1d_qk",
     "na1d_qk_with_bias",
@@ -141,3 +168,14 @@ def natten3dqkrpb(
 
 natten1dqk, natten2dqk, natten3dqk = na1d_qk, na2d_qk, na3d_qk
 natten1dav, natten2dav, natten3dav = na1d_av, na2d_av, na3d_av
+
+_switches = Switches(kv_parallelism=False)
+disable_gemm_na = _switches.disable_gemm_na
+disable_tf32 = _switches.disable_tf32
+disable_tiled_na = _switches.disable_tiled_na
+enable_gemm_na = _switches.enable_gemm_na
+enable_tf32 = _switches.enable_tf32
+enable_tiled_na = _switches.enable_tiled_na
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v015", "functional.")

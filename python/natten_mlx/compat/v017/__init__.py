@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import natten_mlx
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._machine import (
     has_bfloat,
     has_cuda,
@@ -17,8 +20,7 @@ from natten_mlx.compat._machine import (
     has_tf32_gemm,
 )
 from natten_mlx.compat._modules import Causal
-from natten_mlx.compat._switches import Switches
-from natten_mlx.compat.v017 import functional
+from natten_mlx.compat.v017 import experimental, flops, functional, utils
 from natten_mlx.compat.v017.functional import (
     na1d,
     na1d_av,
@@ -53,6 +55,8 @@ __all__ = [
     "enable_gemm_na",
     "enable_tf32",
     "enable_tiled_na",
+    "experimental",
+    "flops",
     "force_flex_attention",
     "functional",
     "get_memory_usage_preference",
@@ -109,6 +113,7 @@ __all__ = [
     "use_kv_parallelism_in_fused_na",
     "use_tf32_in_gemm_na",
     "use_tiled_na",
+    "utils",
 ]
 
 __version__ = "0.17.5"
@@ -126,7 +131,7 @@ class NeighborhoodAttention3D(Causal, natten_mlx.NeighborhoodAttention3D):
     """[B, D, H, W, C] -> the same shape."""
 
 
-_switches = Switches(kv_parallelism=False)
+_switches = functional._switches
 are_deterministic_algorithms_enabled = _switches.are_deterministic_algorithms_enabled
 use_deterministic_algorithms = _switches.use_deterministic_algorithms
 use_kv_parallelism_in_fused_na = _switches.use_kv_parallelism_in_fused_na
@@ -161,3 +166,6 @@ is_tiled_na_enabled = _switches.is_tiled_na_enabled
 is_gemm_na_enabled = _switches.is_gemm_na_enabled
 use_fna = use_fused_na
 is_fna_enabled = is_fused_na_enabled
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v017")

@@ -6,14 +6,16 @@ The names that 0.17.5 dropped (`natten2dqkrpb`, ...) are those of 0.17.0 to 0.17
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from natten_mlx.compat import _arguments as arguments
 from natten_mlx.compat import _fused, _split
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._arguments import Bools, Ints, named
-from natten_mlx.compat._switches import without_effect
+from natten_mlx.compat._machine import has_fp32_gemm, has_fp64_gemm, has_gemm, has_tf32_gemm
+from natten_mlx.compat._switches import Switches, without_effect
 from natten_mlx.compat.v014.functional import (
     natten1dav,
     natten1dqk,
@@ -26,6 +28,14 @@ from natten_mlx.compat.v015 import functional as v015
 from natten_mlx.compat.v015.functional import natten3dqkrpb
 
 __all__ = [
+    "disable_gemm_na",
+    "disable_tiled_na",
+    "enable_gemm_na",
+    "enable_tiled_na",
+    "has_fp32_gemm",
+    "has_fp64_gemm",
+    "has_gemm",
+    "has_tf32_gemm",
     "na1d",
     "na1d_av",
     "na1d_qk",
@@ -163,3 +173,14 @@ def natten3dav(
 ) -> mx.array:
     """na3d_av under its name and with its arguments in 0.15."""
     return v015.na3d_av(attn, value, kernel_size_d, kernel_size, dilation_d, dilation)
+
+
+# What the release's documentation imports from here.
+_switches = Switches(kv_parallelism=False)
+disable_gemm_na = _switches.disable_gemm_na
+disable_tiled_na = _switches.disable_tiled_na
+enable_gemm_na = _switches.enable_gemm_na
+enable_tiled_na = _switches.enable_tiled_na
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v017", "functional.")

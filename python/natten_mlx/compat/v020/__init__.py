@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import natten_mlx
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._configurations import configurations, flex_configurations
 from natten_mlx.compat._machine import has_bfloat, has_cuda, has_fna, has_gemm, has_half, has_mlx, has_mps
 from natten_mlx.compat._modules import Strided
@@ -107,3 +110,6 @@ get_configs_for_cutlass_hopper_fmha = configurations("get_configs_for_cutlass_ho
 get_configs_for_cutlass_hopper_fna = configurations("get_configs_for_cutlass_hopper_fna")
 get_configs_for_flex_fmha = flex_configurations("get_configs_for_flex_fmha")
 get_configs_for_flex_fna = flex_configurations("get_configs_for_flex_fna")
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v020")

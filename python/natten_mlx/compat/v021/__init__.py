@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import natten_mlx
+from natten_mlx.compat._absent import absent
 from natten_mlx.compat._configurations import configurations, flex_configurations
 from natten_mlx.compat._machine import has_bfloat, has_cuda, has_fna, has_gemm, has_half, has_mlx, has_mps
 from natten_mlx.compat._modules import Strided
@@ -116,3 +119,6 @@ get_bwd_configs_for_cutlass_blackwell_fmha = configurations("get_bwd_configs_for
 get_bwd_configs_for_cutlass_blackwell_fna = configurations("get_bwd_configs_for_cutlass_blackwell_fna")
 get_bwd_configs_for_cutlass_hopper_fmha = configurations("get_bwd_configs_for_cutlass_hopper_fmha")
 get_bwd_configs_for_cutlass_hopper_fna = configurations("get_bwd_configs_for_cutlass_hopper_fna")
+
+if not TYPE_CHECKING:
+    __getattr__ = absent("v021")
