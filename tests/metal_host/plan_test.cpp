@@ -514,6 +514,20 @@ void expect_fits(const Problem& p, KernelId kernel, Target target) {
   }
 }
 
+/// A part of an axis, which may be one row, with the keys that its windows need or some more.
+template <class Draw>
+AxisSpan random_span(const Axis& axis, Draw draw) {
+  AxisSpan span = whole(axis);
+  span.query_start = axis.length * draw({0, 0, 1, 3, 7}) / 8;
+  span.query_rows = std::min(axis.length - span.query_start, draw({1, 1, 4, 60, 100000}));
+  const Range<std::int64_t> needed = needed_keys(axis, span);
+  const std::int64_t rows = needed.end - needed.start;
+  if (draw({0, 1}) == 0 || rows < 1 || rows > axis.length) return span;
+  span.key_start = needed.start;
+  span.key_rows = rows;
+  return span;
+}
+
 TEST(Plans, FitOrAreRefused) {
   int served = 0, refused = 0;
   const auto visit = [&](const Problem& attention) {
@@ -522,6 +536,7 @@ TEST(Plans, FitOrAreRefused) {
       p.op = op;
       if (op == Op::qk) p.value_dim = 0;
       if (op == Op::av) p.head_dim = 0, p.has_rpb = false;
+      if (op != Op::attention) p.extra_tokens = 0;
       for (const Target& target :
            {Target(Platform::metal), Target(Platform::cuda), kHopper, Target{Platform::cuda, 90, true}}) {
         if (const auto reason = objection(p, target)) {
@@ -584,8 +599,22 @@ TEST(Plans, FitOrAreRefused) {
     p.kv_heads = draw({0, 1}) == 1 ? p.heads : 1;
     p.batch = draw({1, 3, 64});
     visit(p);
+    // The same with circular axes, parts of axes, and tokens that all queries attend.
+    if (draw({0, 1}) == 1) p.spans.emplace();
+    for (int a = 0; a < kAxes; ++a) {
+      Axis& axis = p.axes[a];
+      axis.is_circular = a >= kAxes - p.rank && !axis.is_causal && draw({0, 1}) == 1;
+      if (axis.is_circular) {
+        const std::int64_t places = axis.length / axis.dilation;
+        axis.length = axis.dilation * places;
+        axis.gna_stride = std::gcd(axis.gna_stride, places);
+      }
+      if (p.spans) (*p.spans)[a] = a >= kAxes - p.rank ? random_span(axis, draw) : whole(axis);
+    }
+    p.extra_tokens = draw({0, 0, 1, 64, 5000});
+    if (p.queries() > 0) visit(nearest(p));
   }
-  EXPECT_GT(served, 12000);
+  EXPECT_GT(served, 100000);
   EXPECT_GT(refused, 0);
 }
 
