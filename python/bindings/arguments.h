@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,23 @@ std::string text_of(nb::handle object);
 /// An mlx.core.array; `name` is the argument.
 const mx::array& to_array(const Caller& caller, const char* name, nb::handle object);
 std::optional<mx::array> to_optional_array(const Caller& caller, const char* name, nb::handle object);
+
+/// Arrays of a call in their order. Where one is none, what is wrong with those before it is said first.
+struct Input {
+  const char* name;
+  nb::handle object;
+};
+template <std::size_t kCount>
+std::array<const mx::array*, kCount> to_inputs(const Caller& caller, const Input (&inputs)[kCount]) {
+  std::array<const mx::array*, kCount> arrays;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    if (!nb::isinstance<mx::array>(inputs[i].object)) {
+      for (std::size_t j = 0; j < i; ++j) validate_input(caller, inputs[j].name, *arrays[j], mx::Device::cpu);
+    }
+    arrays[i] = &to_array(caller, inputs[i].name, inputs[i].object);
+  }
+  return arrays;
+}
 
 std::vector<mx::array> to_arrays(const Caller& caller, const char* name, nb::handle object);
 

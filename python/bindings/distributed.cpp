@@ -79,8 +79,13 @@ distributed::SlabOptions slab_options(const Caller& c, nb::handle group, nb::han
   }
   options.axis = static_cast<int>(std::clamp<std::int64_t>(to_integer(c, "axis", axis), -100, 100));
   if (!rows.is_none()) {
+    const nb::object items = nb::steal(PyObject_GetIter(rows.ptr()));
+    if (!items.is_valid()) {
+      PyErr_Clear();
+      fail(c, "rows must be a sequence of int, got " + text_of(rows));
+    }
     std::vector<std::int64_t> counts;
-    for (const nb::handle count : nb::iter(rows)) counts.push_back(to_integer(c, "rows", count));
+    for (const nb::handle count : items) counts.push_back(to_integer(c, "rows", count));
     options.rows = counts;
   }
   if (!overlap.is_none()) options.overlap = to_flag(c, "overlap", overlap);
@@ -104,7 +109,7 @@ std::pair<mx::array, mx::array> bind_distributed_attention(int rank, nb::handle 
                                                            nb::handle axis, nb::handle rows, nb::handle overlap,
                                                            nb::handle communication_stream) {
   const Caller c{"distributed.na" + std::to_string(rank) + "d", rank};
-  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const auto [q, k, v] = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   const AttentionOptions options{to_scale(c, scale),
@@ -115,7 +120,7 @@ std::pair<mx::array, mx::array> bind_distributed_attention(int rank, nb::handle 
                                  to_stream_or_device(c, stream)};
   const distributed::SlabOptions slabs = slab_options(c, group, axis, rows, overlap, communication_stream);
   const AttentionResult result =
-      waiting([&] { return distributed::attention(c, q, k, v, neighborhood, options, slabs); });
+      waiting([&] { return distributed::attention(c, *q, *k, *v, neighborhood, options, slabs); });
   return {result.out, result.lse};
 }
 

@@ -48,7 +48,7 @@ nb::object bind_attention(const std::string& name, int rank, nb::handle query, n
                           nb::handle stream, nb::handle is_circular, nb::handle query_start, nb::handle key_start,
                           nb::handle shape) {
   const Caller c = caller(name, rank);
-  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const auto [q, k, v] = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   const bool with_lse = to_flag(c, "return_lse", return_lse);
@@ -59,7 +59,7 @@ nb::object bind_attention(const std::string& name, int rank, nb::handle query, n
                            to_optional_array(c, "lengths", lengths),
                            to_stream_or_device(c, stream)};
   Span{query_start, key_start, shape}.set(c, options);
-  return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
+  return to_result(evaluated(c, *q, *k, *v, neighborhood, options), with_lse);
 }
 
 nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle value,
@@ -68,7 +68,7 @@ nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::
                        nb::handle gna_stride, nb::handle stream, nb::handle is_circular, nb::handle query_start,
                        nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank, lengths_name);
-  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const auto [q, k, v] = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
   AttentionOptions options;
   options.lengths = to_array(c, lengths_name.c_str(), lengths);
   const Neighborhood neighborhood =
@@ -77,7 +77,7 @@ nb::object bind_varlen(const std::string& name, int rank, nb::handle query, nb::
   const bool with_lse = to_flag(c, "return_lse", return_lse);
   options.stream = to_stream_or_device(c, stream);
   Span{query_start, key_start, shape}.set(c, options);
-  return to_result(evaluated(c, q, k, v, neighborhood, options), with_lse);
+  return to_result(evaluated(c, *q, *k, *v, neighborhood, options), with_lse);
 }
 
 mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handle key, nb::handle kernel_size,
@@ -85,14 +85,14 @@ mx::array bind_qk(const std::string& name, int rank, nb::handle query, nb::handl
                   nb::handle rpb, nb::handle lengths, nb::handle additional_keys, nb::handle stream,
                   nb::handle is_circular, nb::handle query_start, nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank);
-  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key);
+  const auto [q, k] = to_inputs(c, {{"query", query}, {"key", key}});
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   QkOptions options{to_scale(c, scale), to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
                     to_stream_or_device(c, stream), to_optional_array(c, "additional_keys", additional_keys)};
   Span{query_start, key_start, shape}.set(c, options);
   const WhileEvaluating released(options.lengths);
-  return qk(c, q, k, neighborhood, options);
+  return qk(c, *q, *k, neighborhood, options);
 }
 
 mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle value, nb::handle kernel_size,
@@ -100,23 +100,23 @@ mx::array bind_av(const std::string& name, int rank, nb::handle attn, nb::handle
                   nb::handle lengths, nb::handle additional_values, nb::handle stream, nb::handle is_circular,
                   nb::handle query_start, nb::handle key_start, nb::handle shape) {
   const Caller c = caller(name, rank);
-  const mx::array &weights = to_array(c, "attn", attn), &v = to_array(c, "value", value);
+  const auto [weights, v] = to_inputs(c, {{"attn", attn}, {"value", value}});
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   AvOptions options{to_optional_array(c, "lengths", lengths), to_stream_or_device(c, stream),
                     to_optional_array(c, "additional_values", additional_values)};
   Span{query_start, key_start, shape}.set(c, options);
   const WhileEvaluating released(options.lengths);
-  return av(c, weights, v, neighborhood, options);
+  return av(c, *weights, *v, neighborhood, options);
 }
 
 nb::object bind_dense_attention(nb::handle query, nb::handle key, nb::handle value, nb::handle scale,
                                 nb::handle is_causal, nb::handle return_lse, nb::handle stream) {
   const Caller c = caller("attention", 1);
-  const mx::array &q = to_array(c, "query", query), &k = to_array(c, "key", key), &v = to_array(c, "value", value);
+  const auto [q, k, v] = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
   const DenseOptions options{to_scale(c, scale), to_flag(c, "is_causal", is_causal),
                              to_flag(c, "return_lse", return_lse), to_stream_or_device(c, stream)};
-  const DenseResult result = dense_attention(c, q, k, v, options);
+  const DenseResult result = dense_attention(c, *q, *k, *v, options);
   return options.return_lse ? to_result({result.out, *result.lse}, true) : nb::cast(result.out);
 }
 

@@ -11,23 +11,9 @@ namespace natten {
 
 namespace {
 
-void check_layout(const Caller& caller, const char* name, Spec spec, const char* last, mx::Device device) {
-  if (static_cast<int>(spec.shape.size()) != caller.rank + 3) {
-    constexpr const char* kAxesOfRank[] = {"[B, L, H, ", "[B, H, W, heads, ", "[B, D, H, W, heads, "};
-    fail(caller,
-         text(name, " must have layout ", kAxesOfRank[caller.rank - 1], last, "], got shape ", to_string(spec.shape)));
-  }
-  validate_float(caller, name, spec.dtype, device);
-}
-
 void check_not_empty(const Caller& caller, const char* name, Spec spec, int axis) {
   if (spec.shape[axis] != 0) return;
   fail(caller, text(name, " must have no axis of size 0 but the batch, got shape ", to_string(spec.shape)));
-}
-
-void check_array(const Caller& caller, const char* name, Spec spec, mx::Device device) {
-  check_layout(caller, name, spec, "D", device);
-  for (int axis = 1; axis < caller.rank + 3; ++axis) check_not_empty(caller, name, spec, axis);
 }
 
 bool same_spatial(const mx::Shape& a, const mx::Shape& b, int rank) {
@@ -193,11 +179,23 @@ void validate_scale(const Caller& caller, const char* name, double scale) {
   if (!is_held) fail(caller, text(name, " must be finite in float32, got ", scale));
 }
 
+void validate_input(const Caller& caller, const char* name, Spec spec, mx::Device device) {
+  const bool is_attn = std::string_view(name) == "attn";
+  if (static_cast<int>(spec.shape.size()) != caller.rank + 3) {
+    constexpr const char* kAxesOfRank[] = {"[B, L, H, ", "[B, H, W, heads, ", "[B, D, H, W, heads, "};
+    fail(caller, text(name, " must have layout ", kAxesOfRank[caller.rank - 1], is_attn ? "prod(kernel_size)" : "D",
+                      "], got shape ", to_string(spec.shape)));
+  }
+  validate_float(caller, name, spec.dtype, device);
+  if (is_attn) return;  // may hold no query of a span
+  for (int axis = 1; axis < caller.rank + 3; ++axis) check_not_empty(caller, name, spec, axis);
+}
+
 Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec value, const Neighborhood& neighborhood,
                            const Given& given) {
-  check_array(caller, "query", query, given.device);
-  check_array(caller, "key", key, given.device);
-  check_array(caller, "value", value, given.device);
+  validate_input(caller, "query", query, given.device);
+  validate_input(caller, "key", key, given.device);
+  validate_input(caller, "value", value, given.device);
   Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_same_grid(caller, "key", key.shape, "value", value.shape);
   if (key.shape[caller.rank + 1] != value.shape[caller.rank + 1]) {
@@ -213,8 +211,8 @@ Problem validate_attention(const Caller& caller, Spec query, Spec key, Spec valu
 }
 
 Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborhood& neighborhood, const Given& given) {
-  check_array(caller, "query", query, given.device);
-  check_array(caller, "key", key, given.device);
+  validate_input(caller, "query", query, given.device);
+  validate_input(caller, "key", key, given.device);
   const Problem problem = logits_problem(caller, query, key, neighborhood, given);
   check_size(caller, problem);
   return problem;
@@ -223,8 +221,8 @@ Problem validate_qk(const Caller& caller, Spec query, Spec key, const Neighborho
 Problem validate_av(const Caller& caller, Spec attn, Spec value, const Neighborhood& neighborhood, const Given& given,
                     std::int64_t additional) {
   const Placement& placement = given.placement;
-  check_layout(caller, "attn", attn, "prod(kernel_size)", given.device);
-  check_array(caller, "value", value, given.device);
+  validate_input(caller, "attn", attn, given.device);
+  validate_input(caller, "value", value, given.device);
   check_placement(caller, placement);
   check_same_batch(caller, "attn", attn.shape, "value", value.shape);
   const bool whole_axes = is_whole(caller, placement);

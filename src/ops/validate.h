@@ -41,6 +41,9 @@ struct Caller {
 void validate_float(const Caller& caller, const char* name, mx::Dtype dtype, mx::Device device);
 void validate_scale(const Caller& caller, const char* name, double scale);
 
+/// query, key, value or attn by itself.
+void validate_input(const Caller& caller, const char* name, Spec spec, mx::Device device);
+
 /// What can be checked of a neighborhood without an array.
 void validate_neighborhood(const Caller& caller, const Neighborhood& neighborhood);
 

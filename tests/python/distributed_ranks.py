@@ -379,6 +379,7 @@ def disagreement_raises_on_every_rank() -> None:
     # What is wrong on all ranks, they all say; and nothing is left in the way of the next call.
     refused(lambda: distributed.na1d(x, x, x, 6 * SIZE + 1, group=GROUP), "kernel_size[0]")
     refused(lambda: distributed.na1d(x, x, x, 3, group=GROUP, axis=1), "axis must be")
+    refused(lambda: distributed.na1d(x, x, x, 3, group=GROUP, rows=3), "rows must be a sequence of int, got 3")
     assert_same("out", distributed.na1d(x, x, x, 3, group=GROUP), x)
 
 

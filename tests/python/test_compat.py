@@ -690,7 +690,11 @@ def test_merging_halves_of_the_keys() -> None:
     out, lse = v021.merge_attentions(outputs, lses, torch_compile=False)
     assert close(out, expected_out) and close(lse, expected_lse)
     assert close(v020.merge_attentions(outputs, lses), expected_out)
-    for bad, message in (([outputs[:1], lses[:1]], "at least two"), ([[outputs[0][0]] * 2, lses], "4 axes")):
+    for bad, message in (
+        ([outputs[:1], lses[:1]], "at least two"),
+        ([[outputs[0][0]] * 2, lses], "4 axes"),
+        ([None, None], "outputs must be a list"),
+    ):
         with pytest.raises(ValueError, match=message):
             v021.merge_attentions(*bad)
 
@@ -843,6 +847,8 @@ def test_what_a_release_did_not_have() -> None:
             call(last2, last2, last2, 3, backend="flex-fmha")
         with pytest.raises(TypeError, match="attention_kwargs: attention\\(\\) has no argument 'tile'"):
             call(last2, last2, last2, 3, attention_kwargs={"tile": 1})
+        with pytest.raises(ValueError, match="attention_kwargs must be a dict, got 3"):
+            call(last2, last2, last2, 3, attention_kwargs=3)
     with pytest.raises(TypeError, match="rpb"):
         v020.na2d(last2, last2, last2, 3, rpb=rpb)
     with pytest.raises(TypeError, match="rel_pos_bias"):

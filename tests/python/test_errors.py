@@ -388,8 +388,14 @@ def test_the_first_wrong_array_is_named(rank: int, position: int) -> None:
     label = ("query", "key", "value")[position]
     q = array(rank)
     for wrong in (mx.zeros((2, 3)), q.astype(mx.int32), None):
-        inputs = [*[q] * position, *[wrong] * (3 - position)]
-        fails(f"na{rank}d", f"\\] {label} ", lambda inputs=inputs: attend(rank, *inputs))
+        for behind in (wrong, None):
+            inputs = [*[q] * position, wrong, *[behind] * (2 - position)]
+            fails(f"na{rank}d", f"\\] {label} ", lambda inputs=inputs: attend(rank, *inputs))
+    if position < 2:
+        for function, first in (("qk", "query"), ("av", "attn")):
+            wrong_first = (mx.zeros((2, 3)), None, 3)
+            name = f"na{rank}d_{function}"
+            fails(name, f"\\] {first} must have layout", lambda: getattr(natten_mlx, name)(*wrong_first))
 
 
 @pytest.mark.parametrize("backend", ["pure", "nanobind"])

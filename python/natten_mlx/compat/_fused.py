@@ -155,6 +155,8 @@ def tuning(
         raise ValueError(f"[{function}] kernel_schedule must be one of {KERNEL_SCHEDULES}, got {schedule!r}")
     # For the attention to additional tokens, which is in the same softmax here.
     if given.get("attention_kwargs"):
+        if not isinstance(given["attention_kwargs"], dict):
+            raise ValueError(f"[{function}] attention_kwargs must be a dict, got {given['attention_kwargs']!r}")
         unknown = set(given["attention_kwargs"]) - set(inspect.signature(dense_attention).parameters)
         if unknown:
             raise TypeError(f"[{function}] attention_kwargs: attention() has no argument {sorted(unknown)[0]!r}")
@@ -166,6 +168,8 @@ def tuning(
 def merge(function: str, outputs: list[mx.array], lse_tensors: list[mx.array]) -> tuple[mx.array, mx.array]:
     """Of outputs [B, L, heads, D] with lse [B, L, heads]."""
     for name, tensors, rank in (("outputs", outputs, 4), ("lse_tensors", lse_tensors, 3)):
+        if not isinstance(tensors, list | tuple):
+            raise ValueError(f"[{function}] {name} must be a list of mlx.core.array, got {type(tensors).__name__}")
         for index, x in enumerate(tensors):
             if not isinstance(x, mx.array) or x.ndim != rank:
                 got = f"the shape {tuple(x.shape)}" if isinstance(x, mx.array) else type(x).__name__
