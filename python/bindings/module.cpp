@@ -129,12 +129,16 @@ mx::array bind_neighborhood_mask(nb::handle shape, nb::handle kernel_size, nb::h
   c.rank = static_cast<int>(lengths_of_axes.size());
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
-  return neighborhood_mask(
-      c, lengths_of_axes, neighborhood,
-      {to_optional_array(c, "rpb", rpb), to_optional_array(c, "lengths", lengths),
-       dtype.is_none() ? mx::bool_ : to_dtype(c, dtype), to_stream_or_device(c, stream),
-       to_integers(c, "query_start", query_start), to_optional_integers(c, "query_rows", query_rows),
-       to_integers(c, "key_start", key_start), to_optional_integers(c, "key_rows", key_rows)});
+  const MaskOptions options{to_optional_array(c, "rpb", rpb),
+                            to_optional_array(c, "lengths", lengths),
+                            dtype.is_none() ? mx::bool_ : to_dtype(c, dtype),
+                            to_stream_or_device(c, stream),
+                            to_integers(c, "query_start", query_start),
+                            to_optional_integers(c, "query_rows", query_rows),
+                            to_integers(c, "key_start", key_start),
+                            to_optional_integers(c, "key_rows", key_rows)};
+  const WhileEvaluating released(options.lengths);
+  return neighborhood_mask(c, lengths_of_axes, neighborhood, options);
 }
 
 // A number for each axis; a number where no argument says how many axes there are.

@@ -391,11 +391,13 @@ def test_the_first_wrong_array_is_named(rank: int, position: int) -> None:
         for behind in (wrong, None):
             inputs = [*[q] * position, wrong, *[behind] * (2 - position)]
             fails(f"na{rank}d", f"\\] {label} ", lambda inputs=inputs: attend(rank, *inputs))
-    if position < 2:
-        for function, first in (("qk", "query"), ("av", "attn")):
-            wrong_first = (mx.zeros((2, 3)), None, 3)
-            name = f"na{rank}d_{function}"
-            fails(name, f"\\] {first} must have layout", lambda: getattr(natten_mlx, name)(*wrong_first))
+
+
+@RANKS
+@pytest.mark.parametrize(("function", "first"), [("qk", "query"), ("av", "attn")])
+def test_the_first_wrong_array_of_the_split_form_is_named(rank: int, function: str, first: str) -> None:
+    name = f"na{rank}d_{function}"
+    fails(name, f"\\] {first} must have layout", lambda: getattr(natten_mlx, name)(mx.zeros((2, 3)), None, 3))
 
 
 @pytest.mark.parametrize("backend", ["pure", "nanobind"])
