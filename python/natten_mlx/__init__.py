@@ -1,6 +1,12 @@
 """Neighborhood attention for MLX: every query attends a window of keys around it, in 1, 2 or 3 dimensions."""
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from natten_mlx import compat as compat
+    from natten_mlx import extras as extras
+    from natten_mlx import models as models
 
 # MLX's ABI changes with every patch: another version would load and then crash, or not load at all.
 _MLX_VERSION = "0.32.4"
@@ -115,3 +121,13 @@ __all__ = [
     "set_backend",
     "warmup",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """What few programs need is imported when it is named."""
+        if name in ("compat", "extras", "models"):
+            import importlib
+
+            return importlib.import_module(f"natten_mlx.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -349,6 +349,23 @@ def test_the_table_has_every_name(release: str) -> None:
             assert not hasattr(module, entry.name.partition("(")[0].rpartition(".")[2])
 
 
+@pytest.mark.parametrize("name", ["compat.v017.na1d", "compat.for_version", "extras.allin1.na1d_qk_rpb", "models.load"])
+def test_parts_are_there_when_they_are_named(name: str) -> None:
+    """And not before: they would make `import natten_mlx` slower."""
+    part = name.partition(".")[0]
+    code = f"""
+        import sys
+        import natten_mlx
+        assert "natten_mlx.{part}" not in sys.modules
+        assert callable(natten_mlx.{name})
+        try:
+            natten_mlx.part
+        except AttributeError as error:
+            print(error)
+    """
+    assert run_python(code).stdout == "module 'natten_mlx' has no attribute 'part'\n"
+
+
 @pytest.mark.parametrize("release", MODULES)
 def test_functions_are_in_functional_as_well(release: str) -> None:
     code = f"""
