@@ -781,6 +781,11 @@ BAD: list[tuple[Any, str]] = [
     (lambda: v017.na2d(last2[0], last2, last2, 3), r"query must be \[B, H, W, heads, D\]"),
     (lambda: v017.NeighborhoodAttention2D(8, 2, 4, rel_pos_bias=True), "odd number"),
     (lambda: v020.na2d(last2, last2, last2, 1), "kernel_size must be an int of at least 2"),
+    (
+        lambda: v020.na2d(last2, last2.astype(mx.float16), last2, 3),
+        r"\[na2d\] query, key and value must be of one floating type, got float32, float16, float32",
+    ),
+    (lambda: v021.na2d(last2, last2, last2.astype(mx.bfloat16), 3), "must be of one floating type"),
     (lambda: v020.na2d(last2, last2, last2, 3, 4), r"\[na2d\] stride must be at most kernel_size, got \(4, 4\)"),
     (lambda: v021.NeighborhoodAttention2D(8, 2, 3, 4), "stride must be at most kernel_size"),
     (
@@ -818,6 +823,33 @@ def test_bad_input(index: int) -> None:
     call, message = BAD[index]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("release", [v017, v020, v021])
+def test_causal_axes_shorter_than_the_window_are_errors(release: ModuleType) -> None:
+    """In every release; natten_mlx's own causal windows hold the keys that exist."""
+    x, options = mx.zeros((1, 8, 4, 2, 4)), {"is_causal": (False, True)}
+    heads_first = mx.moveaxis(x, -2, 1)
+    module = release.NeighborhoodAttention2D
+    for kernel, dilation, message in (
+        ((3, 5), 1, r"kernel_size\[1\]=5 must be <= input spatial size 4"),
+        ((3, 3), (1, 2), r"dilation\[1\] \* kernel_size\[1\] = 6 exceeds input size 4"),
+    ):
+        window = {"kernel_size": kernel, "dilation": dilation, **options}
+        calls = {
+            "na2d": lambda window=window: release.na2d(x, x, x, **window),
+            "NeighborhoodAttention2D": lambda window=window: module(8, 2, **window)(mx.zeros((1, 8, 4, 8))),
+        }
+        if release is v017:
+            attn = mx.zeros((1, 2, 8, 4, kernel[0] * kernel[1]))
+            calls |= {
+                "na2d_qk": lambda window=window: v017.na2d_qk(heads_first, heads_first, **window),
+                "na2d_av": lambda window=window, attn=attn: v017.na2d_av(attn, heads_first, **window),
+            }
+        for name, call in calls.items():
+            with pytest.raises(ValueError, match=rf"\[{name}\] {message}"):
+                call()
+    assert module(8, 2, 3, is_causal=True)(mx.zeros((1, 3, 3, 8))).shape == (1, 3, 3, 8)
 
 
 def test_sizes_as_arrays() -> None:

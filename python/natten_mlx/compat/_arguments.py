@@ -77,6 +77,31 @@ def no_bias_on_causal_axes(function: str, is_causal: tuple[bool, ...], has_bias:
         )
 
 
+def causal_windows_fit(
+    function: str,
+    axes: Sequence[int],
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    is_causal: tuple[bool, ...],
+) -> None:
+    """No axis is shorter than its window. natten_mlx asks that of axes that are not causal."""
+    for axis, (length, kernel, spacing, causal) in enumerate(zip(axes, kernel_size, dilation, is_causal, strict=True)):
+        if causal and kernel > length:
+            raise ValueError(f"[{function}] kernel_size[{axis}]={kernel} must be <= input spatial size {length}")
+        if causal and kernel * spacing > length:
+            raise ValueError(
+                f"[{function}] dilation[{axis}] * kernel_size[{axis}] = {kernel * spacing} exceeds input size {length}"
+            )
+
+
+def same_type(function: str, *arrays: mx.array) -> None:
+    """Query, key and value of the releases from 0.20 on."""
+    dtypes = [x.dtype for x in arrays]
+    if len(set(dtypes)) > 1 or not mx.issubdtype(dtypes[0], mx.floating):
+        shown = ", ".join(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
+        raise ValueError(f"[{function}] query, key and value must be of one floating type, got {shown}")
+
+
 def same_heads(function: str, **arrays: mx.array) -> None:
     """Releases without grouped heads."""
     heads = {name: array.shape[-2] for name, array in arrays.items()}

@@ -58,20 +58,26 @@ def attention(
     additional_values: mx.array | None,
     rpb: mx.array | None = None,
     grouped_heads: bool = False,
+    one_type: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """(out, lse). A scale of None or 0 is head_dim ** -0.5, as NATTEN has it."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         arguments.array(function, name, x, rank, heads_first=False)
+    if one_type:
+        arguments.same_type(function, query, key, value)
     if not grouped_heads:
         arguments.same_heads(function, query=query, key=key, value=value)
     kernel = arguments.sizes(function, "kernel_size", kernel_size, rank, least=2)
+    spacing = arguments.sizes(function, "dilation", dilation, rank)
+    causal = arguments.flags(function, is_causal, rank)
+    arguments.causal_windows_fit(function, query.shape[1:-2], kernel, spacing, causal)
     result: tuple[mx.array, mx.array] = getattr(functional, f"na{rank}d")(
         query,
         key,
         value,
         kernel,
-        dilation=arguments.sizes(function, "dilation", dilation, rank),
-        is_causal=arguments.flags(function, is_causal, rank),
+        dilation=spacing,
+        is_causal=causal,
         scale=arguments.scale(function, scale),
         return_lse=True,
         additional_keys=additional_keys,
@@ -94,7 +100,7 @@ def strided(
     tuning(function, FNA_BACKENDS, dense_attention, given)
     rank = rank_of(function, given["query"]) if rank is None else rank
     options = {name: given[name] for name in _STRIDED}
-    return attention(function, rank, **options, grouped_heads=grouped_heads)
+    return attention(function, rank, **options, grouped_heads=grouped_heads, one_type=True)
 
 
 def dense(
@@ -115,10 +121,7 @@ def dense(
             raise ValueError(f"[{function}] {name} must be an mlx.core.array [B, L, heads, D], got {got}")
     if not grouped_heads:
         arguments.same_heads(function, query=query, key=key, value=value)
-    dtypes = [x.dtype for x in (query, key, value)]
-    if len(set(dtypes)) > 1 or not mx.issubdtype(dtypes[0], mx.floating):
-        shown = ", ".join(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
-        raise ValueError(f"[{function}] query, key and value must be of one floating type, got {shown}")
+    arguments.same_type(function, query, key, value)
     # 0.20 has scale in this place.
     if not isinstance(is_causal, bool):
         raise ValueError(f"[{function}] is_causal must be a bool, got {is_causal!r}")

@@ -5,6 +5,10 @@ Parameters have the names and shapes of NATTEN's (`qkv`, `proj`, `rpb`), so that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import mlx.core as mx
+
 from natten_mlx import nn
 from natten_mlx.compat import _arguments as arguments
 from natten_mlx.compat._arguments import Bools, Ints
@@ -81,7 +85,23 @@ class PaddedDepth(nn._NeighborhoodAttention):
         self.window_size_d, self.window_size = kernel[0] * spacing[0], kernel[1] * spacing[1]
 
 
-class Causal(nn._NeighborhoodAttention):
+class Fitting(nn._NeighborhoodAttention):
+    """Inputs smaller than the window are an error on causal axes too."""
+
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+
+    def _forward(
+        self, x: mx.array, lengths: mx.array | None, lengths_name: str, rows: Sequence[int] | None
+    ) -> mx.array:
+        if isinstance(x, mx.array) and x.ndim == self.rank + 2:
+            name, window = type(self).__name__, (self.kernel_size, self.dilation, self.is_causal)
+            arguments.causal_windows_fit(name, x.shape[1:-1], *window)
+        return super()._forward(x, lengths, lengths_name, rows)
+
+
+class Causal(Fitting):
     """0.17: a value per axis, causal axes, no padding, no bias by default."""
 
     @nn._with_hints
@@ -119,7 +139,7 @@ class Causal(nn._NeighborhoodAttention):
         )
 
 
-class Strided(nn._NeighborhoodAttention):
+class Strided(Fitting):
     """0.20 and 0.21: `stride` makes queries share windows (here `gna_stride`); no bias, no attention dropout."""
 
     @nn._with_hints

@@ -85,6 +85,7 @@ def qk(
         arguments.array(function, name, x, rank, heads_first=True)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"[{function}] numbers of heads must match, got {query.shape[1]} and {key.shape[1]}")
+    arguments.causal_windows_fit(function, query.shape[2:-1], kernel, spacing, causal)
     more = _additional(function, "additional_keys", additional_keys, query)
     operation = getattr(functional, f"na{rank}d_qk")
     options = {"is_causal": causal, "scale": 1.0, "rpb": rpb, "additional_keys": more}
@@ -111,6 +112,7 @@ def av(
     arguments.array(function, "value", value, rank, heads_first=True)
     if attn.shape[1] != value.shape[1]:
         raise ValueError(f"[{function}] numbers of heads must match, got {attn.shape[1]} and {value.shape[1]}")
+    arguments.causal_windows_fit(function, value.shape[2:-1], kernel, spacing, causal)
     more = _additional(function, "additional_values", additional_values, value)
     arguments.check_slots(function, attn, kernel, 0 if more is None else more.shape[1])
 

@@ -141,6 +141,10 @@ _STRIDE = (
     "**`stride` makes neighboring queries share a window** (Generalized Neighborhood Attention). In natten_mlx that is "
     "`gna_stride`; its `stride` computes fewer queries, and the output shrinks."
 )
+_SIZES = (
+    "Kernel sizes are above 1, and windows fit into their axis, causal or not. Query, key and value are of one type. "
+    "natten_mlx asks for none of these: causal windows hold the keys that exist."
+)
 _TUNING = "`backend`, tile shapes, `kernel_schedule`, `torch_compile`, ... are accepted, checked, and have no effect."
 _COMPAT_EXAMPLE_SPLIT = """import mlx.core as mx
 import natten_mlx.compat.{module} as natten
@@ -244,7 +248,8 @@ RELEASES: dict[str, Release] = {
             "`use_fused_na()` has no effect: modules are fused unless attention dropout acts, which NATTEN leaves out "
             "in its fused mode.",
             "Gradients of the bias exist in the fused form too; forward-mode derivatives of everything.",
-            "Modules don't pad: an input smaller than the window is an error.",
+            "Modules don't pad: an input smaller than the window is an error, on causal axes too. In natten_mlx causal "
+            "windows hold the keys that exist.",
             _SCALE,
             _ERRORS,
         ),
@@ -311,7 +316,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             "Arrays are heads last, as in natten_mlx; query, key and value have the same number of heads.",
             "Modules have `embed_dim`, as in 0.20.1. 0.20.0 called it `dim`, in modules that raised a `TypeError` "
             "whenever they were made; `dim` is a `TypeError` here too, which names `embed_dim`.",
-            "Kernel sizes are above 1.",
+            _SIZES,
             _TUNING,
             "There is no relative position bias and no split form; natten_mlx has both.",
             _SCALE,
@@ -349,7 +354,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
         (
             _STRIDE,
             "Arrays are heads last, as in natten_mlx; query may have more heads than key and value (0.21.5).",
-            "Kernel sizes are above 1.",
+            _SIZES,
             _TUNING,
             "Signatures are 0.21.7's: since 0.21.5 `attention` has `is_causal` before `scale`, and `merge_attentions` "
             "returns `(out, lse)`. For 0.21.0 and 0.21.1 those two are as in v020.",
