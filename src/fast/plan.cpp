@@ -302,19 +302,21 @@ std::array<int, 3> Plan::simd_extent() const {
 
 std::string Plan::describe() const {
   const auto text = [](auto number) { return std::to_string(number); };
+  const auto count = [&](int number, const char* what) { return text(number) + ' ' + what + (number == 1 ? "" : "s"); };
+  const std::string box = text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, ";
   if (engine == Engine::warpgroup) {
-    return "warpgroups, " + text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, " +
-           text(warpgroups) + " warpgroups" + (boxes > 1 ? " of " + text(boxes) + " boxes, " : ", ") + text(producers) +
-           " producers, " + text(stages) + " stages of " + text(block) + ", " + text(repeat) + " tiles in turn" +
+    return "warpgroups, " + box + count(warpgroups, "warpgroup") +
+           (boxes > 1 ? " of " + text(boxes) + " boxes, " : ", ") + count(producers, "producer") + ", " +
+           count(stages, "stage") + " of " + text(block) + ", " + count(repeat, "tile") + " in turn" +
            (ping_pong ? ", ping-pong" : "");
   }
   if (engine == Engine::decode) {
-    return "one position, its keys divided among " + text(threads) + " threads, " + text(lanes) +
-           " lanes per key, batches of " + text(batch);
+    return "one position, its keys divided among " + count(threads, "thread") + ", " + count(lanes, "lane") +
+           " per key, batches of " + text(batch);
   }
-  return (engine == Engine::matrix ? "matrix units, " : "") + text(extent[0]) + 'x' + text(extent[1]) + 'x' +
-         text(extent[2]) + " positions, " + text(threads) + " threads, " + text(run) + " positions per thread, " +
-         text(lanes) + " lanes per position, batches of " + text(batch) + ", chunks of " + text(chunk);
+  return (engine == Engine::matrix ? "matrix units, " : "") + box + count(threads, "thread") + ", " +
+         count(run, "position") + " per thread, " + count(lanes, "lane") + " per position, batches of " + text(batch) +
+         ", chunks of " + text(chunk);
 }
 
 Plan plan(const Problem& problem, KernelId kernel, Target target) {

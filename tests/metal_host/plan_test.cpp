@@ -9,6 +9,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <regex>
 #include <set>
 #include <string>
 
@@ -416,6 +417,25 @@ TEST(Warpgroups, MaskNothingWhereWindowsCoincide) {
 }
 
 // --- What is in the text, and what is not ---
+
+TEST(Descriptions, HaveNoPluralOfOne) {
+  const std::regex plural_of_one(R"(\b1 \w+s\b)");
+  std::string all;
+  for (const std::int64_t dim : {1, 8, 64}) {
+    Problem p = attention(f16, dim, dim), row = p, step = p;
+    row.axes[1] = {1, 1, 1, 1, 1, false};
+    row.axes[2] = {4096, 127, 1, 1, 1, false};
+    step.axes = row.axes;
+    step.spans = {whole(step.axes[0]), whole(step.axes[1]), {4095, 1, 0, 4096}};
+    for (const Problem& problem : {p, row, nearest(step)}) {
+      for (const KernelId kernel : kFused) all += plan(problem, kernel, kHopper).describe() + '\n';
+    }
+  }
+  for (const char* told : {"1 lane per", "1 position per", "1 warpgroup,", "one position,"}) {
+    EXPECT_NE(all.find(told), std::string::npos) << told << " is nowhere in\n" << all;
+  }
+  EXPECT_FALSE(std::regex_search(all, plural_of_one)) << all;
+}
 
 TEST(Text, HasNeitherScaleNorBatchNorNumberOfHeads) {
   for (const Platform platform : {Platform::metal, Platform::cuda}) {

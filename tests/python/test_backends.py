@@ -459,6 +459,11 @@ class TestExplain:
         q = (0, 8, 2, 4)
         assert natten_mlx.explain(q, q, q, 3).kernel == "none, the batch is empty"
 
+    def test_a_single_query_is_no_plural(self) -> None:
+        shape = (1, 1, 1, 4)
+        with natten_mlx.backend("nanobind"):
+            assert "tasks of 1 query," in natten_mlx.explain(shape, shape, shape, 1, stream=mx.cpu).tile
+
     def test_options(self, tier: str) -> None:
         q = mx.zeros((2, 8, 2, 4))
         told = natten_mlx.explain(q, q, q, 3, 1, 2, rpb=mx.zeros((2, 5)), lengths=mx.array([8, 6]))

@@ -147,7 +147,8 @@ Description describe(const Problem& p) {
                            : design == Design::direct      ? "direct"
                            : design == Design::few_queries ? "few queries"
                                                            : "query lanes";
-  tile += design == Design::shift && is_segmented(p) ? " queries, windows in segments" : " queries";
+  tile += tile == "1" ? " query" : " queries";
+  if (design == Design::shift && is_segmented(p)) tile += ", windows in segments";
   return {name, "tasks of " + tile + ", " + cpu_target()};
 }
 
