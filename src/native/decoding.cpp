@@ -329,7 +329,7 @@ class DecodingStep : public mx::Primitive {
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override {
     const mx::array rows(problem_.span(kAxes - problem_.rank).query_rows, mx::int64);
-    Arrays result = mx::vmap(composed_, axes, {0, 0, 0})(inputs);
+    Arrays result = mx::vmap(composed_, axes, {0, 0, 0})(with_fixed_position(inputs));
     result.push_back(mx::add(mapped_first(inputs, axes, stream())[kPosition], rows, stream()));
     return {result, {0, 0, 0, 0}};
   }
@@ -342,8 +342,15 @@ class DecodingStep : public mx::Primitive {
  private:
   static Arrays floats(const Arrays& inputs) { return {inputs.begin(), inputs.begin() + kPosition}; }
 
-  std::function<Arrays(const Arrays&)> of_floats(const Arrays& inputs) const {
-    return [composed = composed_, position = inputs[kPosition]](Arrays x) {
+  // The position is an output of the step before, so of what is differentiated; indices are made of it, through which
+  // MLX differentiates nothing.
+  Arrays with_fixed_position(Arrays inputs) {
+    inputs[kPosition] = mx::stop_gradient(inputs[kPosition], stream());
+    return inputs;
+  }
+
+  std::function<Arrays(const Arrays&)> of_floats(const Arrays& inputs) {
+    return [composed = composed_, position = with_fixed_position(inputs)[kPosition]](Arrays x) {
       x.push_back(position);
       return composed(x);
     };

@@ -220,7 +220,8 @@ def test_steps_differentiate(tier: str, options: dict[str, Any]) -> None:
 
     def last(x: mx.array) -> mx.array:
         cache = module.make_cache(1)
-        module.step(x[:, :4], cache)
+        module.step(x[:, :2], cache)
+        module.step(x[:, 2:4], cache)
         return (module.step(x[:, 4:], cache) ** 2).sum()
 
     expected = to_numpy(mx.grad(lambda x: (module(x)[:, 4:] ** 2).sum())(x))
@@ -230,6 +231,11 @@ def test_steps_differentiate(tier: str, options: dict[str, Any]) -> None:
     assert_near(mapped, to_numpy(mx.stack([last(x), last(2 * x)])), 1e-4)
     tangent = mx.random.normal(x.shape)
     assert_near(mx.jvp(last, [x], [tangent])[1][0], (expected * to_numpy(tangent)).sum(), 1e-4)
+
+    def curvature(function: Callable[[mx.array], mx.array]) -> mx.array:
+        return mx.grad(lambda x: (mx.grad(function)(x) * tangent).sum())(x)
+
+    assert_near(curvature(last), to_numpy(curvature(lambda x: (module(x)[:, 4:] ** 2).sum())), 1e-4)
 
 
 MAPPED_OPTIONS: dict[str, dict[str, Any]] = {
