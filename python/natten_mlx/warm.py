@@ -35,7 +35,11 @@ def warmup(
         ValueError: what a call would raise, before any work; a name that no argument has.
         RuntimeError: a kernel that doesn't compile, with the compiler's messages.
     """
-    return _ext.warmup([_described(call, f"calls[{i}]") for i, call in enumerate(calls)], gradients, progress)
+    try:
+        each = list(calls)
+    except TypeError:
+        raise ValueError(f"[warmup] calls must be a list of dicts, got {type(calls).__name__}") from None
+    return _ext.warmup([_described(call, f"calls[{i}]") for i, call in enumerate(each)], gradients, progress)
 
 
 def _described(call: Mapping[str, Any], place: str) -> Any:

@@ -371,6 +371,13 @@ WRONG_TYPES: dict[str, Callable[[], Any]] = {
         lambda: window.get_window_start(5, 2**65, 3, 1, 1)
     ),
     "[window] start_index values must be int, got None (NoneType)": lambda: window.get_window_end(None, 8, 3, 1),
+    "[warmup] calls must be a list of dicts, got NoneType": lambda: natten_mlx.warmup(None),
+    "[distributed.shard] axis must be one of the 1 after the batch, counted from 0, got 1": (
+        lambda: natten_mlx.distributed.shard(mx.zeros((2, 8)), 1)
+    ),
+    "[distributed.gather] axis must be one of the 3 after the batch, counted from 0, got -1": (
+        lambda: natten_mlx.distributed.gather(X, -1)
+    ),
 }
 
 
@@ -544,6 +551,14 @@ STRANGE = [
     mx.float32,
     mx.cpu,
 ]
+
+
+def test_shapes_of_window_utilities_broadcast() -> None:
+    for call in (window.get_window_start, window.get_pb_start):
+        assert call(np.arange(3)[:, None], [5, 6], 3, 1, 1).shape == (3, 2)
+        for arguments in [([1, 2], [8, 8, 8], 3, 1, 1), ([[1], [1, 2]], 8, 3, 1, 1)]:
+            with pytest.raises(ValueError, match=r"^\[window\] arguments must be integers or arrays of shapes"):
+                call(*arguments)
 
 
 @pytest.mark.parametrize("name", VALID)

@@ -26,11 +26,22 @@ def _ends() -> Any:
     return np.vectorize(_ext.window_end, otypes=[np.int64])
 
 
+def _each(function: Any, *arguments: Any) -> Any:
+    """Of arguments whose shapes broadcast."""
+    import numpy as np
+
+    try:
+        np.broadcast_shapes(*(np.shape(argument) for argument in arguments))
+    except ValueError as error:
+        raise ValueError(f"[window] arguments must be integers or arrays of shapes that broadcast: {error}") from None
+    return function(*arguments)
+
+
 def _check_neighborhood(kernel_size: Any, neighborhood_size: Any) -> None:
     import numpy as np
 
     expected = np.asarray(kernel_size) // 2
-    if np.any(np.asarray(neighborhood_size) != expected):
+    if np.any(_each(lambda given, expected: np.asarray(given) != expected, neighborhood_size, expected)):
         raise ValueError(f"[window] neighborhood_size must be kernel_size // 2 = {expected}, got {neighborhood_size}")
 
 
@@ -45,14 +56,14 @@ def get_window_start(index: Any, length: Any, kernel_size: Any, neighborhood_siz
         ValueError: what is no integer, an index outside the axis, a window that does not fit it, a wrong
             neighborhood_size.
     """
-    starts = _starts()(index, length, kernel_size, dilation)[0]
+    starts = _each(_starts(), index, length, kernel_size, dilation)[0]
     _check_neighborhood(kernel_size, neighborhood_size)
     return _plain(starts)
 
 
 def get_window_end(start_index: Any, length: Any, kernel_size: Any, dilation: Any) -> Any:
     """min(length, start_index + kernel_size * dilation): keys are start, start + dilation, ... below it."""
-    return _plain(_ends()(start_index, length, kernel_size, dilation))
+    return _plain(_each(_ends(), start_index, length, kernel_size, dilation))
 
 
 def get_pb_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: Any, dilation: Any) -> Any:
@@ -61,17 +72,17 @@ def get_pb_start(index: Any, length: Any, kernel_size: Any, neighborhood_size: A
     Raises:
         ValueError: see get_window_start.
     """
-    biases = _starts()(index, length, kernel_size, dilation)[1]
+    biases = _each(_starts(), index, length, kernel_size, dilation)[1]
     _check_neighborhood(kernel_size, neighborhood_size)
     return _plain(biases)
 
 
 def compute_window_start_end(query_positions: Any, length: Any, kernel_size: Any, dilation: Any) -> tuple[Any, Any]:
     """(starts, ends) of the windows of several queries."""
-    starts = _starts()(query_positions, length, kernel_size, dilation)[0]
+    starts = _each(_starts(), query_positions, length, kernel_size, dilation)[0]
     return _plain(starts), get_window_end(starts, length, kernel_size, dilation)
 
 
 def compute_pb_start(query_positions: Any, length: Any, kernel_size: Any, dilation: Any) -> Any:
     """First bias indices of several queries."""
-    return _plain(_starts()(query_positions, length, kernel_size, dilation)[1])
+    return _plain(_each(_starts(), query_positions, length, kernel_size, dilation)[1])
