@@ -63,7 +63,7 @@ Caller caller_of(const mx::array& x, const char* name) {
 int checked_axis(const Caller& caller, const mx::array& x, const SlabOptions& slabs) {
   if (x.ndim() < 2) fail(caller, "expected an array [B, spatial..., ...], got " + to_string(x.shape()));
   if (slabs.axis < 0 || slabs.axis + 1 >= static_cast<int>(x.ndim())) {
-    fail(caller, "axis must be one of the " + std::to_string(x.ndim() - 1) + " after the batch, counted from 0, got " +
+    fail(caller, "axis must count from the first spatial axis, 0 to " + std::to_string(x.ndim() - 2) + ", got " +
                      std::to_string(slabs.axis));
   }
   return array_axis(caller, slabs);

@@ -372,10 +372,10 @@ WRONG_TYPES: dict[str, Callable[[], Any]] = {
     ),
     "[window] start_index values must be int, got None (NoneType)": lambda: window.get_window_end(None, 8, 3, 1),
     "[warmup] calls must be a list of dicts, got NoneType": lambda: natten_mlx.warmup(None),
-    "[distributed.shard] axis must be one of the 1 after the batch, counted from 0, got 1": (
+    "[distributed.shard] axis must count from the first spatial axis, 0 to 0, got 1": (
         lambda: natten_mlx.distributed.shard(mx.zeros((2, 8)), 1)
     ),
-    "[distributed.gather] axis must be one of the 3 after the batch, counted from 0, got -1": (
+    "[distributed.gather] axis must count from the first spatial axis, 0 to 2, got -1": (
         lambda: natten_mlx.distributed.gather(X, -1)
     ),
 }
