@@ -185,7 +185,8 @@ def headline(results: Report, cpu: list[Time], gpu: list[Time], device: str) -> 
     if one_call is not None:
         lines.append(
             f"- A 56x56 image, windows of 7x7, 4 heads of 32: {report.number(1e3 * one_call['seconds']['median'])} ms "
-            f"on one thread, {report.number(one_call['speedup'])} times as fast as the reference in MLX operations."
+            f"on one thread ({results['machine']['processor']}), {report.number(one_call['speedup'])} times as fast as "
+            "the reference in MLX operations."
         )
     picture = "![Milliseconds beside the alternatives, forward and training step, CPU and GPU](docs/images/beside.png)"
     return "\n".join(lines) + f"\n\n{picture}\n"
@@ -307,7 +308,7 @@ nothing had changed, on a machine with a load of 10 to 17 on two cores, judged b
 """
 
 
-def performance(summary: str, compared: Report | None, cpu: list[Time], gpu: list[Time], device: str) -> str:
+def performance(summary: str, compared: Report | None, cpu: list[Time], gpu: list[Time], gpu_line: str) -> str:
     """docs/performance.md."""
     machine = report.machine_line(compared).partition(". Limits")[0] if compared else ""
     return f"""# Performance
@@ -321,7 +322,7 @@ a training step is the forward and all gradients, and `-` is what can't be done 
 {beside_table(cpu)}
 ## GPU
 
-{device}, float16, milliseconds. More types, cases and cards: [the laboratory](laboratory/fast-tier.md).
+{gpu_line}. float16, milliseconds. More types, cases and cards: [the laboratory](laboratory/fast-tier.md).
 
 {beside_table(gpu)}
 {SLOW.read_text()}
@@ -343,7 +344,8 @@ def pages() -> tuple[dict[Path, str], str, list[Time]]:
     rows = json.loads(GPU_REPORT.read_text())
     cpu, gpu, device = cpu_times(compared) if compared else [], gpu_times(rows), gpu_name(rows)
     summary = headline(results, cpu, gpu, device)
-    texts = {PAGE: performance(summary, compared, cpu, gpu, device), LABORATORY: measurements(results, compared)}
+    gpu_line = "; ".join([device, *[row["date"] for row in rows if "date" in row]])
+    texts = {PAGE: performance(summary, compared, cpu, gpu, gpu_line), LABORATORY: measurements(results, compared)}
     return texts, summary, cpu + gpu
 
 
