@@ -28,7 +28,9 @@ def test_every_block_runs_alone(check_docs: ModuleType) -> None:
     (problem,) = check_docs.check_blocks(page, together)
     assert "docs/page.md: block starting with 'assert x == 1' fails" in problem and "NameError" in problem
     assert not check_docs.check_blocks(page, "```python\nx = 1\nassert x == 1\n```\n")
-    assert not check_docs.check_blocks(page, "```python no-run\nunknown()\n```\n")
+    no_run = "```python no-run\nunknown()\n```\n"
+    assert not check_docs.check_blocks(page.with_name("api.md"), no_run)  # has signatures
+    assert check_docs.check_blocks(page, no_run)
 
 
 def test_quotes_and_links(check_docs: ModuleType) -> None:
