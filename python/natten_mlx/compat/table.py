@@ -171,7 +171,17 @@ RELEASES: dict[str, Release] = {
     "v014": Release(
         "v014",
         "0.14 and before (0.14.6)",
-        (_HEADS_FIRST, _UNSCALED, _ODD, _PADDING, _BIAS, _SCALE, _ERRORS),
+        (
+            _HEADS_FIRST,
+            _UNSCALED,
+            "Up to 0.14.5 `natten1dav` and `natten2dav` took `attn, value, dilation`; 0.14.6 has `kernel_size` before "
+            "`dilation`, and so has this module.",
+            _ODD,
+            _PADDING,
+            _BIAS,
+            _SCALE,
+            _ERRORS,
+        ),
         _COMPAT_EXAMPLE_SPLIT.format(
             module="v014",
             qk="natten2dqkrpb(query * 32**-0.5, key, rpb, 7, 2)",
