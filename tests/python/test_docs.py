@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,12 @@ def test_quotes_and_links(check_docs: ModuleType) -> None:
     assert not check_docs.check_blocks(page, "```make\n# from Makefile\nhelp:  ## show this list\n```\n")
     assert check_docs.check_blocks(page, "```make\n# from Makefile\nnothing of the kind\n```\n")
     assert check_docs.broken_links(page, "[a](nowhere.md)") and not check_docs.broken_links(page, "[a](api.md)")
+
+
+@pytest.mark.parametrize("about", ["heads first", "shorter than the window", "decode", "forked", "Ctrl-C"])
+def test_questions_that_come_up(check_docs: ModuleType, about: str) -> None:
+    titles = re.findall(r"^## (.*)$", (check_docs.ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert any(about in title for title in titles), titles
 
 
 def test_names_of_files_and_targets(check_docs: ModuleType) -> None:
