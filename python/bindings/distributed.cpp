@@ -109,7 +109,8 @@ std::pair<mx::array, mx::array> bind_distributed_attention(int rank, nb::handle 
                                                            nb::handle axis, nb::handle rows, nb::handle overlap,
                                                            nb::handle communication_stream) {
   const Caller c{"distributed.na" + std::to_string(rank) + "d", rank};
-  const auto [q, k, v] = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
+  // A lambda may not capture structured bindings before clang 16.
+  const auto inputs = to_inputs(c, {{"query", query}, {"key", key}, {"value", value}});
   const Neighborhood neighborhood =
       to_neighborhood(c, kernel_size, stride, dilation, is_causal, gna_stride, is_circular);
   const AttentionOptions options{to_scale(c, scale),
@@ -119,8 +120,8 @@ std::pair<mx::array, mx::array> bind_distributed_attention(int rank, nb::handle 
                                  to_optional_array(c, "lengths", lengths),
                                  to_stream_or_device(c, stream)};
   const distributed::SlabOptions slabs = slab_options(c, group, axis, rows, overlap, communication_stream);
-  const AttentionResult result =
-      waiting([&] { return distributed::attention(c, *q, *k, *v, neighborhood, options, slabs); });
+  const AttentionResult result = waiting(
+      [&] { return distributed::attention(c, *inputs[0], *inputs[1], *inputs[2], neighborhood, options, slabs); });
   return {result.out, result.lse};
 }
 
