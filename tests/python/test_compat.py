@@ -550,6 +550,22 @@ def test_causal_slots_are_left_aligned() -> None:
     values = mx.arange(6.0).reshape(1, 1, 6, 1)
     out = v017.na1d_av(attn, values, 3, 2, is_causal=True)
     assert out.flatten().tolist() == [0, 1, 0, 1, 0, 1]
+    assert attn[..., 0].min() == 1 and mx.isnan(attn[0, 0, 0, 1:]).all()  # the caller's, as it was
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_causal_slots_beside_additional_tokens(tier: str, rank: int) -> None:
+    """Both halves together are the fused form, for windows that are full and for those that are not."""
+    query, key, value = (normal(2, 3, *(8, 6, 5)[:rank], 4, seed=seed) for seed in range(3))
+    keys, values = normal(2, 3, 2, 4, seed=3), normal(2, 3, 2, 4, seed=4)
+    window = {"kernel_size": (3, 5, 3)[:rank], "dilation": (2, 1, 1)[:rank], "is_causal": (True, False, True)[:rank]}
+    qk, av = of_rank(v017, "na#d_qk", rank), of_rank(v017, "na#d_av", rank)
+    weights = mx.softmax(qk(query * 0.5, key, additional_keys=keys, **window), -1)
+    out = av(weights, value, additional_values=values, **window)
+    q, k, v = (mx.moveaxis(x, 1, -2) for x in (query, key, value))
+    more = {"additional_keys": keys.swapaxes(1, 2), "additional_values": values.swapaxes(1, 2)}
+    expected = of_rank(v017, "na#d", rank)(q, k, v, **window, **more)
+    assert close(mx.moveaxis(out, 1, -2), expected)
 
 
 @pytest.mark.parametrize("release", ["v015", "v017"])

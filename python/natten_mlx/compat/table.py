@@ -251,7 +251,7 @@ RELEASES: dict[str, Release] = {
             "Arguments after `value` are `kernel_size, dilation, is_causal, rpb, scale`; natten_mlx has `kernel_size, "
             "stride, dilation, is_causal, scale`. **The fourth of the module is `dilation`**, there it is `stride`.",
             "Slots of causal axes count from the window's first key on, empty ones (`-inf`) come last; natten_mlx's "
-            "are right-aligned. Moving them is the one copy that these modules make.",
+            "are right-aligned. Moving them, for queries that have empty ones, takes the one copy made here.",
             "Positional biases on causal axes: `NotImplementedError`. natten_mlx has them.",
             "Kernel sizes of the split form, and with a bias, are odd; others are above 1.",
             "Additional tokens are in the same softmax: no xFormers is needed, and `xformers_kwargs` has no effect.",
