@@ -292,6 +292,8 @@ def test_show_draws_spans(capsys):
         (["--rows", "2", "--query", "3"], "one query or a span of them, not both"),
         (["--query-start", "3"], "--query-start needs --rows"),
         (["--rows", "2,2"], "--rows needs one value per axis of --shape"),
+        (["--rows", "11"], "--rows must be 1 to 10 on axis 0 of --shape, got 11"),
+        (["--rows", "0"], "--rows must be 1 to 10 on axis 0 of --shape, got 0"),
         (["--rows", "4", "--query-start", "7"], "queries of axis 0 must lie at positions 0..9, got 7..10"),
         (["--circular", "--causal"], "must not both be true"),
     ],

@@ -87,6 +87,9 @@ def span(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple[Places, Plac
     rows = one_per_axis("--rows", args.rows, shape)
     start = one_per_axis("--query-start", args.query_start, shape)
     assert rows is not None
+    for axis, (count, length) in enumerate(zip(rows, shape, strict=True)):
+        if not 1 <= count <= length:
+            raise InputError(f"--rows must be 1 to {length} on axis {axis} of --shape, got {count}")
     queries, keys, needed = span_keys(start, rows, shape, **neighborhood(args))
     lines = [
         f"axis {axis}: queries {of[0]}..{of[-1]} need the keys {first}..{first + held - 1}: {held} rows from there on"
