@@ -26,6 +26,7 @@ from natten_mlx import explorer
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".json": "json", ".txt": "cmake", ".toml": "toml"}
+FOR_AUTHORS = ("laboratory/", "project/", "design.md")  # the search shows users' pages first
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)]*)?\))|(<img[^>]*src=\")([^\"]+)(\")")
 
 
@@ -109,6 +110,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    if page.file.src_uri.startswith(FOR_AUTHORS):
+        page.meta["search"] = {"boost": 0.2}
     if page.file.generated_by is None:
         markdown = _with_links(
             markdown, posixpath.join("docs", posixpath.dirname(page.file.src_uri)), page.file.src_uri

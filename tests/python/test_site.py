@@ -76,6 +76,21 @@ def test_the_explorer_in_its_frame(address: str, browser: Any) -> None:
     assert abs(browser.execute_script(top.format("controls")) - browser.execute_script(top.format("view"))) < 20
 
 
+def test_search_finds_the_pages_of_users_first(address: str, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    resize(browser, 1400)
+    for words in ("circular axes", "forked process"):
+        browser.get(f"{address}/index.html")
+        field = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
+        field.click()
+        field.send_keys(words)
+        first = ".md-search-result__item a.md-search-result__link"
+        wait(browser, f"document.querySelector('{first}') !== null")
+        found = [link.get_attribute("href") for link in browser.find_elements(By.CSS_SELECTOR, first)]
+        assert not any(folder in found[0] for folder in ("/laboratory/", "/project/", "/design")), (words, found)
+
+
 def test_results(address: str, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select
