@@ -122,13 +122,19 @@ def _attend_one(module: Any, query: mx.array, key: mx.array, value: mx.array, ca
     see, and at first not all of them written, which a bias of -inf hides."""
     kernel, dilation = _reach(module)
     position = cache["position"]
-    group, place = position % dilation, position // dilation % kernel
-    start = mx.stack([group, place]).astype(mx.int32)
+    group: int | None
+    if _ext.is_concrete(position):  # no operation to find the place, and a view of the window
+        seen: Any = position.item()
+        group = seen % dilation
+        start = mx.array([group, seen // dilation % kernel], mx.int32)
+    else:
+        start = mx.stack([position % dilation, position // dilation % kernel]).astype(mx.int32)
+        group = None if dilation > 1 else 0
     window, rings = [], {}
     for name, row in (("keys", key), ("values", value)):
         ring = _ext.slice_updated(cache[name], mx.expand_dims(row, 1), start, [1, 2])
         rings[name] = ring
-        window.append(ring[:, 0] if dilation == 1 else _ext.slice_from(ring, start[:1], [1], [1]).squeeze(1))
+        window.append(_ext.slice_from(ring, start[:1], [1], [1]).squeeze(1) if group is None else ring[:, group])
 
     # Of the plain window on an axis of kernel_size rows, whatever the place of the query.
     out = module.attend(
