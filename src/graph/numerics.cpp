@@ -82,11 +82,13 @@ mx::array exponential(const mx::array& x, mx::Stream s) {
 
 Softmax softmax(const mx::array& logits, mx::Stream s) {
   constexpr double kNothing = -std::numeric_limits<double>::infinity();
-  const mx::array largest = mx::stop_gradient(mx::max(logits, -1, true, s), s);
+  // MLX crashes when it reduces an axis of length 1 in a trace for any shapes (0.32.4, CPU).
+  const bool is_one = logits.shape(-1) == 1;
+  const mx::array largest = mx::stop_gradient(is_one ? logits : mx::max(logits, -1, true, s), s);
   const mx::array some = mx::not_equal(largest, mx::array(kNothing, logits.dtype()), s);
   const mx::array top = mx::where(some, largest, mx::array(0.0, logits.dtype()), s);
   const mx::array weights = exponential(mx::subtract(logits, top, s), s);
-  const mx::array total = select(some, mx::sum(weights, -1, true, s), 1.0, s);
+  const mx::array total = select(some, is_one ? weights : mx::sum(weights, -1, true, s), 1.0, s);
   return {mx::divide(weights, total, s), select(some, mx::add(top, mx::log(total, s), s), kNothing, s)};
 }
 

@@ -115,7 +115,7 @@ def test_compile_of_equal_calls_on_a_fused_input(tier: str) -> None:
 
 
 @pytest.mark.parametrize("with_gradient", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, Case((9,), (1,)), Case((9,), (3,), extra=1)], ids=str)
 def test_shapeless_compile_is_right_or_raises(tier: str, case: Case, with_gradient: bool) -> None:
     """Traced at one shape and called with others: never a wrong answer, never a read out of bounds."""
     if case.lengths is not None:
