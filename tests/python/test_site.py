@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -55,6 +56,13 @@ def test_pages(site: Path) -> None:
     assert 'id="na2d"' in python and "Query stride: only queries" in python
     assert 'id="neighborhood"' in cpp and "Which keys a query attends." in cpp
     assert "fonts.googleapis" not in (site / "index.html").read_text()
+
+
+def test_releases_are_called_what_their_pages_are() -> None:
+    navigation = re.findall(r"- (From NATTEN .*): (migrating-natten-.*\.md)", (ROOT / "mkdocs.yml").read_text())
+    assert len(navigation) == 5
+    for name, page in navigation:
+        assert f"# {name}\n" in (ROOT / "docs" / page).read_text(), page
 
 
 @pytest.mark.parametrize("width", [400, 1400])
