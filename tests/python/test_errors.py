@@ -367,6 +367,9 @@ WRONG_TYPES: dict[str, Callable[[], Any]] = {
     ),
     "[window] index values must be int, got True (bool)": lambda: window.compute_pb_start(True, 8, 3, 1),
     "[window] kernel_size values must be int, got '3' (str)": lambda: window.get_window_start(5, 8, "3", 1, 1),
+    "[window] kernel_size values must be int, got 'three' (str)": (
+        lambda: window.get_window_start(np.zeros(0, int), 8, "three", 1, 1)
+    ),
     "[window] length values must be int of at most 64 bits, got 36893488147419103232": (
         lambda: window.get_window_start(5, 2**65, 3, 1, 1)
     ),

@@ -50,3 +50,11 @@ def test_results_are_integers_of_the_positions_shape() -> None:
     assert starts.shape == ends.shape == (2, 2)
     assert np.issubdtype(np.asarray(starts).dtype, np.integer)
     assert [[Axis(8, 3, dilation=2).keys(int(i))[0] for i in row] for row in positions] == np.asarray(starts).tolist()
+
+
+def test_anything_with_index_is_an_integer() -> None:
+    class Three:
+        def __index__(self) -> int:
+            return 3
+
+    assert window.get_window_start(5, 10, Three(), 1, 1) == window.get_window_start(5, 10, 3, 1, 1) == 4

@@ -4,6 +4,7 @@ For the query at `index` of an axis, not causal and without strides. `neighborho
 accepted for programs written for NATTEN and must agree.
 """
 
+import operator
 from functools import cache
 from typing import Any
 
@@ -40,7 +41,11 @@ def _each(function: Any, *arguments: Any) -> Any:
 def _check_neighborhood(kernel_size: Any, neighborhood_size: Any) -> None:
     import numpy as np
 
-    expected = np.asarray(kernel_size) // 2
+    try:
+        expected = np.vectorize(operator.index, otypes=[np.int64])(kernel_size) // 2
+    except TypeError:  # where there is no index, nobody has looked at it
+        given = f"{kernel_size!r} ({type(kernel_size).__name__})"
+        raise ValueError(f"[window] kernel_size values must be int, got {given}") from None
     if np.any(_each(lambda given, expected: np.asarray(given) != expected, neighborhood_size, expected)):
         raise ValueError(f"[window] neighborhood_size must be kernel_size // 2 = {expected}, got {neighborhood_size}")
 
