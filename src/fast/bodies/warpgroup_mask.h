@@ -54,19 +54,22 @@ NATTEN_FN void fill_penalty_table(unsigned* table, const Tile& tile, const FlatR
   }
 }
 
-/// Penalties of a position of the region for a box.
-NATTEN_FN void store_penalties(unsigned char* to, const unsigned* table, const int (&c)[3], bool exists, int box,
-                               int row) {
-  unsigned words[8];
-  NA_UNROLL for (int i = 0; i < 8; ++i) words[i] = 0;
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    const int pairs = NA_MASK_CHANNELS(a) / 2;
-    const unsigned* const from =
-        table + table_start(a) + ((a == NA_SPLIT_AXIS ? box * NA_BY_AXIS(NA_REACH, a) : 0) + c[a]) * pairs;
-    NA_UNROLL for (int i = 0; i < pairs; ++i) {
-      words[first_mask_channel(a) / 2 + i] = exists ? from[i] : unsigned(NA_PENALTY) * 0x10001u;
+/// Penalties of a position of the region for all boxes. Asked for before anything is stored, so that they come together.
+NATTEN_FN void load_penalties(unsigned (&words)[kBoxes][8], const unsigned* table, const int (&c)[3], bool exists) {
+  NA_UNROLL for (int box = 0; box < kBoxes; ++box) {
+    NA_UNROLL for (int i = 0; i < 8; ++i) words[box][i] = 0;
+    NA_UNROLL for (int a = 0; a < 3; ++a) {
+      const int pairs = NA_MASK_CHANNELS(a) / 2;
+      const unsigned* const from =
+          table + table_start(a) + ((a == NA_SPLIT_AXIS ? box * NA_BY_AXIS(NA_REACH, a) : 0) + c[a]) * pairs;
+      NA_UNROLL for (int i = 0; i < pairs; ++i) {
+        const unsigned word = from[i];
+        words[box][first_mask_channel(a) / 2 + i] = exists ? word : unsigned(NA_PENALTY) * 0x10001u;
+      }
     }
   }
+}
+NATTEN_FN void store_penalties(unsigned char* to, const unsigned (&words)[8], int row) {
   *reinterpret_cast<uint4*>(to + row * 16) = make_uint4(words[0], words[1], words[2], words[3]);
   *reinterpret_cast<uint4*>(to + NA_BLOCK * 16 + row * 16) = make_uint4(words[4], words[5], words[6], words[7]);
 }

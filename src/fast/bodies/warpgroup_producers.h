@@ -35,12 +35,19 @@ struct Source {
     const int lane = hardware_lane();
     const unsigned stage = address + place;
     if (fast && kWholeRows) {
-      constexpr int kAtOnce = kWholeRows ? 32 / kPieces : 1;
+      constexpr int kAtOnce = kWholeRows ? 32 / kPieces : 1, kCopies = (kRows + kAtOnce - 1) / kAtOnce;
+      constexpr int kKnown = kCopies < 8 ? kCopies : 8;
       const unsigned to = stage + Layout::place(first_row + lane / kPieces, lane % kPieces);
-      NA_UNROLL for (int i = 0; i < kRows; i += kAtOnce) {
-        const int at = __shfl_sync(0xffffffffu, distance, i + lane / kPieces);
-        if (NA_BLOCK % kRows == 0 || i + lane / kPieces < rows) {
-          copy_piece((to ^ Layout::turn(i) * 16) + i * Layout::kRowBytes, from.data + 8 * Offset(at));
+      NA_UNROLL for (int some = 0; some < kCopies; some += kKnown) {
+        int at[kKnown];  // all of them before the first copy, behind which none would be asked for
+        NA_UNROLL for (int i = 0; i < kKnown; ++i) {
+          at[i] = __shfl_sync(0xffffffffu, distance, (some + i) * kAtOnce + lane / kPieces);
+        }
+        NA_UNROLL for (int i = 0; i < kKnown; ++i) {
+          const int row = (some + i) * kAtOnce;
+          if (some + i < kCopies && (NA_BLOCK % kRows == 0 || row + lane / kPieces < rows)) {
+            copy_piece((to ^ Layout::turn(row) * 16) + row * Layout::kRowBytes, from.data + 8 * Offset(at[i]));
+          }
         }
       }
       return;
@@ -110,41 +117,45 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
   }
   for (int first = 0; first < f.size; first += NA_BLOCK) {
     const int stage = ring.stage;
+    int distance_b[kPasses];
     NA_UNROLL for (int pass = 0; pass < 2 * kPasses; ++pass) {
       const bool is_a = pass < kPasses;
-      const int warp_row = (is_a ? pass : pass - kPasses) * kPassRows + thread / 32 * kWarpRows;
+      const int of_a = is_a ? pass : pass - kPasses;
+      const int warp_row = of_a * kPassRows + thread / 32 * kWarpRows;
       const int row = warp_row + thread % 32, n = first + row;
       int c[3], p[3];
-      flat_coordinates(c, f, lesser(n, f.size - 1));
-      NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
-        p[axis] = c[axis] + start[axis];
-        if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) p[axis] = without_turns(p[axis], a.period[axis]);
+      if (is_a || !from_b.fast || NA_NUMBERS > 0) {
+        flat_coordinates(c, f, lesser(n, f.size - 1));
+        NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
+          p[axis] = c[axis] + start[axis];
+          if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) p[axis] = without_turns(p[axis], a.period[axis]);
+        }
       }
       const int rows = lesser(kWarpRows, NA_BLOCK - warp_row);
       const bool some = NA_BLOCK % kPassRows == 0 || rows > 0;
       const bool has_row = (kWarpRows == 32 || thread % 32 < rows) && row < NA_BLOCK;
       if (is_a) {
         const int distance = from_a.distance_of(p);
+        distance_b[of_a] = from_b.distance_of(p);
+        unsigned penalties[kBoxes][8];
+        if (NA_MASK == kMaskUnits) load_penalties(penalties, stages.table(), c, n < f.size);
         if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
-        if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
         if (NA_MASK == kMaskUnits && has_row) {
           NA_UNROLL for (int box = 0; box < kBoxes; ++box) {
-            store_penalties(stages.base + Stages::penalties(stage, box), stages.table(), c, n < f.size, box, row);
+            store_penalties(stages.base + Stages::penalties(stage, box), penalties[box], row);
           }
         }
+        if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
         if (pass == kPasses - 1) {
-          arrive_after_copies(stages.full_a(stage));
-          arrive(stages.full_a(stage));
+          fill(stages.full_a(stage));
         }
       } else {
-        const int distance = from_b.distance_of(p);
         if (pass == kPasses) wait_for(stages.empty_b(stage), ring.phase ^ 1);
-        if (some) from_b.copy(stages.address, stages.base, Stages::b(stage), distance, p, warp_row, rows);
+        if (some) from_b.copy(stages.address, stages.base, Stages::b(stage), distance_b[of_a], p, warp_row, rows);
         if (has_row) numbers.copy(stages.address + Stages::numbers(stage) + row * 4, p);
       }
     }
-    arrive_after_copies(stages.full_b(stage));
-    arrive(stages.full_b(stage));
+    fill(stages.full_b(stage));
     ring.advance();
   }
 }

@@ -82,8 +82,8 @@ NATTEN_FN Stages stages_at(unsigned char* memory) {
 NATTEN_FN void start_stages(const Stages& stages) {
   if (threadIdx.x == 0) {
     for (int s = 0; s < NA_STAGES; ++s) {
-      start_barrier(stages.full_a(s), 2 * NA_PRODUCERS);
-      start_barrier(stages.full_b(s), 2 * NA_PRODUCERS);
+      start_barrier(stages.full_a(s), NA_PRODUCERS + NA_PRODUCERS / 32);
+      start_barrier(stages.full_b(s), NA_PRODUCERS + NA_PRODUCERS / 32);
       start_barrier(stages.empty_a(s), 4 * NA_WARPGROUPS);
       start_barrier(stages.empty_b(s), 4 * NA_WARPGROUPS);
     }
@@ -91,14 +91,20 @@ NATTEN_FN void start_stages(const Stages& stages) {
   }
 }
 
-/// A consumer's waits: until a stage is full, and its word that the warp is done with it.
-NATTEN_FN void wait_until_full(unsigned barrier, unsigned phase) {
-  wait_for(barrier, phase);
-  publish_to_units();  // what copies of other threads wrote
-}
+/// A warp's word that it is done with a stage.
 NATTEN_FN void release(unsigned barrier) {
   __syncwarp();
   if (hardware_lane() == 0) arrive(barrier);
+}
+/// A producer's word that its part of a stage is there: its copies when they are done, and what its warp stored.
+NATTEN_FN void fill(unsigned barrier) {
+  arrive_after_copies(barrier);
+  release(barrier);
+}
+/// A consumer's wait until a stage is full.
+NATTEN_FN void wait_until_full(unsigned barrier, unsigned phase) {
+  wait_for(barrier, phase);
+  publish_to_units();  // what copies of other threads wrote
 }
 NATTEN_FN void skip_blocks(const Stages& stages, Ring& ring, int count) {
   for (int i = 0; i < count; ++i) {
