@@ -34,14 +34,14 @@ TOKENS = 16  # in one graph: a call takes less than Python needs to ask for it
 # Targets of forward and forward and backward, milliseconds, and what to try beside the plan's choice. Settings that
 # gradients cannot have are measured forward alone.
 TILES: dict[str, tuple[tuple[float | None, float | None], tuple[str, ...]]] = {
-    "decoder-stage5": ((16, None), ("boxes=2", "boxes=2,block=64", "warpgroups=2,block=64")),
-    "2d-256-k80-gna16": ((7.4, None), ("boxes=2", "pingpong=0", "repeat=4")),
-    "3d-30x48x80-k18x24x24-gna16x8x8": ((22, None), ("boxes=2", "pingpong=0", "repeat=4")),
-    "2d-56-k7": ((0.16, 0.70), ("warpgroup=1", "warpgroup=1,boxes=2", "warpgroup=1,boxes=2,repeat=1")),
-    "3d-30x48x80-k5x7x7": ((0.65, 2.6), ("boxes=2", "boxes=2,block=64", "boxes=2,repeat=1")),
-    "1d-32768-k2048": ((0.070, 0.35), ("boxes=2", "pingpong=0")),
-    "2d-128-k33": ((None, None), ("boxes=2",)),
-    "2d-256-k13": ((0.30, 1.4), ("boxes=2",)),
+    "decoder-stage5": ((16, None), ("hold=1", "stages=6", "warpgroups=2,block=128")),
+    "2d-256-k80-gna16": ((7.4, None), ("hold=1", "pingpong=0", "repeat=4")),
+    "3d-30x48x80-k18x24x24-gna16x8x8": ((22, None), ("hold=1", "pingpong=0", "repeat=4")),
+    "2d-56-k7": ((0.16, 0.70), ("warpgroup=1", "warpgroup=1,repeat=1")),
+    "3d-30x48x80-k5x7x7": ((0.65, 2.6), ("stages=4", "repeat=1", "repeat=8")),
+    "1d-32768-k2048": ((0.070, 0.35), ("hold=1", "pingpong=0")),
+    "2d-128-k33": ((None, None), ("stages=4",)),
+    "2d-256-k13": ((0.30, 1.4), ("stages=4",)),
 }
 
 # Batch, axes, heads, channels, window.

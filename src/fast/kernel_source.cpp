@@ -32,7 +32,7 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
   }
   if (engine == Engine::warpgroup) {
     all.insert(all.end(), {warpgroup_instructions, warpgroup_accumulators, warpgroup_region, warpgroup_mask,
-                           warpgroup_stages, warpgroup_producers});
+                           warpgroup_stages, warpgroup_producers, warpgroup_held});
   }
   return all;
 }
@@ -126,7 +126,6 @@ std::string Writer::constants() const {
   if (plan_.engine == Engine::warpgroup) {
     const bool half = p_.query_type == FloatType::float16;
     define("WARPGROUPS", plan_.warpgroups);
-    define("BOXES", plan_.boxes);
     define("PRODUCERS", plan_.producers);
     define("STAGES", plan_.stages);
     define("SPLIT_AXIS", plan_.split_axis);

@@ -76,9 +76,8 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
     const Plan& plan = *found;
     // What an override may have broken. Where there is none, objection() asks whether the kernel fits.
     if (kernel.has_tiles() &&
-        (plan.extent[0] * plan.extent[1] * plan.extent[2] != (plan.threads - plan.producers) / plan.lanes / plan.slots *
-                                                                 plan.run *
-                                                                 (plan.engine == Engine::warpgroup ? plan.boxes : 1) ||
+        (plan.extent[0] * plan.extent[1] * plan.extent[2] !=
+             (plan.threads - plan.producers) / plan.lanes / plan.slots * plan.run ||
          plan.extent[plan.run_axis] % plan.run != 0 ||
          (std::getenv("NATTEN_FAST_TILE") && plan.shared_bytes() > most_shared_bytes(target.platform)))) {
       refuse(plan);
@@ -155,7 +154,7 @@ void override_from_environment(Plan& plan) {
                   {"chunk", &Plan::chunk, 1, 1 << 20},
                   {"block", &Plan::block, 16, 256},
                   {"warpgroups", &Plan::warpgroups, 1, 4},
-                  {"boxes", &Plan::boxes, 1, 2},
+                  {"hold", &Plan::hold_shared, 0, 1},
                   {"producers", &Plan::producers, 32, 128},
                   {"stages", &Plan::stages, 2, 16},
                   {"repeat", &Plan::repeat, 1, 64},
@@ -281,11 +280,12 @@ int Plan::dynamic_bytes() const {
   const bool penalties = mask == MaskKind::units;
   int table = 0;
   for (int axis = 0; axis < kAxes && penalties; ++axis) {
-    table += (axis == split_axis ? warpgroups * boxes : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
+    table += (axis == split_axis ? warpgroups : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
   }
   const int rows = block * 2 * (a.channels + b.channels);
-  const int stage = rows + block * numbers + (penalties ? warpgroups * boxes * block * 32 : 0) + 4 * 8;
-  return stages * stage + (hold_shared ? warpgroups * rows : 0) + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
+  const int stage = rows + block * numbers + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
+  const int held = hold_shared == 0 ? 0 : 64 * 2 * (a.channels + (hold_shared > 1 ? b.channels : 0));
+  return stages * stage + warpgroups * held + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
 }
 
 std::array<int, 3> Plan::simd_extent() const {
@@ -305,8 +305,7 @@ std::string Plan::describe() const {
   const auto count = [&](int number, const char* what) { return text(number) + ' ' + what + (number == 1 ? "" : "s"); };
   const std::string box = text(extent[0]) + 'x' + text(extent[1]) + 'x' + text(extent[2]) + " positions, ";
   if (engine == Engine::warpgroup) {
-    return "warpgroups, " + box + count(warpgroups, "warpgroup") +
-           (boxes > 1 ? " of " + text(boxes) + " boxes, " : ", ") + count(producers, "producer") + ", " +
+    return "warpgroups, " + box + count(warpgroups, "warpgroup") + ", " + count(producers, "producer") + ", " +
            count(stages, "stage") + " of " + text(block) + ", " + count(repeat, "tile") + " in turn" +
            (ping_pong ? ", ping-pong" : "");
   }

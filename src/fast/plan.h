@@ -43,16 +43,15 @@ struct Plan {
   int wide = 0;               ///< matrix units: held rows are read anew for each product, gradients summed one by one
   std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
   // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
-  int warpgroups = 0;                     ///< that hold positions
-  int boxes = 1;                          ///< forward: of 64 positions, that each of them holds
-  std::array<int, 3> warpgroup_extent{};  ///< of a box
-  int split_axis = 2;                     ///< on which boxes lie side by side
-  int producers = 0;                      ///< threads that bring the region in
-  int stages = 0;                         ///< of the ring in shared memory
-  int repeat = 1;                         ///< tiles that a threadgroup does one after the other, at most
-  int ping_pong = 0;                      ///< whether two warpgroups take turns at the matrix units
-  int hold_shared = 0;                    ///< gradients: whether held rows are in shared memory, not in registers
-  int numbers = 0;                        ///< of a streamed position: bytes
+  int warpgroups = 0;  ///< that hold a box of 64 positions each
+  std::array<int, 3> warpgroup_extent{};
+  int split_axis = 2;   ///< on which they lie side by side
+  int producers = 0;    ///< threads that bring the region in
+  int stages = 0;       ///< of the ring in shared memory
+  int repeat = 1;       ///< tiles that a threadgroup does one after the other, at most
+  int ping_pong = 0;    ///< whether two warpgroups take turns at the matrix units
+  int hold_shared = 0;  ///< arrays whose held rows are in shared memory, not in registers
+  int numbers = 0;      ///< of a streamed position: bytes
   MaskKind mask = MaskKind::none;
   std::array<int, 3> mask_channels{};                  ///< of each axis, where the mask is a product
   std::array<int, 3> reach{};                          ///< positions that a tile meets, at most

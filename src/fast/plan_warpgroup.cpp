@@ -10,7 +10,8 @@ namespace {
 
 /// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
 bool suits_warpgroup(const Problem& p, const KernelRow& kernel, Target target) {
-  const auto fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= 128; };
+  const std::int64_t most = kernel.tile_class == TileClass::forward ? 256 : 128;  // sums of gradients fill registers
+  const auto fits = [&](std::int64_t channels) { return channels % 16 == 0 && channels <= most; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
          !p.has_rpb && !kernel.attends_extra(p);  // producers and mask know one region, that of the windows
@@ -44,11 +45,9 @@ Shape shape_of_gradient(const Problem& p) {
 }
 Shape shape_of_forward(const Problem& p) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
-  // Two boxes (not timed): 176 registers of operands and sums at 64 channels. 128 keys at once, or more channels, would
-  // serialize the products.
-  if (override_of("boxes") > 1) {
-    return channels > 32 ? Shape{2, 128, 1, 96, 4, p.kernel_volume() < kLongWindow ? 4 : 1} : Shape{1, 32, 2, 64, 4, 4};
-  }
+  // Sums of 192 or 256 channels leave registers for 96 or 64 keys at once, if queries are in shared memory.
+  if (channels > 192) return {2, 128, 1, 64, 2, 1};
+  if (channels > 128) return {2, 128, 1, 96, 2, 1};
   // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
   if (channels > 64) return {2, 128, 1, 128, 3, 1};
   // A third warpgroup hides more of the softmax, as soon as accumulators leave registers for it.
@@ -77,8 +76,8 @@ double mean_met(const Problem& p, int a, int extent, bool keys) {
   return sum / count;
 }
 
-/// What a box of 64 positions multiplies, with the axis, chosen here, on which boxes then lie side by side. The mask
-/// has a channel for each coordinate of a box, 16 in all.
+/// What a box of 64 positions multiplies, with the axis, chosen here, on which the warpgroups' boxes then lie side by
+/// side. The mask has a channel for each coordinate of a box, 16 in all.
 double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
   constexpr int kMaskChannels = 16;
   constexpr double kTileCost = 128;  // queries, results, indices: in keys that a warpgroup multiplies
@@ -92,7 +91,7 @@ double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
     double tiles = 1;
     bool outside = false;
     for (int a = 0; a < kAxes; ++a) {
-      const int all = plan.extent[a] * (a == split ? plan.warpgroups * plan.boxes : 1);
+      const int all = plan.extent[a] * (a == split ? plan.warpgroups : 1);
       outside = outside || (p.axes[a].length == 1 && all > 1);
       channels += p.axes[a].length == 1 ? 0 : std::max(2, plan.extent[a]);
       tiles *= double(tiles_on(p, a, all, keys));
@@ -129,18 +128,21 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   plan.run_axis = has_run(1) ? 1 : has_run(2) ? 2 : 0;
   plan.numbers = 4 * kernel.streamed_scalars();
   // Beside the sums of both gradients registers hold up to 128 channels more.
-  plan.hold_shared = keys && p.head_dim + p.value_dim > 128;
+  const auto hold = [&] {
+    if (!forward) plan.hold_shared = keys && p.head_dim + p.value_dim > 128 ? 2 : 0;
+  };
+  plan.hold_shared = std::max(p.head_dim, p.value_dim) > 128;
   override_from_environment(plan);
-  if (!forward) plan.boxes = 1;
+  hold();
   plan.threads = 128;  // of one warpgroup
   choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
-  if (!forward) plan.boxes = 1;
+  hold();
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
-  plan.extent[plan.split_axis] *= plan.warpgroups * plan.boxes;
+  plan.extent[plan.split_axis] *= plan.warpgroups;
   plan.threads = 128 * plan.warpgroups + plan.producers;
-  if (plan.warpgroups != 2 || plan.boxes > 1) plan.ping_pong = 0;
+  if (plan.warpgroups != 2) plan.ping_pong = 0;
   finish_streams(kernel, plan);
   plan.position_bytes = 0;  // of what is declared
 

@@ -484,20 +484,17 @@ TEST_P(Kernels, MatchTheDefinition) {
   expect_flops(kernel.problem, kernel.id, target, report);
 }
 
-/// Hopper's warpgroup instructions, also where the plan prefers others, and with two boxes for each warpgroup.
+/// Hopper's warpgroup instructions, also where the plan prefers others.
 struct OnWarpgroups {
   Case test;
   KernelOf kernel;
-  int boxes;
 };
 const fast::Target kHopper{fast::Platform::cuda, 90};
 
 /// For its life, plans on warpgroup instructions.
 class WithWarpgroups {
  public:
-  explicit WithWarpgroups(int boxes) {
-    setenv("NATTEN_FAST_TILE", ("warpgroup=1,boxes=" + std::to_string(boxes)).c_str(), 1);
-  }
+  WithWarpgroups() { setenv("NATTEN_FAST_TILE", "warpgroup=1", 1); }
   ~WithWarpgroups() { unsetenv("NATTEN_FAST_TILE"); }
 };
 
@@ -507,11 +504,9 @@ std::vector<OnWarpgroups> on_warpgroups() {
   for (const Case& test : warpgroup_cases()) tests.push_back(test);
   for (const Case& test : tests) {
     for (const KernelOf& kernel : kernels_of(test.problem)) {
-      for (const int boxes : {1, 2}) {
-        const WithWarpgroups guard(boxes);
-        const fast::Plan plan = fast::plan(kernel.problem, kernel.id, kHopper);
-        if (plan.engine == fast::Engine::warpgroup && plan.boxes == boxes) all.push_back({test, kernel, boxes});
-      }
+      const WithWarpgroups guard;
+      const fast::Plan plan = fast::plan(kernel.problem, kernel.id, kHopper);
+      if (plan.engine == fast::Engine::warpgroup) all.push_back({test, kernel});
     }
   }
   return all;
@@ -519,8 +514,8 @@ std::vector<OnWarpgroups> on_warpgroups() {
 class Warpgroups : public testing::TestWithParam<OnWarpgroups> {};
 
 TEST_P(Warpgroups, MatchTheDefinition) {
-  const auto& [test, kernel, boxes] = GetParam();
-  const WithWarpgroups guard(boxes);
+  const auto& [test, kernel] = GetParam();
+  const WithWarpgroups guard;
   const KernelSource source = fast::kernel_source(kernel.problem, kernel.id, kHopper);
   Data data(test);
   const Reference reference(test.problem, data.arrays());
@@ -709,7 +704,7 @@ std::string name_of(const testing::TestParamInfo<Param>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Fast, Kernels, testing::ValuesIn(sample(parameters(), 19)), name_of);
 INSTANTIATE_TEST_SUITE_P(Fast, Warpgroups, testing::ValuesIn(sample(on_warpgroups(), 7)), [](const auto& info) {
-  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id) + "_" + std::to_string(info.param.boxes);
+  return info.param.test.name + "_" + fast::kernel_name(info.param.kernel.id);
 });
 INSTANTIATE_TEST_SUITE_P(Fast, BiasGradients, testing::ValuesIn(sample(with_bias_gradient(), 7)), name_of);
 

@@ -208,7 +208,12 @@ TEST(Warpgroups, TakeHalfTypesWithoutBias) {
       EXPECT_EQ(on_warpgroups(attention(type, dim, dim)), 3) << dim;
       EXPECT_EQ(on_warpgroups(attention(type, dim, 144 - dim)), 3) << dim;
     }
-    for (const std::int64_t dim : {8, 40, 136, 256}) {
+    for (const std::int64_t dim : {144, 192, 256}) {  // the forward alone
+      EXPECT_EQ(on_warpgroups(attention(type, dim, dim)), 1) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, 64, dim)), 1) << dim;
+      EXPECT_EQ(on_warpgroups(attention(type, dim, 64)), 1) << dim;
+    }
+    for (const std::int64_t dim : {8, 40, 136}) {
       EXPECT_EQ(on_warpgroups(attention(type, dim, 64)), 0) << dim;
       EXPECT_EQ(on_warpgroups(attention(type, 64, dim)), 0) << dim;
     }
@@ -225,8 +230,11 @@ TEST(Warpgroups, HoldLongKeysInSharedMemory) {
     const Problem p = attention(f16, dim, dim);
     EXPECT_EQ(plan(p, KernelId::backward_query, kHopper).hold_shared, 0) << dim;
     const Plan keys = plan(p, KernelId::backward_key_value, kHopper);
-    EXPECT_EQ(keys.hold_shared, dim > 64) << dim;
+    EXPECT_EQ(keys.hold_shared, dim > 64 ? 2 : 0) << dim;
     EXPECT_EQ(keys.block, 64) << dim;
+  }
+  for (const std::int64_t dim : {64, 128, 144, 256}) {  // and so do queries of the forward
+    EXPECT_EQ(plan(attention(f16, dim, dim), KernelId::forward, kHopper).hold_shared, dim > 128) << dim;
   }
 }
 
@@ -290,28 +298,6 @@ TEST(Warpgroups, HoldBoxesThatTheMaskCanTell) {
       if (axes > 1) EXPECT_LE(channels, 16) << what;
     }
   }
-}
-
-/// The forward alone; other engines and gradients are as they were.
-TEST(Warpgroups, HoldTwoBoxesIfAsked) {
-  const Problem p = attention(f16, 64, 64);
-  const auto planned = [&](KernelId kernel, Target target) { return plan(p, kernel, target); };
-  const Target ampere{Platform::cuda, 80};
-  const Plan before = planned(KernelId::forward, kHopper);
-  const std::string query = planned(KernelId::backward_query, kHopper).describe();
-  const std::string keys = planned(KernelId::backward_key_value, kHopper).describe();
-  const std::string matrix = planned(KernelId::forward, ampere).describe();
-  EXPECT_EQ(before.boxes, 1);
-  setenv("NATTEN_FAST_TILE", "boxes=2", 1);
-  const Plan after = planned(KernelId::forward, kHopper);
-  EXPECT_EQ(planned(KernelId::backward_query, kHopper).describe(), query);
-  EXPECT_EQ(planned(KernelId::backward_key_value, kHopper).describe(), keys);
-  EXPECT_EQ(planned(KernelId::forward, ampere).describe(), matrix);
-  unsetenv("NATTEN_FAST_TILE");
-  EXPECT_EQ(after.boxes, 2);
-  EXPECT_EQ(after.positions(), 128 * after.warpgroups);
-  EXPECT_EQ(after.ping_pong, 0);
-  EXPECT_NE(after.describe().find("2 warpgroups of 2 boxes"), std::string::npos) << after.describe();
 }
 
 TEST(Warpgroups, TakeSpansAndCircularAxes) {

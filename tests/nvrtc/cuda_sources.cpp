@@ -24,8 +24,8 @@ int main(int argc, char** argv) {
     std::ofstream(folder / (name + "_mlx.cu")) << metal_host::cuda_text(source).text;
   };
   const fast::Target hopper{fast::Platform::cuda, 90};
-  const auto write_warpgroups = [&](const std::string& name, const metal_host::KernelOf& kernel, const char* tile) {
-    setenv("NATTEN_FAST_TILE", tile, 1);
+  const auto write_warpgroups = [&](const std::string& name, const metal_host::KernelOf& kernel) {
+    setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);  // also where another engine is faster
     if (fast::plan(kernel.problem, kernel.id, hopper).engine == fast::Engine::warpgroup) {
       write(name + "_sm_90a", fast::kernel_source(kernel.problem, kernel.id, hopper));
     }
@@ -33,9 +33,7 @@ int main(int argc, char** argv) {
   };
   for (const metal_host::Case& test : metal_host::warpgroup_cases()) {
     for (const metal_host::KernelOf& kernel : metal_host::kernels_of(test.problem)) {
-      write_warpgroups(test.name + "_" + fast::kernel_name(kernel.id), kernel, "warpgroup=1");
-      if (kernel.id != fast::KernelId::forward) continue;
-      write_warpgroups(test.name + "_two_boxes", kernel, "warpgroup=1,boxes=2");
+      write_warpgroups(test.name + "_" + fast::kernel_name(kernel.id), kernel);
     }
   }
   for (const metal_host::Case& test : metal_host::cases()) {
@@ -48,7 +46,7 @@ int main(int argc, char** argv) {
             tf32 && source.name != fast::kernel_source(kernel.problem, kernel.id, target.platform).name;
         if (!tf32 || is_other) write(name + (tf32 ? "_tf32" : ""), source);
       }
-      write_warpgroups(name, kernel, "warpgroup=1");  // also where another engine is faster
+      write_warpgroups(name, kernel);
     }
   }
 }

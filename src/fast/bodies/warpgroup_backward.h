@@ -9,36 +9,12 @@ struct WarpgroupBackward {
   float factor;  ///< of logits, to powers of two
   Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> held_a;
   Held<NA_B_TYPE, kInRegisters ? NA_B_CHANNELS : 8> held_b;
-  unsigned held;  ///< address in shared memory of rows of A, which rows of B follow
+  unsigned held;  ///< address of rows of A in shared memory, which rows of B follow
   unsigned ones[4];
   float lse[2], delta[2];  ///< of queries that are held
   float sum_a[NA_A_CHANNELS / 8][4];
   float sum_b[NA_B_CHANNELS / 8][4];
   unsigned weights[NA_BLOCK / 16][4], gradients[NA_BLOCK / 16][4];  ///< operands
-
-  /// Rows of the tile to shared memory, by their warpgroup.
-  template <class A, class B>
-  NATTEN_FN void hold(const Stages& stages, const Tile& tile, View<A> a, View<B> b, int warpgroup) {
-    constexpr int kRows = 16;  // of a warp
-    int p[3];
-    const int lane = hardware_lane() % kRows, warp = threadIdx.x % 128 / 32;
-    box_coordinates(p, 8 * warp + lane % 8, lane / 8);
-    p[NA_SPLIT_AXIS] += warpgroup * warpgroup_extent(NA_SPLIT_AXIS);
-    NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
-      p[axis] = lesser(tile.origin[axis] + p[axis], positions_in<kQueries>(tile.groups[axis]) - 1);
-    }
-    const int to = Stages::held(warpgroup);
-    held = stages.address + to;
-    named_barrier(3 + warpgroup, 128);  // products with what was held before are done
-    const Source<NA_A_CHANNELS, A> from_a(a, tile);
-    from_a.template copy<kRows>(stages.address, stages.base, to, from_a.distance_of(p), p, kRows * warp, kRows);
-    const Source<NA_B_CHANNELS, B> from_b(b, tile);
-    from_b.template copy<kRows>(stages.address, stages.base, to + Stages::kA, from_b.distance_of(p), p, kRows * warp,
-                                kRows);
-    wait_for_copies();
-    publish_to_units();
-    named_barrier(3 + warpgroup, 128);
-  }
 
   template <class A, class B, class LseP, class DeltaP>
   NATTEN_FN void prepare(const Stages& stages, const Tile& tile, const Items& items, View<A> a, View<B> b,
@@ -47,7 +23,12 @@ struct WarpgroupBackward {
       held_a.load(a, items, lane_of(threadIdx.x));
       held_b.load(b, items, lane_of(threadIdx.x));
     } else {
-      hold(stages, tile, a, b, warpgroup);
+      const RowsToHold<kQueries> rows(tile, warpgroup);
+      const int to = Stages::held(warpgroup);
+      held = stages.address + to;
+      rows.template copy<NA_A_CHANNELS>(stages, tile, a, to);
+      rows.template copy<NA_B_CHANNELS>(stages, tile, b, to + Stages::kHeldA);
+      rows.finish();
     }
     if (NA_MASK == kMaskUnits) load_ones(ones, is_negative);
     if (!kQueries) return;
@@ -61,31 +42,14 @@ struct WarpgroupBackward {
   }
 
   NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
-    begin(logits, held_a, held, Panels<NA_A_CHANNELS>{}, stage);
+    multiply_by_held<NA_A_CHANNELS, kInRegisters>(logits, held_a, held, stage);
     if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
     commit_products();
   }
   NATTEN_FN void begin_gradients(float (&products)[NA_BLOCK / 8][4], unsigned stage) {
-    begin(products, held_b, held + Stages::kA, Panels<NA_B_CHANNELS>{}, stage);
+    multiply_by_held<NA_B_CHANNELS, kInRegisters>(products, held_b, held + Stages::kHeldA, stage);
     commit_products();
   }
-  template <class Rows, int kChannels>
-  NATTEN_FN static void begin(float (&c)[NA_BLOCK / 8][4], const Rows& rows, unsigned shared, Panels<kChannels>,
-                              unsigned stage) {
-    typedef Panels<kChannels> Layout;
-    pin(c);
-    begin_products();
-    const unsigned long long right = Layout::across(stage);
-    NA_UNROLL for (int s = 0; s < kChannels / 16; ++s) {
-      if constexpr (kInRegisters) {
-        multiply_block(c, rows.v[s], right + Layout::across_step(s), s > 0);
-      } else {
-        multiply_block_shared(c, Layout::across(shared) + Layout::across_step(s), right + Layout::across_step(s),
-                              s > 0);
-      }
-    }
-  }
-
   NATTEN_FN void begin_sums_a(unsigned stage) {
     pin(sum_a);
     begin_products();

@@ -3,8 +3,10 @@
 namespace natten {
 
 struct WarpgroupForward {
+  static constexpr bool kInRegisters = NA_HOLD_SHARED == 0;
   float factor;  ///< of logits, to powers of two
-  Held<NA_A_TYPE, NA_A_CHANNELS> query;
+  Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> query;
+  unsigned held;  ///< address of its rows in shared memory
   unsigned ones[4];
   float out[NA_B_CHANNELS / 8][4];
   float maximum[2];  ///< of logits without the factor; with it in the end
@@ -19,14 +21,29 @@ struct WarpgroupForward {
     }
   }
 
-  NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
-    pin(logits);
-    begin_products();
-    typedef Panels<NA_A_CHANNELS> Layout;
-    const unsigned long long keys = Layout::across(stage);
-    NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
-      multiply_block(logits, query.v[s], keys + Layout::across_step(s), s > 0);
+  template <class QueryP>
+  NATTEN_FN void prepare(const Stages& stages, const Tile& tile, const Items& items, View<QueryP> from, int warpgroup,
+                         bool is_negative) {
+    if constexpr (kInRegisters) {
+      query.load(from, items, lane_of(threadIdx.x));
+      if (is_negative) {
+        NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
+          NA_UNROLL for (int h = 0; h < 4; ++h) query.v[s][h] ^= 0x80008000u;
+        }
+      }
+    } else {
+      const int to = Stages::held(warpgroup);
+      held = stages.address + to;
+      const RowsToHold<true> rows(tile, warpgroup);
+      rows.template copy<NA_A_CHANNELS>(stages, tile, from, to);
+      if (is_negative) rows.template negate<NA_A_CHANNELS>(stages, to);
+      rows.finish();
     }
+    if (NA_MASK == kMaskUnits) load_ones(ones, false);
+  }
+
+  NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
+    multiply_by_held<NA_A_CHANNELS, kInRegisters>(logits, query, held, stage);
     if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
     commit_products();
   }
@@ -83,8 +100,9 @@ struct WarpgroupForward {
 
   /// The same for one warp without matrix units, without rounding, and with only the pairs that meet: for tiles whose
   /// results are not finite.
-  template <class KeyP, class ValueP>
-  NATTEN_FN void redo(View<KeyP> key, View<ValueP> value, const Items& items, int lane) {
+  template <class QueryP, class KeyP, class ValueP>
+  NATTEN_FN void redo(View<QueryP> query, View<KeyP> key, View<ValueP> value, const Items& items, float signed_factor) {
+    const int lane = hardware_lane() % 4;
     clear_blocks(out);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       maximum[r] = -3.4e38f;
@@ -94,6 +112,7 @@ struct WarpgroupForward {
         extent[a] = greater(items.met[r][a].end - items.met[r][a].start, 0);
         count *= extent[a];
       }
+      const QueryP row = query.data + offset_of(query, items.position[r]);
       const int most = __reduce_max_sync(0xffffffffu, count);
       _Pragma("unroll 1") for (int n = 0; n < most; ++n) {
         const bool on = n < count;
@@ -102,15 +121,12 @@ struct WarpgroupForward {
                           items.met[r][2].start + m % columns};
         const KeyP k = key.data + offset_of(key, p);
         float logit = 0.0f;
-        NA_UNROLL for (int i = 0; i < NA_A_CHANNELS / 8; ++i) {
-          NA_UNROLL for (int e = 0; e < 2; ++e) {
-            if (on) {
-              logit += half_of(query.v[i / 2][i % 2 * 2 + r], e) * float(k[(8 * i + 2 * lane + e) * key.channel]);
-            }
+        if (on) {
+          NA_UNROLL for (int c = lane; c < NA_A_CHANNELS; c += 4) {
+            logit += float(row[c * query.channel]) * float(k[c * key.channel]);
           }
         }
-        logit += exchange(logit, 1);
-        logit = (logit + exchange(logit, 2)) * factor;
+        logit = sum_row(logit) * signed_factor;
         if (!on) continue;
         const float highest = greater(maximum[r], logit), shrunk = exp2_of(maximum[r] - highest);
         const float weight = exp2_of(logit - highest);
@@ -140,103 +156,57 @@ struct WarpgroupForward {
   }
 };
 
-/// What a box meets: the blocks, and for the mask of a row.
-struct BoxSpan {
-  WarpgroupSpan span;
-  Range<int> active, row[2];
-};
-
-/// A warpgroup's work on blocks of which boxes kFirst to kFirst + kCount all meet some: a step for each block and box,
-/// whose logits' products run beside the products of the step before with values.
-template <int kFirst, int kCount>
-NATTEN_FN void consume(WarpgroupForward (&body)[NA_BOXES], const Stages& stages, Ring& ring,
-                       const BoxSpan (&met)[NA_BOXES], Range<int> blocks, Range<int> shared, int warpgroup) {
-  constexpr int kLast = kFirst + kCount - 1;
+/// A warpgroup's work on the blocks of one tile that it meets, after which `body` has its sums: a block's logits'
+/// products run beside the products of the block before with values.
+NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, Range<int> all,
+                       const Range<int> (&row)[2], Range<int> blocks, Range<int> shared, int warpgroup) {
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
-  const auto begin_logits = [&](int box) {
-    body[box].begin_logits(logits, stages.address + Stages::a(keys.stage),
-                           stages.address + Stages::penalties(keys.stage, warpgroup * NA_BOXES + box));
+  const auto begin_logits = [&] {
+    body.begin_logits(logits, stages.address + Stages::a(keys.stage),
+                      stages.address + Stages::penalties(keys.stage, warpgroup));
   };
-  const auto mask = [&](int block, int box) {
-    if (NA_MASK != kMaskRow) return;
+  const auto mask = [&](int block) {
     const int first = block * NA_BLOCK;
-    const Range<int> all = met[box].span.all;
-    if (first < all.start || first + NA_BLOCK > all.end) mask_row(logits, first, met[box].row);
+    if (NA_MASK == kMaskRow && (first < all.start || first + NA_BLOCK > all.end)) mask_row(logits, first, row);
   };
   wait_until_full(stages.full_a(keys.stage), keys.phase);
-  begin_logits(kFirst);
+  begin_logits();
   wait_for_products<0>();
   pin(logits);
-  if (kCount == 1) release(stages.empty_a(keys.stage));
-  if (kCount == 1) keys.advance();
-  mask(blocks.start, kFirst);
-  const bool grown = body[kFirst].weigh(logits, shrunk);
-  if (NA_BOXES > 1 && grown) body[kFirst].shrink(shrunk);  // it may have sums of blocks before
-  pack(body[kFirst].weights, logits);
-  _Pragma("unroll 1") for (int block = blocks.start + (kCount == 1); block < blocks.end; ++block) {
-    NA_UNROLL for (int box = kFirst; box <= kLast; ++box) {
-      if (kCount > 1 && box == kFirst && block == blocks.start) continue;  // that was above
-      const int before = box == kFirst ? kLast : box - 1;
-      if (box == kFirst) wait_until_full(stages.full_a(keys.stage), keys.phase);
-      const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
-      if (in_turn) named_barrier(1 + warpgroup, 256);
-      begin_logits(box);
-      if (before == kFirst) wait_until_full(stages.full_b(ring.stage), ring.phase);
-      body[before].begin_sums(stages.address + Stages::b(ring.stage));
-      if (in_turn) arrive_at_named(2 - warpgroup, 256);
-      wait_for_products<1>();
-      pin(logits);
-      if (box == kLast) release(stages.empty_a(keys.stage));
-      mask(block, box);
-      const bool grown = body[box].weigh(logits, shrunk);
-      hold_back(body[box].sum[0] + body[box].sum[1], stages.address);
-      wait_for_products<0>();
-      pin(body[before].out);
-      if (before == kLast) release(stages.empty_b(ring.stage));
-      if (grown) body[box].shrink(shrunk);
-      pack(body[box].weights, logits);
-      if (box == kFirst) ring = keys;
-      if (box == kLast) keys.advance();
-    }
+  release(stages.empty_a(keys.stage));
+  keys.advance();
+  mask(blocks.start);
+  body.weigh(logits, shrunk);  // there are no sums yet that could shrink
+  pack(body.weights, logits);
+  _Pragma("unroll 1") for (int block = blocks.start + 1; block < blocks.end; ++block) {
+    wait_until_full(stages.full_a(keys.stage), keys.phase);
+    const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
+    if (in_turn) named_barrier(1 + warpgroup, 256);
+    begin_logits();
+    wait_until_full(stages.full_b(ring.stage), ring.phase);
+    body.begin_sums(stages.address + Stages::b(ring.stage));
+    if (in_turn) arrive_at_named(2 - warpgroup, 256);
+    wait_for_products<1>();
+    pin(logits);
+    release(stages.empty_a(keys.stage));
+    mask(block);
+    const bool grown = body.weigh(logits, shrunk);
+    hold_back(body.sum[0] + body.sum[1], stages.address);
+    wait_for_products<0>();
+    pin(body.out);
+    release(stages.empty_b(ring.stage));
+    if (grown) body.shrink(shrunk);
+    pack(body.weights, logits);
+    ring = keys;
+    keys.advance();
   }
-  if (kCount == 1) wait_until_full(stages.full_b(ring.stage), ring.phase);
-  body[kLast].begin_sums(stages.address + Stages::b(ring.stage));
+  wait_until_full(stages.full_b(ring.stage), ring.phase);
+  body.begin_sums(stages.address + Stages::b(ring.stage));
   wait_for_products<0>();
-  pin(body[kLast].out);
+  pin(body.out);
   release(stages.empty_b(ring.stage));
   ring.advance();
-}
-
-/// A warpgroup's work on one tile, after which `body` has its sums: neither the first nor the last blocks that its
-/// boxes meet decrease from box to box.
-NATTEN_FN void consume_all(WarpgroupForward (&body)[NA_BOXES], const Stages& stages, Ring& ring,
-                           const BoxSpan (&met)[NA_BOXES], Range<int> shared, int warpgroup) {
-#if NA_BOXES == 1
-  skip_blocks(stages, ring, met[0].active.start);
-  consume<0, 1>(body, stages, ring, met, met[0].active, shared, warpgroup);
-#else
-  int done = 0;
-  const Range<int> low = met[0].active, high = met[1].active.end > 0 ? met[1].active : Range<int>{low.end, low.end};
-  const Range<int> alone = {low.start, lesser(low.end, high.start)}, both = {high.start, low.end};
-  const Range<int> rest = {greater(low.end, high.start), high.end};
-  const auto skip_to = [&](Range<int> blocks) {
-    skip_blocks(stages, ring, blocks.start - done);
-    done = blocks.end;
-  };
-  if (alone.start < alone.end) {
-    skip_to(alone);
-    consume<0, 1>(body, stages, ring, met, alone, shared, warpgroup);
-  }
-  if (both.start < both.end) {
-    skip_to(both);
-    consume<0, 2>(body, stages, ring, met, both, shared, warpgroup);
-  }
-  if (rest.start < rest.end) {
-    skip_to(rest);
-    consume<1, 1>(body, stages, ring, met, rest, shared, warpgroup);
-  }
-#endif
 }
 
 template <class Query, class KeyP, class ValueP, class OutT, class Axes>
@@ -266,79 +236,50 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   } else {
     take_registers();
     if (NA_PING_PONG && warpgroup == 1) arrive_at_named(1, 256);
-    const int lane = hardware_lane() % 4;
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
       Tile tile = warpgroup_tile<true>(axes, group, head, heads, lengths);
-      const int box = warpgroup * NA_BOXES;
-      take_place(tile, box);
-      WarpgroupForward body[NA_BOXES];
-      NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-        body[b].clear();
-        body[b].factor = fabsf(scale) * NA_LOG2_E;
-      }
+      take_place(tile, warpgroup);
+      WarpgroupForward body;
+      body.clear();
+      body.factor = fabsf(scale) * NA_LOG2_E;
       int skipped = 0;
       if (!tile.empty) {
-        Items items[NA_BOXES];
-        BoxSpan met[NA_BOXES];
-        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-          if (b > 0) take_place(tile, box + b);
-          items[b] = items_of<true>(tile);
-        }
+        Items items = items_of<true>(tile);
         const FlatRegion f = flat_region_of(tile);
-        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-          met[b].span = span_of<true>(tile, f, box + b);
-          met[b].active = active_blocks(met[b].span);
-        }
-        Range<int> shared = {0, 0};
+        const WarpgroupSpan span = span_of<true>(tile, f, warpgroup);
+        const Range<int> active = active_blocks(span);
+        Range<int> shared = {0, 0}, row[2];
         if (NA_PING_PONG) {
-          const Range<int> active = met[0].active, other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
+          const Range<int> other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
           shared = Range<int>{greater(active.start, other.start) + 1, lesser(active.end, other.end)};
         }
-        NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) rows_of(met[b].row, tile, items[b]);
-        int last = met[0].active.end;
-        NA_UNROLL for (int b = 1; b < NA_BOXES; ++b) last = greater(last, met[b].active.end);
-        skipped = ceil_div(f.size, NA_BLOCK) - last;
-        if (met[0].active.end > 0) {  // else later boxes have none either
-          NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-            body[b].query.load(view(query, Indexed::query_tokens, tile, head), items[b], lane_of(threadIdx.x));
-            if (scale < 0.0f) {
-              NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
-                NA_UNROLL for (int h = 0; h < 4; ++h) body[b].query.v[s][h] ^= 0x80008000u;
-              }
-            }
-          }
-          if (NA_MASK == kMaskUnits) load_ones(body[0].ones, false);
-          NA_UNROLL for (int b = 1; b < NA_BOXES; ++b) {  // their places in a box are the same
-            NA_UNROLL for (int h = 0; h < 4; ++h) body[b].ones[h] = body[0].ones[h];
-          }
-          consume_all(body, stages, ring, met, shared, warpgroup);
+        rows_of(row, tile, items);
+        skipped = ceil_div(f.size, NA_BLOCK) - active.end;
+        if (active.end > 0) {
+          body.prepare(stages, tile, items, view(query, Indexed::query_tokens, tile, head), warpgroup, scale < 0.0f);
+          skip_blocks(stages, ring, active.start);
+          consume(body, stages, ring, span.all, row, active, shared, warpgroup);
           if (kAgain) {
             Axes again = axes;
             forget(again);
             asm volatile("" : "+r"(group)::"memory");
             tile = warpgroup_tile<true>(again, group, head, heads, lengths);
-            NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-              take_place(tile, box + b);
-              items[b] = items_of<true>(tile);
-            }
+            take_place(tile, warpgroup);
+            items = items_of<true>(tile);
           }
-          NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-            bool good = all_finite(body[b].out) && body[b].factor > kLeastFactor;
-            NA_UNROLL for (int r = 0; r < 2; ++r) {
-              good = good && fabsf(body[b].sum[r]) < NA_INFINITY && body[b].maximum[r] > NA_LEAST_LOGIT;
-              body[b].maximum[r] *= body[b].factor;
-            }
-            if ((NA_BOXES == 1 || met[b].active.end > 0) && any_lane(!good)) {
-              body[b].redo(view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
-                           view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items[b], lane);
-            }
+          bool good = all_finite(body.out) && body.factor > kLeastFactor;
+          NA_UNROLL for (int r = 0; r < 2; ++r) {
+            good = good && fabsf(body.sum[r]) < NA_INFINITY && body.maximum[r] > NA_LEAST_LOGIT;
+            body.maximum[r] *= body.factor;
+          }
+          if (any_lane(!good)) {
+            body.redo(view(query, Indexed::query_tokens, tile, head),
+                      view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+                      view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items, scale * NA_LOG2_E);
           }
         }
       }
-      NA_UNROLL for (int b = 0; b < NA_BOXES; ++b) {
-        if (NA_BOXES > 1) take_place(tile, box + b);
-        body[b].store(tile, out, lse);
-      }
+      body.store(tile, out, lse);
       skip_blocks(stages, ring, skipped);
     }
   }

@@ -6,7 +6,7 @@ constexpr int kMaskUnits = 1, kMaskRow = 2;  // NA_MASK, if anything has to be m
 /// Of logits, to powers of two; below it the penalties of pairs that do not meet are not penalties.
 constexpr float kLeastFactor = 1e-6f;
 
-/// Penalties of a block for one box: 16 channels a row, in two planes of 16 bytes a row.
+/// Penalties of a block for one warpgroup: 16 channels a row, in two planes of 16 bytes a row.
 constexpr int kPenaltyBytes = NA_BLOCK * 32;
 NATTEN_FN unsigned long long penalty_descriptor(unsigned address) {
   return (unsigned long long)(address >> 4 & 0x3fff) | (unsigned long long)(NA_BLOCK * 16 >> 4) << 16 |
@@ -21,9 +21,9 @@ NATTEN_FN int first_mask_channel(int a) {
   return a == 0 ? 0 : a == 1 ? NA_MASK_CHANNELS_0 : NA_MASK_CHANNELS_0 + NA_MASK_CHANNELS_1;
 }
 
-/// Words of the penalty table of an axis: one pair of channels of one coordinate each, on the split axis by box.
+/// Words of the penalty table of an axis: one pair of channels of one coordinate each, on the split axis by warpgroup.
 NATTEN_FN constexpr int table_words(int a) {
-  return (a == NA_SPLIT_AXIS ? kBoxes : 1) * NA_BY_AXIS(NA_REACH, a) * (NA_MASK_CHANNELS(a) / 2);
+  return (a == NA_SPLIT_AXIS ? NA_WARPGROUPS : 1) * NA_BY_AXIS(NA_REACH, a) * (NA_MASK_CHANNELS(a) / 2);
 }
 NATTEN_FN constexpr int table_start(int a) {
   return a == 0 ? 0 : a == 1 ? table_words(0) : table_words(0) + table_words(1);
@@ -36,7 +36,7 @@ NATTEN_FN void fill_penalty_table(unsigned* table, const Tile& tile, const FlatR
     constexpr int kPairs[3] = {NA_MASK_CHANNELS_0 / 2, NA_MASK_CHANNELS_1 / 2, NA_MASK_CHANNELS_2 / 2};
     if (kPairs[a] == 0) continue;
     const int pairs = kPairs[a] > 0 ? kPairs[a] : 1;
-    const int groups = a == NA_SPLIT_AXIS ? kBoxes : 1;
+    const int groups = a == NA_SPLIT_AXIS ? NA_WARPGROUPS : 1;
     const int reach = NA_BY_AXIS(NA_REACH, a);
     for (int i = thread; i < groups * reach * pairs; i += NA_PRODUCERS) {
       const int pair = i % pairs, c = i / pairs % reach, group = i / pairs / reach;
@@ -54,17 +54,19 @@ NATTEN_FN void fill_penalty_table(unsigned* table, const Tile& tile, const FlatR
   }
 }
 
-/// Penalties of a position of the region for all boxes. Asked for before anything is stored, so that they come together.
-NATTEN_FN void load_penalties(unsigned (&words)[kBoxes][8], const unsigned* table, const int (&c)[3], bool exists) {
-  NA_UNROLL for (int box = 0; box < kBoxes; ++box) {
-    NA_UNROLL for (int i = 0; i < 8; ++i) words[box][i] = 0;
+/// Penalties of a position of the region for all warpgroups. Asked for before anything is stored, so that they come
+/// together.
+NATTEN_FN void load_penalties(unsigned (&words)[NA_WARPGROUPS][8], const unsigned* table, const int (&c)[3],
+                              bool exists) {
+  NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
+    NA_UNROLL for (int i = 0; i < 8; ++i) words[w][i] = 0;
     NA_UNROLL for (int a = 0; a < 3; ++a) {
       const int pairs = NA_MASK_CHANNELS(a) / 2;
       const unsigned* const from =
-          table + table_start(a) + ((a == NA_SPLIT_AXIS ? box * NA_BY_AXIS(NA_REACH, a) : 0) + c[a]) * pairs;
+          table + table_start(a) + ((a == NA_SPLIT_AXIS ? w * NA_BY_AXIS(NA_REACH, a) : 0) + c[a]) * pairs;
       NA_UNROLL for (int i = 0; i < pairs; ++i) {
         const unsigned word = from[i];
-        words[box][first_mask_channel(a) / 2 + i] = exists ? word : unsigned(NA_PENALTY) * 0x10001u;
+        words[w][first_mask_channel(a) / 2 + i] = exists ? word : unsigned(NA_PENALTY) * 0x10001u;
       }
     }
   }

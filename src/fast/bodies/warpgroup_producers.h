@@ -8,20 +8,21 @@ constexpr int kWarpRows = kEvenRows < 32 ? kEvenRows : 32;
 
 /// An array that producers bring in. Rows are told by their distance from the first in units of 8 elements where all of
 /// them can be, for what makes producers slow is latency: few registers, long chains.
-template <int kChannels, class P>
+template <int kChannels, class P, int kLayoutRows = NA_BLOCK>
 struct Source {
-  typedef Panels<kChannels> Layout;
+  typedef Panels<kChannels, kLayoutRows> Layout;
   static constexpr int kPieces = kChannels / 8;
-  static constexpr bool kWholeRows = 32 % kPieces == 0;
+  static constexpr bool kWholeRows = 32 % kPieces == 0;  ///< a warp copies whole rows at once
   View<P> from;
   int step[3];
-  bool fast;
+  bool fast;  ///< whether copy() takes the distance, and not the position
 
   NATTEN_FN Source(View<P> view, const Tile& tile) : from(view) {
     Offset most = 0;
     NA_UNROLL for (int a = 0; a < 3; ++a) {
       step[a] = int(view.step[a] / 8);
-      most += (view.step[a] < 0 ? -view.step[a] : view.step[a]) / 8 * tile.groups[a].places;
+      const int positions = greater(tile.groups[a].places, tile.groups[a].queries);
+      most += (view.step[a] < 0 ? -view.step[a] : view.step[a]) / 8 * positions;
     }
     fast = view.vectors && most < 1 << 30;
     from.data += fast && kWholeRows ? hardware_lane() % kPieces * 8 : 0;
@@ -34,21 +35,29 @@ struct Source {
                       int rows) const {
     const int lane = hardware_lane();
     const unsigned stage = address + place;
-    if (fast && kWholeRows) {
-      constexpr int kAtOnce = kWholeRows ? 32 / kPieces : 1, kCopies = (kRows + kAtOnce - 1) / kAtOnce;
-      constexpr int kKnown = kCopies < 8 ? kCopies : 8;
+    if (fast) {
+      constexpr int kCopies = (kRows * kPieces + 31) / 32, kKnown = kCopies < 8 ? kCopies : 8;
       const unsigned to = stage + Layout::place(first_row + lane / kPieces, lane % kPieces);
-      NA_UNROLL for (int some = 0; some < kCopies; some += kKnown) {
+      const auto copy_some = [&](int some) {
         int at[kKnown];  // all of them before the first copy, behind which none would be asked for
         NA_UNROLL for (int i = 0; i < kKnown; ++i) {
-          at[i] = __shfl_sync(0xffffffffu, distance, (some + i) * kAtOnce + lane / kPieces);
+          at[i] = __shfl_sync(0xffffffffu, distance, ((some + i) * 32 + lane) / kPieces);
         }
         NA_UNROLL for (int i = 0; i < kKnown; ++i) {
-          const int row = (some + i) * kAtOnce;
-          if (some + i < kCopies && (NA_BLOCK % kRows == 0 || row + lane / kPieces < rows)) {
-            copy_piece((to ^ Layout::turn(row) * 16) + row * Layout::kRowBytes, from.data + 8 * Offset(at[i]));
+          const int n = (some + i) * 32 + lane, row = n / kPieces, ahead = (some + i) * (32 / kPieces);
+          if (some + i >= kCopies || (row >= rows && !(kWholeRows && NA_BLOCK % kRows == 0))) continue;
+          if constexpr (kWholeRows) {
+            copy_piece((to ^ Layout::turn(ahead) * 16) + ahead * Layout::kRowBytes, from.data + 8 * Offset(at[i]));
+          } else {
+            copy_piece(stage + Layout::place(first_row + row, n % kPieces),
+                       from.data + 8 * (Offset(at[i]) + n % kPieces));
           }
         }
+      };
+      if constexpr (kWholeRows) {
+        NA_UNROLL for (int some = 0; some < kCopies; some += kKnown) copy_some(some);
+      } else {  // each has a place of its own, for all of which there are no registers
+        _Pragma("unroll 1") for (int some = 0; some < kCopies; some += kKnown) copy_some(some);
       }
       return;
     }
@@ -137,12 +146,12 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
       if (is_a) {
         const int distance = from_a.distance_of(p);
         distance_b[of_a] = from_b.distance_of(p);
-        unsigned penalties[kBoxes][8];
+        unsigned penalties[NA_WARPGROUPS][8];
         if (NA_MASK == kMaskUnits) load_penalties(penalties, stages.table(), c, n < f.size);
         if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
         if (NA_MASK == kMaskUnits && has_row) {
-          NA_UNROLL for (int box = 0; box < kBoxes; ++box) {
-            store_penalties(stages.base + Stages::penalties(stage, box), penalties[box], row);
+          NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
+            store_penalties(stages.base + Stages::penalties(stage, w), penalties[w], row);
           }
         }
         if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);

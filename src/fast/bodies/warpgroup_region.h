@@ -1,5 +1,5 @@
 // What the kernels on Hopper's warpgroup matrix instructions work on (half types, channels in multiples of 16).
-// NA_WARPGROUPS consumer warpgroups hold NA_BOXES boxes of 64 positions each, side by side on NA_SPLIT_AXIS; the region
+// NA_WARPGROUPS consumer warpgroups hold a box of 64 positions each, side by side on NA_SPLIT_AXIS; the region
 // that they meet is a flat list of positions whose outermost axis is the split one, and streams past NA_BLOCK at a
 // time.
 namespace natten {
@@ -39,8 +39,6 @@ NATTEN_FN int flat_index(const FlatRegion& f, const int (&c)[3]) {
 NATTEN_FN int warpgroup_extent(int a) {
   return NA_BY_AXIS(NA_WARPGROUP_EXTENT, a);
 }
-
-constexpr int kBoxes = NA_WARPGROUPS * NA_BOXES;  ///< of a tile; those of a warpgroup are neighbours
 
 constexpr bool kIsCircular = NA_IS_CIRCULAR_0 || NA_IS_CIRCULAR_1 || NA_IS_CIRCULAR_2;
 
@@ -119,7 +117,7 @@ NATTEN_FN void rows_of(Range<int> (&row)[2], const Tile& tile, const Items& item
                         items.met[r][kOuter].end - tile.region[kOuter].start};
   }
 }
-/// A consumer's tile, once for each of its boxes.
+/// A consumer's place in a tile.
 NATTEN_FN void take_place(Tile& tile, int box) {
   tile.lane = hardware_lane() % 4;
   box_coordinates(tile.coordinate, position_of_thread(), 0);

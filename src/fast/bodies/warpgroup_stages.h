@@ -3,13 +3,13 @@ namespace natten {
 
 // Shared memory of a stage: rows of kPanel channels side by side in panels, 16-byte pieces swizzled by row such that
 // both directions of reading are free of bank conflicts. A descriptor names it to the matrix units.
-template <int kChannels>
+template <int kChannels, int kRows = NA_BLOCK>
 struct Panels {
   static constexpr int kWidth = kChannels % 64 == 0 ? 64 : kChannels % 32 == 0 ? 32 : 16;
   static constexpr int kRowBytes = kWidth * 2;
   static constexpr int kPieces = kWidth / 8;  ///< of 16 bytes in a row of a panel
-  static constexpr int kPanelBytes = NA_BLOCK * kRowBytes;
-  static constexpr int kBytes = NA_BLOCK * kChannels * 2;
+  static constexpr int kPanelBytes = kRows * kRowBytes;
+  static constexpr int kBytes = kRows * kChannels * 2;
   static constexpr unsigned long long kSwizzle = kWidth == 64 ? 1 : kWidth == 32 ? 2 : 3;
 
   NATTEN_FN static int turn(int row) { return row / (8 / kPieces) % kPieces; }
@@ -44,12 +44,16 @@ struct Ring {
   }
 };
 
+constexpr int kHeldRows = 64;  ///< of a warpgroup
+
 /// Everything in shared memory: stages, held rows where they are not in registers, penalties, numbers of streamed
 /// positions (two planes), the table of penalties, barriers.
 struct Stages {
   static constexpr int kA = Panels<NA_A_CHANNELS>::kBytes, kB = Panels<NA_B_CHANNELS>::kBytes;
-  static constexpr int kHeld = NA_HOLD_SHARED ? kA + kB : 0;  ///< of a warpgroup, whose positions are a block
-  static constexpr int kPenalties = NA_MASK == kMaskUnits ? kBoxes * kPenaltyBytes : 0;
+  // Of a warpgroup: rows of A, and where two arrays are held in shared memory of B.
+  static constexpr int kHeldA = NA_HOLD_SHARED > 0 ? Panels<NA_A_CHANNELS, kHeldRows>::kBytes : 0;
+  static constexpr int kHeld = kHeldA + (NA_HOLD_SHARED > 1 ? Panels<NA_B_CHANNELS, kHeldRows>::kBytes : 0);
+  static constexpr int kPenalties = NA_MASK == kMaskUnits ? NA_WARPGROUPS * kPenaltyBytes : 0;
   static constexpr int kNumbers = NA_NUMBERS * NA_BLOCK * 4;
   static constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;
   static constexpr int kPenaltiesAt = NA_STAGES * (kA + kB) + NA_WARPGROUPS * kHeld;
@@ -61,7 +65,9 @@ struct Stages {
   NATTEN_FN static int a(int stage) { return stage * kA; }
   NATTEN_FN static int b(int stage) { return NA_STAGES * kA + stage * kB; }
   NATTEN_FN static int held(int warpgroup) { return NA_STAGES * (kA + kB) + warpgroup * kHeld; }
-  NATTEN_FN static int penalties(int stage, int box) { return kPenaltiesAt + stage * kPenalties + box * kPenaltyBytes; }
+  NATTEN_FN static int penalties(int stage, int warpgroup) {
+    return kPenaltiesAt + stage * kPenalties + warpgroup * kPenaltyBytes;
+  }
   NATTEN_FN static int numbers(int stage) { return kNumbersAt + stage * kNumbers; }
   NATTEN_FN unsigned* table() const { return reinterpret_cast<unsigned*>(base + kTableAt); }
   NATTEN_FN unsigned barrier(int which, int stage) const {
