@@ -375,6 +375,9 @@ WRONG_TYPES: dict[str, Callable[[], Any]] = {
     ),
     "[window] start_index values must be int, got None (NoneType)": lambda: window.get_window_end(None, 8, 3, 1),
     "[warmup] calls must be a list of dicts, got NoneType": lambda: natten_mlx.warmup(None),
+    "[distributed.na1d] return_lse must be bool, got 'no' (str)": (
+        lambda: natten_mlx.distributed.na1d(X, X, X, 3, return_lse="no")
+    ),
     "[distributed.shard] axis must count from the first spatial axis, 0 to 0, got 1": (
         lambda: natten_mlx.distributed.shard(mx.zeros((2, 8)), 1)
     ),

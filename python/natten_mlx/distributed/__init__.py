@@ -71,6 +71,9 @@ def _attention(rank: int) -> Callable[..., Any]:
         communication_stream: StreamOrDevice = None,
         stream: StreamOrDevice = None,
     ) -> mx.array | tuple[mx.array, mx.array]:
+        if type(return_lse).__name__ not in ("bool", "bool_"):  # NumPy's too
+            got = f"{return_lse!r} ({type(return_lse).__name__})"
+            raise ValueError(f"[distributed.na{rank}d] return_lse must be bool, got {got}")
         window = (kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, gna_stride)
         slabs = (group, axis, rows, overlap, communication_stream)
         out, lse = _ext.distributed_attention(
