@@ -329,6 +329,9 @@ std::vector<Case> warpgroup_cases() {
       // Queries in shared memory.
       Builder("boxes_long", {{300, 150}}).heads(2, 1).dims(256, 256).type(f16),
       Builder("boxes_long_2d", {{40, 9}, {20, 7, 1, 2}}).dims(192, 160).type(bf16).scale(-0.2),
+      Builder("boxes_long_thin", {{300, 150}})
+          .dims(144, 16)
+          .type(f16),  // a warp copies more rows at once than are its own
       Builder("boxes_long_strides", {{70, 6, 5, 3}, {40, 5, 2}}).dims(144, 48).type(f16),
       // Parts of axes, at borders and far from them, of single rows, and where whole axes would mask nothing.
       Builder("boxes_span_middle", {{300, 90}}).heads(4, 2).dims(64, 64).type(f16).spans({{100, 120, 50, 230}}),

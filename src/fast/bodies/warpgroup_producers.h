@@ -37,6 +37,7 @@ struct Source {
     const unsigned stage = address + place;
     if (fast) {
       constexpr int kCopies = (kRows * kPieces + 31) / 32, kKnown = kCopies < 8 ? kCopies : 8;
+      constexpr bool kAllRows = NA_BLOCK % kRows == 0 && kRows * kPieces % 32 == 0;  // of the warp, and no others
       const unsigned to = stage + Layout::place(first_row + lane / kPieces, lane % kPieces);
       const auto copy_some = [&](int some) {
         int at[kKnown];  // all of them before the first copy, behind which none would be asked for
@@ -45,7 +46,7 @@ struct Source {
         }
         NA_UNROLL for (int i = 0; i < kKnown; ++i) {
           const int n = (some + i) * 32 + lane, row = n / kPieces, ahead = (some + i) * (32 / kPieces);
-          if (some + i >= kCopies || (row >= rows && !(kWholeRows && NA_BLOCK % kRows == 0))) continue;
+          if (some + i >= kCopies || (!kAllRows && row >= rows)) continue;
           if constexpr (kWholeRows) {
             copy_piece((to ^ Layout::turn(ahead) * 16) + ahead * Layout::kRowBytes, from.data + 8 * Offset(at[i]));
           } else {
