@@ -31,6 +31,11 @@ def missing_rows(module: Any, batch: int, grid: Sequence[int]) -> list[int]:
     return [max(0, window - length) for length, window in zip(grid, least, strict=True)]
 
 
+def computed_rows(module: Any, grid: Sequence[int]) -> list[slice]:
+    """Of each axis of the output behind an input whose axes were padded: what belongs to `grid`, the input's own."""
+    return [slice(-(-length // s)) for length, s in zip(grid, ints(module.stride, module.rank), strict=True)]
+
+
 def with_rows(x: mx.array, missing: Sequence[int]) -> mx.array:
     """x [B, spatial..., C] with so many zeros at the end of each axis."""
     return mx.pad(x, [(0, 0), *((0, count) for count in missing), (0, 0)]) if any(missing) else x

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from natten_mlx import _ext, distributed, functional
 from natten_mlx._arguments import count, ints
 from natten_mlx._decoding import DecodingCache, attend_next, make_cache
-from natten_mlx._padding import least_lengths, missing_rows, with_rows
+from natten_mlx._padding import computed_rows, least_lengths, missing_rows, with_rows
 from natten_mlx._rope import Offset, RoPE
 from natten_mlx._slabs import Slab, check_group, slab_of
 from natten_mlx.functional import Bools, Ints
@@ -314,11 +314,10 @@ class _NeighborhoodAttention(nn.Module):
         """x [B, spatial..., C] -> [B, out..., C]; with pad_input behind zeros at the end of axes that are too short."""
         if not self.pad_input:
             return self._attend_slab(x, lengths, slab)
-        grid, stride = (x.shape if slab is None else slab.whole(x.shape))[1:-1], ints(self.stride, self.rank)
-        missing = missing_rows(self, x.shape[0], grid)
-        real = [slice(-(-length // s)) for length, s in zip(grid, stride, strict=True)]
+        grid = (x.shape if slab is None else slab.whole(x.shape))[1:-1]
+        missing, real = missing_rows(self, x.shape[0], grid), computed_rows(self, grid)
         if slab is not None:
-            mine = slab.queries(stride[slab.axis])
+            mine = slab.queries(ints(self.stride, self.rank)[slab.axis])
             real[slab.axis] = slice(mine.stop - mine.start)
             is_last, slab = slab.is_last, slab.extended(missing[slab.axis])
             missing[slab.axis] *= is_last
@@ -371,9 +370,7 @@ class _NeighborhoodAttention(nn.Module):
         missing = missing_rows(self, x.shape[0], x.shape[1:-1])
         out = self._merge_heads(attend_next(self, with_rows(x, missing), cache))
         if any(missing):
-            stride = ints(self.stride, self.rank)
-            real = [slice(-(-length // s)) for length, s in zip(x.shape[1:-1], stride, strict=True)]
-            kept = (slice(None), *real)
+            kept = (slice(None), *computed_rows(self, x.shape[1:-1]))
             out = out[kept]
         return self.proj_drop(self.proj(out))
 

@@ -127,17 +127,13 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   const auto has_run = [&](int a) { return (p.spans && !keys ? p.queries(a) : p.axes[a].length) > 1; };
   plan.run_axis = has_run(1) ? 1 : has_run(2) ? 2 : 0;
   plan.numbers = 4 * kernel.streamed_scalars();
-  // Beside the sums of both gradients registers hold up to 128 channels more.
-  const auto hold = [&] {
-    if (!forward) plan.hold_shared = keys && p.head_dim + p.value_dim > 128 ? 2 : 0;
-  };
   plan.hold_shared = std::max(p.head_dim, p.value_dim) > 128;
   override_from_environment(plan);
-  hold();
   plan.threads = 128;  // of one warpgroup
   choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
-  hold();
+  // Beside the sums of both gradients registers hold up to 128 channels more.
+  if (!forward) plan.hold_shared = keys && p.head_dim + p.value_dim > 128 ? 2 : 0;
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
   plan.extent[plan.split_axis] *= plan.warpgroups;

@@ -326,12 +326,10 @@ std::vector<Case> warpgroup_cases() {
       Builder("boxes_dilated", {{36, 5, 2}, {44, 7, 1, 2}}).heads(2, 1).dims(32, 32).type(bf16),
       Builder("boxes_3d", {{10, 5}, {12, 5}, {14, 7}}).dims(64, 64).type(bf16),
       Builder("boxes_in_turns", {{300, 140}}).dims(128, 128).type(f16),
-      // Queries in shared memory.
+      // Queries in shared memory; in the third a warp copies more rows at once than are its own.
       Builder("boxes_long", {{300, 150}}).heads(2, 1).dims(256, 256).type(f16),
       Builder("boxes_long_2d", {{40, 9}, {20, 7, 1, 2}}).dims(192, 160).type(bf16).scale(-0.2),
-      Builder("boxes_long_thin", {{300, 150}})
-          .dims(144, 16)
-          .type(f16),  // a warp copies more rows at once than are its own
+      Builder("boxes_long_thin", {{300, 150}}).dims(144, 16).type(f16),
       Builder("boxes_long_strides", {{70, 6, 5, 3}, {40, 5, 2}}).dims(144, 48).type(f16),
       // Parts of axes, at borders and far from them, of single rows, and where whole axes would mask nothing.
       Builder("boxes_span_middle", {{300, 90}}).heads(4, 2).dims(64, 64).type(f16).spans({{100, 120, 50, 230}}),
