@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from natten_mlx import compat
-from natten_mlx.compat.table import RELEASES, Entry, Release
+from natten_mlx.compat.table import RELEASES, Earlier, Entry, Release
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- Written by scripts/write_migrations.py from python/natten_mlx/compat/table.py. -->\n\n"
@@ -32,8 +32,9 @@ from natten_mlx.compat.v017.functional import na2d_av, na2d_qk  # was: from natt
 |---|---|---|
 {modules}
 
-`compat.for_version("0.17.4")` gives the module for a version: up to 0.14 `v014`, up to 0.15 `v015`, up to 0.17
-`v017`; above, the newest that is not newer.
+`compat.for_version("0.17.4")` gives the module for a version: for 0.14.0 to 0.14.4 `v0144`, for 0.14.5 `v0145`, for
+0.21.0 to 0.21.4 `v0210`; otherwise up to 0.14 `v014`, up to 0.15 `v015`, up to 0.17 `v017`; above, the newest that is
+not newer.
 
 ```python
 from natten_mlx import compat
@@ -78,7 +79,17 @@ NATTEN's API behind, or wonder what a name does here. [All releases](compat.md),
 | NATTEN {version} | in `natten_mlx.compat.{module}` | in natten_mlx itself |
 |---|---|---|
 {names}
-{absent}"""
+{earlier}{absent}"""
+
+EARLIER = """
+## {versions}
+
+`natten_mlx.compat.{module}` is for these. {rule}{lacks} The rest is as above.
+
+| NATTEN {versions} | in `natten_mlx.compat.{module}` | in natten_mlx itself |
+|---|---|---|
+{names}
+"""
 
 ABSENT = """
 ## What is not here
@@ -99,7 +110,7 @@ def page_name(release: Release) -> str:
     return f"migrating-natten-{version_of(release)}.md"
 
 
-def called(release: Release, entry: Entry) -> str:
+def called(release: Release | Earlier, entry: Entry) -> str:
     """The name with the arguments of a function, as far as they fit a cell."""
     found = getattr(getattr(compat, release.module), entry.name)
     if not isinstance(found, Callable):  # type: ignore[arg-type]
@@ -113,10 +124,23 @@ def called(release: Release, entry: Entry) -> str:
     return f"`{entry.name}({', '.join(names)})`"
 
 
+def rows(release: Release | Earlier) -> str:
+    """What is here of a release's names."""
+    return "\n".join(f"| {called(release, e)} | {e.here} | {e.native} |" for e in release.entries if e.is_here)
+
+
+def earlier_versions(release: Release) -> str:
+    """The sections on versions that have a module of their own."""
+    sections = []
+    for e in release.earlier:
+        lacks = f" They lack {', '.join(f'`{name}`' for name in e.lacks)}." if e.lacks else ""
+        sections.append(EARLIER.format(versions=e.versions, module=e.module, rule=e.rule, lacks=lacks, names=rows(e)))
+    return "".join(sections)
+
+
 def page(release: Release) -> str:
     """The migration page of one release."""
     version = version_of(release)
-    names = [f"| {called(release, e)} | {e.here} | {e.native} |" for e in release.entries if e.is_here]
     missing = [f"| `{e.name}` | {e.here.removeprefix('not here: ')} |" for e in release.entries if not e.is_here]
     return NOTE + PAGE.format(
         version=version,
@@ -124,7 +148,8 @@ def page(release: Release) -> str:
         module=release.module,
         example=release.example,
         rules="\n".join(f"- {rule}" for rule in release.rules),
-        names="\n".join(names),
+        names=rows(release),
+        earlier=earlier_versions(release),
         absent=ABSENT.format(version=version, names="\n".join(missing)) if missing else "",
     )
 
@@ -133,7 +158,7 @@ def mark(release: Release, name: str) -> str:
     """What the overview's table says of a name."""
     entry = next((e for e in release.entries if e.name == name), None)
     if entry is None:
-        return "-"
+        return "~" if any(e.name == name for earlier in release.earlier for e in earlier.entries) else "-"
     starts = {"the same": "=", "accepted": "s", "what was asked": "s", "a true": "t", "not of this": "o"}
     return next((sign for start, sign in starts.items() if entry.here.startswith(start)), "~")
 
@@ -141,10 +166,12 @@ def mark(release: Release, name: str) -> str:
 def overview() -> str:
     """docs/compat.md."""
     modules = [
-        f"| `natten_mlx.compat.{r.module}` | {r.versions} | [From NATTEN {version_of(r)}]({page_name(r)}) |"
-        for r in RELEASES.values()
+        f"| `natten_mlx.compat.{r.module}` | {r.versions} | [From NATTEN {version_of(release)}]({page_name(release)}) |"
+        for release in RELEASES.values()
+        for r in (*release.earlier, release)
     ]
-    names = sorted({e.name for r in RELEASES.values() for e in r.entries if e.is_here}, key=str.lower)
+    every = (e for release in RELEASES.values() for r in (release, *release.earlier) for e in r.entries)
+    names = sorted({e.name for e in every if e.is_here}, key=str.lower)
     rows = [f"| `{name}` |" + "".join(f" {mark(r, name)} |" for r in RELEASES.values()) for name in names]
     return NOTE + OVERVIEW.format(
         modules="\n".join(modules),

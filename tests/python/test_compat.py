@@ -26,12 +26,13 @@ import pytest
 import natten_mlx
 from harness import assert_near, run_python, to_mlx, to_numpy, vjp
 from natten_mlx import compat
-from natten_mlx.compat import _switches, table, v014, v015, v017, v020, v021
+from natten_mlx.compat import _switches, table, v014, v0144, v0145, v015, v017, v020, v021, v0210
 from natten_mlx.extras import allin1
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ENTRIES = {entry["file"]: entry for entry in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 MODULES = {"v014": v014, "v015": v015, "v017": v017, "v020": v020, "v021": v021}
+EARLIER = {"v0144": v0144, "v0145": v0145, "v0210": v0210}  # releases that differ from v014 and v021
 
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
@@ -320,6 +321,22 @@ SIGNATURES = {
     | CONFIGURATIONS_021
     | OURS,
 }
+SPLIT_0145 = {"natten#dqkrpb": "query, key, rpb, kernel_size, dilation", "natten#dav": "attn, value, dilation"}
+SPLIT_0144 = {"natten#dqkrpb": "query, key, rpb, dilation", "natten#dav": "attn, value, dilation"}
+MODULE_0144 = f"dim, kernel_size, num_heads, qkv_bias=True, qk_scale=None, {DROPS}, dilation=None"
+NA_0210 = NA_020.removesuffix(", ")
+SIGNATURES |= {
+    "v0144": ranks(SPLIT_0144, 1, 2)
+    | ranks({"NeighborhoodAttention#D": MODULE_0144}, 1, 2)
+    | {"NeighborhoodAttention": MODULE_0144}
+    | OURS,
+    "v0145": ranks(SPLIT_0145, 1, 2) | ranks({"NeighborhoodAttention#D": MODULE_014}, 1, 2) | OURS,
+    "v0210": SIGNATURES["v021"]
+    | ranks({"na#d": NA_0210}, 1, 2, 3)
+    | {"neighborhood_attention_generic": NA_0210}
+    | {"attention": f"query, key, value, scale=None, {TUNING}"}
+    | {"merge_attentions": "outputs, lse_tensors, torch_compile=True"},
+}
 CONSTANTS = {"__version__", "experimental", "flops", "functional", "utils", "HAS_LIBNATTEN"}
 
 
@@ -328,14 +345,18 @@ def signature(function: Any) -> str:
     return ", ".join(p.name + ("" if p.default is p.empty else f"={p.default!r}") for p in parameters)
 
 
-@pytest.mark.parametrize("release", MODULES)
+def signature_or_none(module: ModuleType, name: str) -> str | None:
+    return None if name in CONSTANTS else signature(getattr(module, name))
+
+
+@pytest.mark.parametrize("release", MODULES | EARLIER)
 def test_signatures_are_the_release_s(release: str) -> None:
-    module = MODULES[release]
+    module = (MODULES | EARLIER)[release]
     assert set(module.__all__) - CONSTANTS == set(SIGNATURES[release])
     for name, expected in SIGNATURES[release].items():
         assert signature(getattr(module, name)) == expected, name
         assert getattr(module, name).__doc__, name
-    assert re.fullmatch(rf"0\.{release[2:]}\.\d", module.__version__)
+    assert module.__version__.startswith(f"0.{release[2:4]}.")
 
 
 @pytest.mark.parametrize("release", MODULES)
@@ -347,6 +368,22 @@ def test_the_table_has_every_name(release: str) -> None:
     for entry in table.RELEASES[release].entries:
         if not entry.is_here:
             assert not hasattr(module, entry.name.partition("(")[0].rpartition(".")[2])
+
+
+@pytest.mark.parametrize("release", EARLIER)
+def test_the_table_says_what_earlier_releases_had(release: str) -> None:
+    module, own = EARLIER[release], {e.module: e for r in table.RELEASES.values() for e in r.earlier}[release]
+    newest = MODULES[release[:4]]
+    assert set(newest.__all__) - set(own.lacks) | {entry.name for entry in own.entries} == set(module.__all__)
+    for name in module.__all__:
+        is_other = name not in newest.__all__ or signature_or_none(module, name) != signature_or_none(newest, name)
+        assert is_other == (name in {entry.name for entry in own.entries}) or name == "NeighborhoodAttention"
+    for name in own.lacks:
+        for holder in (module, module.functional):
+            with pytest.raises(AttributeError, match=rf"compat.{release}[.a-z]*' has no attribute '{name}'"):
+                getattr(holder, name)
+    for name in module.functional.__all__:
+        assert getattr(module, name) is getattr(module.functional, name)
 
 
 @pytest.mark.parametrize("name", ["compat.v017.na1d", "compat.for_version", "extras.allin1.na1d_qk_rpb", "models.load"])
@@ -366,7 +403,7 @@ def test_parts_are_there_when_they_are_named(name: str) -> None:
     assert run_python(code).stdout == "module 'natten_mlx' has no attribute 'part'\n"
 
 
-@pytest.mark.parametrize("release", MODULES)
+@pytest.mark.parametrize("release", MODULES | EARLIER)
 def test_functions_are_in_functional_as_well(release: str) -> None:
     code = f"""
         import natten_mlx.compat.{release} as natten
@@ -384,6 +421,8 @@ def test_functions_are_in_functional_as_well(release: str) -> None:
 TESTS_OF_MACHINES = ("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm")
 IMPORTS = {
     ("v014", "flops"): ("get_flops", "add_natten_handle"),
+    ("v0144", "flops"): ("get_flops", "add_natten_handle"),
+    ("v0145", "flops"): ("get_flops", "add_natten_handle"),
     ("v015", "flops"): ("get_flops", "add_natten_handle"),
     ("v017", "flops"): ("fna_flop_count", "na_qk_flop_count", "na_av_flop_count", "get_flops", "add_natten_handle"),
     ("v015", "functional"): (
@@ -407,7 +446,7 @@ def test_modules_of_the_release_s_documentation(release: str, inside: str) -> No
     for name in names:
         found = getattr(module, name)
         assert found.__doc__
-        if hasattr(MODULES[release], name):
+        if hasattr(MODULES.get(release), name):
             assert found == getattr(MODULES[release], name), "another function, or a switch with a state of its own"
 
 
@@ -456,6 +495,11 @@ def test_what_is_not_here_says_why() -> None:
     ("version", "module"),
     [
         ("0.13", v014),
+        ("0.14", v014),
+        ("0.14.1", v0144),
+        ("v0.14.2+torch1100cu113", v0144),
+        ("0.14.4", v0144),
+        ("0.14.5", v0145),
         ("0.14.6", v014),
         ("0.15.0", v015),
         ("v0.15.1", v015),
@@ -467,6 +511,10 @@ def test_what_is_not_here_says_why() -> None:
         ("0.19.9", v017),
         ("0.20.0", v020),
         ("0.20.2.dev1", v020),
+        ("0.21.0", v0210),
+        ("0.21.1+torch280cu128", v0210),
+        ("0.21", v021),
+        ("0.21.5", v021),
         ("0.21.6", v021),
         ("0.21.7rc1", v021),
         ("0.30", v021),
@@ -584,6 +632,62 @@ def test_additional_tokens_of_the_split_form(release: str, rank: int) -> None:
         q, k, v, 3, additional_keys=keys.swapaxes(1, 2), additional_values=values.swapaxes(1, 2)
     )
     assert close(mx.moveaxis(out, 1, -2), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_kernel_size_follows_from_shapes_in_0_14_5(rank: int) -> None:
+    x, rpb = normal(1, 2, *(11,) * rank, 4), normal(2, *(9,) * rank, seed=1)
+    logits = of_rank(v014, "natten#dqkrpb", rank)(x, x, rpb, 5, 2)
+    attn = mx.softmax(logits, axis=-1)
+    out = of_rank(v014, "natten#dav", rank)(attn, x, 5, 2)
+    assert mx.array_equal(of_rank(v0144, "natten#dqkrpb", rank)(x, x, rpb, 2), logits)
+    slots = 5**rank - 1
+    for release in (v0144, v0145):
+        assert mx.array_equal(of_rank(release, "natten#dav", rank)(attn, x, 2), out)
+        assert mx.array_equal(of_rank(release, "natten#dav", rank)(attn, x, dilation=2), out)
+        with pytest.raises(ValueError, match=rf"\[natten{rank}dav\] attn must hold K.* per query.* got {slots}"):
+            of_rank(release, "natten#dav", rank)(attn[..., :slots], x, 2)
+    unbiased = of_rank(v0145, "natten#dqkrpb", rank)(x, x, None, 5, 2)
+    assert mx.array_equal(unbiased, of_rank(v014, "natten#dqk", rank)(x, x, 5, 2))
+    for bad in (None, rpb[..., :8], rpb[0], normal(2, *(7,) * rank)):
+        with pytest.raises(ValueError, match=rf"\[natten{rank}dqkrpb\] rpb must be .* \[heads, 2 \* K - 1"):
+            of_rank(v0144, "natten#dqkrpb", rank)(x, x, bad, 2)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_modules_of_0_14_4_take_the_kernel_size_first(rank: int) -> None:
+    x = normal(1, *(13,) * rank, 12)
+    layer = of_rank(v0144, "NeighborhoodAttention#D", rank)(12, 3, 2, False, 0.5, 0.0, 0.0, 2)
+    same = of_rank(v014, "NeighborhoodAttention#D", rank)(12, 2, 3, 2, True, False, 0.5)
+    same.update(layer.parameters())
+    assert (layer.num_heads, layer.kernel_size, layer.window_size, layer.scale) == (2, 3, 6, 0.5)
+    assert mx.array_equal(layer(x), same(x))
+    if rank == 2:
+        with pytest.warns(DeprecationWarning, match="NeighborhoodAttention2D since NATTEN 0.13"):
+            layer = v0144.NeighborhoodAttention(12, 3, 2, dilation="auto")
+        for size, dilation in ((13, 4), (7, 2), (2, 1)):  # the shorter side decides
+            same = v014.NeighborhoodAttention2D(12, 2, 3, dilation)
+            same.update(layer.parameters())
+            x = normal(1, 16, size, 12)
+            assert mx.array_equal(layer(x), same(x))
+    with pytest.raises(ValueError, match="kernel_size must be an odd number"):
+        of_rank(v0144, "NeighborhoodAttention#D", rank)(12, 2, 3)
+    with pytest.raises(TypeError, match="'bias'"):
+        of_rank(v0144, "NeighborhoodAttention#D", rank)(12, 3, 2, bias=False)
+
+
+def test_0_21_0_is_0_20_without_an_argument() -> None:
+    x = normal(1, 8, 8, 2, 4)
+    assert mx.array_equal(v0210.na2d(x, x, x, 4, 2), v020.na2d(x, x, x, 4, 2))
+    with pytest.raises(TypeError, match="try_fuse_additional_kv"):
+        v0210.na2d(x, x, x, 4, try_fuse_additional_kv=True)
+    with pytest.raises(ValueError, match="numbers of heads must match in this release"):
+        v0210.na2d(x, x[..., :1, :], x[..., :1, :], 4)
+    flat = x.reshape(1, 64, 2, 4)
+    out, lse = v0210.attention(flat, flat, flat, 0.25, return_lse=True)
+    assert close(out, natten_mlx.attention(flat, flat, flat, scale=0.25))
+    assert close(v0210.merge_attentions([out, out], [lse, lse]), out)
+    assert v0210.NeighborhoodAttention2D(8, 2, 4, 2)(normal(1, 8, 8, 8)).shape == (1, 8, 8, 8)
 
 
 def test_depth_comes_first_in_0_15() -> None:

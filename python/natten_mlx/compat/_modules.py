@@ -6,6 +6,7 @@ Parameters have the names and shapes of NATTEN's (`qkv`, `proj`, `rpb`), so that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -47,6 +48,34 @@ class Padded(nn._NeighborhoodAttention):
             pad_input=True,
         )
         self.window_size = kernel * spacing
+
+
+class KernelFirst(Padded):
+    """0.14.1 to 0.14.4: the kernel size before the heads, and always a bias. In 2-D a dilation that is a string stands
+    for the largest that fits the input."""
+
+    @nn._with_hints
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dilation: int | str | None = None,
+    ) -> None:
+        self.follows_input = self.rank == 2 and isinstance(dilation, str)
+        spacing: Any = 1 if self.follows_input else dilation
+        super().__init__(dim, num_heads, kernel_size, spacing, True, qkv_bias, qk_scale, attn_drop, proj_drop)
+
+    def _forward(
+        self, x: mx.array, lengths: mx.array | None, lengths_name: str, rows: Sequence[int] | None
+    ) -> mx.array:
+        if self.follows_input and isinstance(x, mx.array) and x.ndim == 4:
+            self.dilation = max(min(x.shape[1:3]) // self.kernel_size, 1)
+        return super()._forward(x, lengths, lengths_name, rows)
 
 
 class PaddedDepth(nn._NeighborhoodAttention):

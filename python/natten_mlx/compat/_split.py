@@ -94,6 +94,31 @@ def qk(
     return heads_first(_roll_slots(logits, kernel, spacing, causal, to_left=True))
 
 
+def kernel_of_bias(function: str, rank: int, rpb: mx.array) -> int:
+    """The kernel size that a bias [heads, 2K - 1, ...] is for."""
+    side = rpb.shape[-1] if isinstance(rpb, mx.array) and rpb.ndim == rank + 1 else 0
+    if side % 4 != 1 or side < 5 or set(rpb.shape[1:]) != {side}:
+        got = f"the shape {tuple(rpb.shape)}" if isinstance(rpb, mx.array) else type(rpb).__name__
+        layout = ", ".join(["2 * K - 1"] * rank)
+        raise ValueError(
+            f"[{function}] rpb must be an mlx.core.array [heads, {layout}], whose odd kernel size K > 1 is that of the "
+            f"windows in this release, got {got}"
+        )
+    return (side + 1) // 2
+
+
+def kernel_of_slots(function: str, rank: int, attn: mx.array) -> int:
+    """The kernel size that as many weights per query belong to."""
+    slots = arguments.array(function, "attn", attn, rank, heads_first=True, last="slots").shape[-1]
+    kernel = slots if rank == 1 else math.isqrt(slots)
+    if kernel**rank != slots or kernel % 2 == 0 or kernel < 3:
+        raise ValueError(
+            f"[{function}] attn must hold K{'' if rank == 1 else f' ** {rank}'} weights per query, whose odd kernel "
+            f"size K > 1 is that of the windows in this release, got {slots}"
+        )
+    return kernel
+
+
 def av(
     function: str,
     rank: int,

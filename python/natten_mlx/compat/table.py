@@ -20,6 +20,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A module for earlier versions of a `Release`: what differs, and names of the release that they lack."""
+
+    module: str
+    versions: str
+    rule: str
+    entries: tuple[Entry, ...]
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Release:
     """One module of natten_mlx.compat. `rules` are what a port must mind; `example` runs."""
 
@@ -28,6 +39,7 @@ class Release:
     rules: tuple[str, ...]
     example: str
     entries: tuple[Entry, ...]
+    earlier: tuple[Earlier, ...] = ()
 
 
 _SAME = "the same"
@@ -105,6 +117,7 @@ _CONFIGURATIONS_021 = ("bwd_configs_for_cutlass_hopper", "bwd_configs_for_cutlas
 
 _NATIVE_QK = "`na#d_qk(..., scale=1.0, rpb=rpb)` on heads-last arrays"
 _NATIVE_AV = "`na#d_av` on heads-last arrays"
+_SLOTS = "the same: the last axis of `attn` says how large windows are"
 _NATIVE_MODULE = "`NeighborhoodAttention#D(embed_dim, num_heads, kernel_size, {options})`"
 _PROFILE = "`natten-mlx profile` and `natten_mlx.bench.cost` count operations"
 _PYTORCH_FLOPS = "`get_flops` and `add_natten_handle`, which count a PyTorch model's operations: `NotImplementedError`"
@@ -170,12 +183,12 @@ assert layer(mx.random.normal((1, 16, 16, 128))).shape == (1, 16, 16, 128)"""
 RELEASES: dict[str, Release] = {
     "v014": Release(
         "v014",
-        "0.14 and before (0.14.6)",
+        "0.14.6",
         (
             _HEADS_FIRST,
             _UNSCALED,
-            "Up to 0.14.5 `natten1dav` and `natten2dav` took `attn, value, dilation`; 0.14.6 has `kernel_size` before "
-            "`dilation`, and so has this module.",
+            "`natten1dav` and `natten2dav` have `kernel_size` before `dilation` since 0.14.6, `natten1dqkrpb` and "
+            "`natten2dqkrpb` since 0.14.5: v0144 and v0145 below are for programs from before.",
             _ODD,
             _PADDING,
             _BIAS,
@@ -198,6 +211,34 @@ RELEASES: dict[str, Release] = {
             *_absent(
                 _NO_AUTOGRAD,
                 *(f"natten.functional.NATTEN{r}D{kind}Function" for r in (1, 2) for kind in ("QKRPB", "AV")),
+            ),
+        ),
+        (
+            Earlier(
+                "v0144",
+                "0.14.1 to 0.14.4",
+                "Modules take `kernel_size` before `num_heads`, and always have a bias; in 2-D a `dilation` that is a "
+                "string is the largest that fits the input.",
+                (
+                    *_ranked(
+                        "NeighborhoodAttention#D",
+                        _SAME,
+                        _NATIVE_MODULE.format(options="dilation=..., rel_pos_bias=True"),
+                        1,
+                        2,
+                    ),
+                    Entry("NeighborhoodAttention", "`NeighborhoodAttention2D`, with a `DeprecationWarning`", "-"),
+                    *_ranked("natten#dqkrpb", "the same: `rpb` says how large windows are", _NATIVE_QK, 1, 2),
+                    *_ranked("natten#dav", _SLOTS, _NATIVE_AV, 1, 2),
+                ),
+                ("natten1dqk", "natten2dqk"),
+            ),
+            Earlier(
+                "v0145",
+                "0.14.5",
+                "The bias became an option, of modules and of `natten1dqkrpb` and `natten2dqkrpb`.",
+                (*_ranked("natten#dav", _SLOTS, _NATIVE_AV, 1, 2),),
+                ("natten1dqk", "natten2dqk"),
             ),
         ),
     ),
@@ -367,7 +408,7 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             _SIZES,
             _TUNING,
             "Signatures are 0.21.7's: since 0.21.5 `attention` has `is_causal` before `scale`, and `merge_attentions` "
-            "returns `(out, lse)`. For 0.21.0 and 0.21.1 those two are as in v020.",
+            "returns `(out, lse)`. v0210 below is for programs from before.",
             "Causal `attention` with more keys than queries, or fewer: query `i` attends the keys 0 to `i`. In "
             "natten_mlx's the last query is at the last key, and there are at most as many queries as keys.",
             "Packed sequences (`seqlens_Q`, ...) are computed one by one; their lengths are read on the host.",
@@ -392,6 +433,23 @@ assert layer(mx.random.normal((1, 14, 14, 128))).shape == (1, 14, 14, 128)""",
             *_absent("not here: kernels of NATTEN", "natten.backends"),
             *_GENERIC,
             *_absent(_INTERNAL, "natten.context", "natten.token_permute"),
+        ),
+        (
+            Earlier(
+                "v0210",
+                "0.21.0 and 0.21.1",
+                "Query, key and value have the same number of heads, there is no log-sum-exp of `na1d`, `na2d` and "
+                "`na3d`, and no packed sequences.",
+                (
+                    *_ranked("na#d", _SAME, "`na#d(..., gna_stride=stride)`", 1, 2, 3),
+                    Entry("neighborhood_attention_generic", "the same, in `functional`", "`na1d`, `na2d`, `na3d`"),
+                    Entry("attention", "the same, as in 0.20", "`attention`"),
+                    Entry(
+                        "merge_attentions", "the same: the output only", "`merge_attentions`, which gives lse as well"
+                    ),
+                ),
+                ("utils",),
+            ),
         ),
     ),
 }
