@@ -19,6 +19,8 @@ from natten_mlx.compat._switches import without_effect
 class Padded(nn._NeighborhoodAttention):
     """0.14 and 0.15 in 1-D and 2-D: inputs smaller than the window are zero-padded; there is a bias by default."""
 
+    kernel_size: int
+
     @nn._with_hints
     def __init__(
         self,

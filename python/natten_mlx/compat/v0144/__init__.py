@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import natten_mlx
 from natten_mlx.compat._absent import absent
@@ -47,9 +46,18 @@ class NeighborhoodAttention2D(KernelFirst, natten_mlx.NeighborhoodAttention2D):
 class NeighborhoodAttention(NeighborhoodAttention2D):
     """NeighborhoodAttention2D under its name before 0.13."""
 
-    @functools.wraps(KernelFirst.__init__)
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dilation: int | str | None = None,
+    ) -> None:
+        super().__init__(dim, kernel_size, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, dilation)
         warnings.warn(
             "NeighborhoodAttention is called NeighborhoodAttention2D since NATTEN 0.13",
             DeprecationWarning,
