@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -286,6 +285,13 @@ def test_a_few_training_steps(tier: str) -> None:
         ({"id2label": {"0": "a", "2": "b"}}, r"config\.json: 'id2label' must be an object that names every class"),
         ({"id2label": ["a"]}, r"config\.json: 'id2label' must be an object"),
         ({"model_type": "nat"}, r"config\.json: 'dilations' must be absent"),
+        ({"pruned_heads": {"0": [1]}}, r"config\.json: 'pruned_heads' must be absent or \{\}"),
+        (
+            {"window_shift": 3},
+            r"config\.json: 'window_shift' is unknown to dinat models, got 3; expected some of .*'depths', 'dilations'",
+        ),
+        ({"mlp_ratios": 4.0}, r"config\.json: 'mlp_ratios' is unknown .*, got 4\.0; did you mean 'mlp_ratio'\?"),
+        ({"quantization_config": {"bits": 4}}, r"config\.json: 'quantization_config' is unknown to dinat models"),
     ],
 )
 def test_a_config_that_cannot_be_used(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -293,12 +299,64 @@ def test_a_config_that_cannot_be_used(changes: dict[str, Any], message: str, tmp
         models.load(copy("mini", tmp_path, **changes))
 
 
-def test_a_key_of_the_config_without_a_meaning_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "natten_mlx"):
-        models.load(copy("mini", tmp_path, window_shift=3))
-    assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'config.json'}: 'window_shift' means nothing to a dinat and is ignored"
-    ]
+# What transformers writes of every model's configuration that is a part of another's, with its defaults.
+EVERY_MODEL_S = {
+    **dict.fromkeys(("_name_or_path", "_commit_hash", "torch_dtype", "transformers_version", "problem_type", "prefix")),
+    **dict.fromkeys(("finetuning_task", "task_specific_params", "tokenizer_class", "cross_attention_hidden_size")),
+    **dict.fromkeys(f"{token}_token_id" for token in ("bos", "eos", "pad", "sep", "decoder_start")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens")),
+    **dict.fromkeys(("begin_suppress_tokens", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("add_cross_attention", "is_decoder", "is_encoder_decoder", "torchscript", "use_bfloat16"), False),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "do_sample"), False),
+    **dict.fromkeys(("early_stopping", "remove_invalid_values", "tie_encoder_decoder", "tf_legacy_loss"), False),
+    **dict.fromkeys(("return_dict", "tie_word_embeddings"), True),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("chunk_size_feed_forward", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty"), 1.0),
+    "diversity_penalty": 0.0,
+    "max_length": 20,
+    "min_length": 0,
+    "top_k": 50,
+    "return_dict_in_generate": False,
+    "pruned_heads": {},
+    "architectures": ["DinatForImageClassification"],
+    "hidden_size": 128,
+    "num_layers": 4,
+    "label2id": {"a": 0},
+    "initializer_range": 0.02,
+    "path_norm": True,
+    "patch_norm": True,
+    "dtype": "float32",
+}
+
+
+def test_keys_of_published_configs_that_mean_nothing_here(tmp_path: Path) -> None:
+    _, config = models.load(copy("mini", tmp_path, **EVERY_MODEL_S))
+    assert config == models.load(DATA / "mini")[1]
+    # The backbone of shi-labs/oneformer_ade20k_dinat_large.
+    published = {
+        "architectures": ["DinatForImageClassification"],
+        "depths": [3, 4, 18, 5],
+        "dilations": [
+            [1, 20, 1],
+            [1, 5, 1, 10],
+            [1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5],
+            [1, 2, 1, 2, 1],
+        ],
+        "drop_path_rate": 0.35,
+        "embed_dim": 192,
+        "hidden_size": 1536,
+        "kernel_size": 11,
+        "layer_scale_init_value": 0.0,
+        "mlp_ratio": 2.0,
+        "model_type": "dinat",
+        "num_heads": [6, 12, 24, 48],
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        "out_indices": [1, 2, 3, 4],
+        "path_norm": True,
+        "torch_dtype": "float32",
+    }
+    assert models.DinatConfig.from_dict(published).channels == (192, 384, 768, 1536)
 
 
 QUERY = "dinat.encoder.levels.0.layers.0.attention.self.query.weight"
@@ -905,6 +963,8 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
         ({"image_std": [0.5, 0.5, 0]}, "'image_std' must be three numbers above 0"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "'crop_size' must be"),
         ({"do_resize": 1}, "'do_resize' must be true or false"),
+        ({"crop_pct": 0.9}, r"'crop_pct' is unknown to image processors of NAT and DiNAT, got 0\.9; expected some of"),
+        ({"do_resized": False}, "'do_resized' is unknown .*; did you mean 'do_resize'"),
     ],
 )
 def test_a_preprocessor_config_that_cannot_be_used(values: dict[str, Any], message: str) -> None:
@@ -924,6 +984,32 @@ def test_a_preprocessor_config_that_cannot_be_used(values: dict[str, Any], messa
 def test_a_preprocessor_after_save_and_load(preprocessor: models.Preprocessor, tmp_path: Path) -> None:
     preprocessor.save(tmp_path)
     assert models.Preprocessor.load(tmp_path) == preprocessor
+
+
+def test_a_preprocessor_config_with_nulls() -> None:
+    """As transformers' fast processors write what is left to their class."""
+    nulls = dict.fromkeys(("crop_size", "device", "disable_grouping", "do_center_crop", "do_convert_rgb", "pad_size"))
+    values = {"image_processor_type": "ViTImageProcessorFast", "data_format": "channels_first", "resample": 3}
+    assert models.Preprocessor.from_dict(values | nulls) == models.Preprocessor.from_dict(values)
+
+
+def test_a_model_keeps_its_preprocessing(tmp_path: Path) -> None:
+    file = "preprocessor_config.json"
+    written = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 96, "device": None})
+    (copy("mini", tmp_path / "given") / file).write_text(written)
+    for number, backbone in enumerate((False, True)):
+        model, _ = models.load(tmp_path / "given", backbone=backbone)
+        models.save(model, tmp_path / f"saved{number}")
+        assert (tmp_path / f"saved{number}" / file).read_text() == written
+    # Without one: that of the authors, if there is none yet.
+    fresh = models.load(DATA / "mini")[0]
+    models.save(fresh, tmp_path / "fresh")
+    authors = models.Preprocessor(size=256, resample=3, crop=(224, 224))
+    assert models.Preprocessor.load(tmp_path / "fresh") == authors
+    models.save(fresh, tmp_path / "saved0")
+    assert (tmp_path / "saved0" / file).read_text() == written
+    models.save(models.load(tmp_path / "given")[0], tmp_path / "fresh")
+    assert models.Preprocessor.load(tmp_path / "fresh").size == (96, 96)
 
 
 def test_the_old_form_of_a_size() -> None:

@@ -64,6 +64,21 @@ def test_classify(classifier: Path, image: Path, capsys: pytest.CaptureFixture[s
     assert lines[1:3] == [f"  {100 * chances[index]:5.1f} %  {config.id2label[index]}" for index in order[:2]]
 
 
+def test_classify_what_was_saved(
+    classifier: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was loaded, and a model that was made here."""
+    assert main(["classify", str(image), "--model", str(classifier)]) == 0
+    before = capsys.readouterr().out
+    models.save(models.load(classifier)[0], tmp_path / "again")
+    assert main(["classify", str(image), "--model", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out == before
+    config = models.DinatConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), dilations=((2,), (1,)), kernel_size=3)
+    models.save(models.Dinat(config), tmp_path / "made")
+    assert main(["classify", str(image), "--model", str(tmp_path / "made")]) == 0
+    assert capsys.readouterr().out.count("LABEL_") == 2
+
+
 @pytest.mark.parametrize("name", ["pure", "nanobind"])
 def test_classify_on_a_tier_and_in_half_precision(
     name: str, classifier: Path, image: Path, capsys: pytest.CaptureFixture[str]
@@ -101,7 +116,6 @@ def test_classify_what_cannot_be_classified(
     broken, _ = models.load(classifier)
     broken.head.bias = broken.head.bias * float("nan")
     models.save(broken, tmp_path / "broken")
-    models.Preprocessor.load(classifier).save(tmp_path / "broken")
     assert "scores are NaN" in fails(capsys, "classify", str(image), "--model", str(tmp_path / "broken"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -100,9 +101,16 @@ class Fields:
             raise self.error(key, f"one of {', '.join(repr(choice) for choice in choices)}")
         return value
 
-    def unknown(self, meaningless: Collection[str]) -> list[str]:
-        """Keys that nobody asked for, except those without a meaning for the computation and private ones."""
-        return sorted(key for key in self.values.keys() - self.asked - set(meaningless) if not key.startswith("_"))
+    def refuse_unknown(self, what: str, meaningless: Collection[str] = ()) -> None:
+        """After all other methods: a key that nobody asked for is another computation than `what` does, and an error,
+        but for private ones and those that are `meaningless` to it."""
+        unknown = self.values.keys() - self.asked - set(meaningless)
+        key = min((key for key in unknown if not key.startswith("_")), default=None)
+        if key is not None:
+            near = difflib.get_close_matches(key, self.asked, 1, 0.8)
+            known = ", ".join(map(repr, sorted(self.asked)))
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {known}"
+            raise ValueError(f"{self.source}: {key!r} is unknown to {what}, got {self.values[key]!r}; {hint}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import mlx.nn as nn
 from natten_mlx.models import arguments, dinat
 from natten_mlx.models.config import read_json
 from natten_mlx.models.files import TORCH, Checkpoint, fill, find_folder
-from natten_mlx.models.images import FILE, Preprocessor
+from natten_mlx.models.images import FILE, Preprocessor, stored
 from natten_mlx.models.registry import as_dtype, save
 from natten_mlx.models.torch_files import Progress, read_torch_checkpoint
 
-_BICUBIC = 3
 _HUB_FILES = (TORCH, "config.json", FILE)
 
 
@@ -37,7 +35,7 @@ def convert(
 
     Args:
         source: The checkpoint; or a folder or a name on the hub, for its pytorch_model.bin.
-        folder: Gets config.json, model.safetensors and, for the authors' checkpoints, preprocessor_config.json.
+        folder: Gets config.json, model.safetensors and preprocessor_config.json.
         family: `nat` or `dinat`; default: as the file's name begins. The weights of both look alike.
         image_size: That the model was trained for, from which DiNAT's dilations follow: every other block takes the
             largest that fits its feature map.
@@ -69,9 +67,7 @@ def convert(
         model: dinat.Dinat | dinat.DinatBackbone = dinat.Dinat(dinat.DinatConfig.from_dict(values, str(config or path)))
         fill(model, checkpoint, dinat.original_names)
         _save(model, folder, wanted)
-        # The evaluation of the authors' training scripts.
-        resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
-        Preprocessor(size=resized, resample=_BICUBIC, crop=(image_size, image_size)).save(folder)
+        Preprocessor.of_the_authors(image_size).save(folder)
         return model
     if not any("embeddings.patch_embeddings.projection.0.weight" in key for key in arrays):
         raise ValueError(
@@ -82,9 +78,10 @@ def convert(
     loaded = dinat.DinatConfig.from_dict(read_json(source_config), str(source_config))
     backbone = any(key.startswith("hidden_states_norms.") for key in arrays)
     model = dinat.load_dinat(checkpoint, loaded, backbone)
+    model.preprocessing = stored(path.parent)
+    if model.preprocessing is not None:
+        Preprocessor.load(path.parent)  # an error, if it can't be used, before anything is written
     _save(model, folder, wanted)
-    if (path.parent / FILE).exists():
-        Preprocessor.load(path.parent).save(folder)
     return model
 
 

@@ -6,7 +6,6 @@ of the authors' repository, after `natten-mlx convert`.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,10 +23,20 @@ FAMILIES = ("dinat", "nat")
 _ACTIVATIONS = {"gelu": nn.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu, "selu": nn.selu}
 _MOST_LABELS = 1_000_000
 _DILATIONS = ((1, 8, 1), (1, 4, 1, 4), (1, 2, 1, 2, 1, 2), (1, 1, 1, 1, 1))
-# Keys of transformers' configurations that say nothing about the computation here.
+# Keys that say nothing about the computation here: what follows from others, what is for training and for tasks, and
+# what transformers writes for every model, where it is a part of another (OneFormer's backbone) with all defaults.
 _MEANINGLESS = (
-    "architectures", "transformers_version", "torch_dtype", "dtype", "initializer_range", "hidden_size", "num_layers",
-    "stage_names", "out_features", "out_indices", "label2id", "problem_type", "name_or_path",
+    "initializer_range", "hidden_size", "num_layers", "stage_names", "out_features", "out_indices",
+    "architectures", "transformers_version", "torch_dtype", "dtype", "name_or_path", "label2id", "problem_type",
+    "finetuning_task", "task_specific_params", "output_hidden_states", "output_attentions", "return_dict",
+    "return_dict_in_generate", "output_scores", "torchscript", "use_bfloat16", "tf_legacy_loss",
+    "gradient_checkpointing", "chunk_size_feed_forward", "use_cache", "is_encoder_decoder", "is_decoder",
+    "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "prefix",
+    "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "suppress_tokens",
+    "begin_suppress_tokens", "remove_invalid_values", "exponential_decay_length_penalty", "attn_implementation",
 )  # fmt: skip
 
 
@@ -98,8 +107,9 @@ class DinatConfig:
         )
         if int(config.mlp_ratio * embed_dim) < 1:
             raise fields.error("mlp_ratio", "large enough for a hidden layer")
-        for key in fields.unknown(_MEANINGLESS):
-            logging.getLogger("natten_mlx").warning("%s: %r means nothing to a %s and is ignored", source, key, family)
+        if fields.get("pruned_heads"):
+            raise fields.error("pruned_heads", "absent or {}: the weights are those of all heads")
+        fields.refuse_unknown(f"{family} models", _MEANINGLESS)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -256,6 +266,9 @@ class Level(nn.Module):
 
 class _Encoder(nn.Module):
     """What the classifier and the backbone share."""
+
+    # The file that says how images are prepared, as it stood beside the weights: `save` writes it again.
+    preprocessing: bytes | None = None
 
     def __init__(self, config: DinatConfig) -> None:
         super().__init__()

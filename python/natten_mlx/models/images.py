@@ -27,6 +27,12 @@ _PROCESSORS = (
     "BitImageProcessor",
     "BitImageProcessorFast",
 )
+# Keys that some of `do_...` switch off, and those that say nothing about the computation here.
+_OPTIONAL = {"size", "crop_size", "rescale_factor", "image_mean", "image_std"}
+_MEANINGLESS = (
+    "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "default_to_square",
+    "device", "data_format", "input_data_format", "return_tensors", "disable_grouping",
+)  # fmt: skip
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers, which the files use
 _LARGEST = 2**14  # side that an image is resized to
@@ -55,7 +61,7 @@ class Preprocessor:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = FILE) -> Preprocessor:
         """Reads and checks the content of a preprocessor_config.json."""
-        fields = Fields(values, source)
+        fields = Fields({key: value for key, value in values.items() if value is not None}, source)  # null: the default
         key = "image_processor_type" if "image_processor_type" in values else "feature_extractor_type"
         fields.choice(key, "ViTImageProcessor", _PROCESSORS)
         size: tuple[int, int] | int | None = None
@@ -71,7 +77,7 @@ class Preprocessor:
         if resample > 5:
             raise fields.error("resample", "a filter of Pillow, 0 to 5")
         normalize = fields.boolean("do_normalize", True)
-        return cls(
+        found = cls(
             size=size,
             resample=resample,
             crop=crop,
@@ -79,6 +85,15 @@ class Preprocessor:
             mean=_channels(fields, "image_mean", (0.5, 0.5, 0.5)) if normalize else None,
             std=_channels(fields, "image_std", (0.5, 0.5, 0.5), above=0.0) if normalize else None,
         )
+        fields.asked |= _OPTIONAL
+        fields.refuse_unknown("image processors of NAT and DiNAT", _MEANINGLESS)
+        return found
+
+    @classmethod
+    def of_the_authors(cls, image_size: int = 224) -> Preprocessor:
+        """That of the authors' evaluation, of a model for this size."""
+        resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
+        return cls(size=resized, resample=_BICUBIC, crop=(image_size, image_size))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes preprocessor_config.json into a folder."""
@@ -99,7 +114,7 @@ class Preprocessor:
             "image_std": self.std,
         }
         kept = {key: value for key, value in values.items() if value is not None}
-        (Path(folder) / FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        store(folder, (json.dumps(kept, indent=2) + "\n").encode())
 
     def __call__(self, images: Sequence[str | os.PathLike[str] | Image.Image]) -> mx.array:
         """Files or Pillow images, all of one size after resizing -> [B, H, W, 3] float32."""
@@ -136,6 +151,17 @@ class Preprocessor:
         if self.mean is not None and self.std is not None:
             array = ((array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).astype(np.float32)
         return array
+
+
+def stored(folder: Path) -> bytes | None:
+    """A folder's preprocessor_config.json, read as it is: whether it can be used shows where it is."""
+    path = folder / FILE
+    return path.read_bytes() if path.is_file() else None
+
+
+def store(folder: str | os.PathLike[str], content: bytes) -> None:
+    """Writes it."""
+    (Path(folder) / FILE).write_bytes(content)
 
 
 def open_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:

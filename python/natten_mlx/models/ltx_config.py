@@ -85,9 +85,7 @@ class LtxDecoderConfig:
             decoder_num_inference_steps=fields.integer("decoder_num_inference_steps", 1),
             **ratios,
         )
-        unknown = fields.unknown(())
-        if unknown:  # diffusers writes exactly the arguments of the model: another one is another computation
-            raise ValueError(f"{source}: {unknown[0]!r} is unknown to this decoder, got {values[unknown[0]]!r}")
+        fields.refuse_unknown("this decoder")  # diffusers writes exactly the arguments of the model
         return config
 
     def to_dict(self) -> dict[str, Any]:

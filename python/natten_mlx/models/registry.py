@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from natten_mlx.models import dinat, ltx_config, ltx_decoder, ltx_network
+from natten_mlx.models import dinat, images, ltx_config, ltx_decoder, ltx_network
 from natten_mlx.models.config import read_json, sizes_of
 from natten_mlx.models.files import DIFFUSERS, TRANSFORMERS, find_model, read_weights, stored_weights, write_folder
 
@@ -51,6 +52,7 @@ def load(
         elif values.get("model_type") in dinat.FAMILIES:
             config = dinat.DinatConfig.from_dict(values, str(source))
             model = dinat.load_dinat(read_weights(folder, TRANSFORMERS), config, backbone)
+            model.preprocessing = images.stored(folder)
         else:
             raise ValueError(
                 f"{source}: 'model_type' must be one of {', '.join(map(repr, dinat.FAMILIES))}, or '_class_name' "
@@ -66,6 +68,9 @@ def load(
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes config.json and safetensors with the hub's names into the folder `path`, so that `load` and the public
     implementation read them.
+
+    Of NAT and DiNAT also preprocessor_config.json: the one that the model was loaded with; otherwise, where the folder
+    has none, that of the authors' evaluation at 224x224.
 
     Raises:
         ValueError: not a model of `natten_mlx.models`, or `path` is a file.
@@ -84,6 +89,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         config["out_features"] = list(model.norms)
         prefix = ""
     write_folder(path, config, TRANSFORMERS, stored_weights(model, dinat.hub_names(prefix)))
+    if model.preprocessing is not None:
+        images.store(path, model.preprocessing)
+    elif images.stored(Path(path)) is None:
+        images.Preprocessor.of_the_authors().save(path)
 
 
 def as_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
