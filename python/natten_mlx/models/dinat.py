@@ -26,17 +26,18 @@ _DILATIONS = ((1, 8, 1), (1, 4, 1, 4), (1, 2, 1, 2, 1, 2), (1, 1, 1, 1, 1))
 # Keys that say nothing about the computation here: what follows from others, what is for training and for tasks, and
 # what transformers writes for every model, where it is a part of another (OneFormer's backbone) with all defaults.
 _MEANINGLESS = (
-    "initializer_range", "hidden_size", "num_layers", "stage_names", "out_features", "out_indices",
-    "architectures", "transformers_version", "torch_dtype", "dtype", "name_or_path", "label2id", "problem_type",
-    "finetuning_task", "task_specific_params", "output_hidden_states", "output_attentions", "return_dict",
-    "return_dict_in_generate", "output_scores", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "gradient_checkpointing", "chunk_size_feed_forward", "use_cache", "is_encoder_decoder", "is_decoder",
-    "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "prefix",
+    "initializer_range", "hidden_size", "num_layers", "stage_names", "out_features", "out_indices", "architectures",
+    "transformers_version", "torch_dtype", "dtype", "name_or_path", "label2id", "problem_type", "finetuning_task",
+    "task_specific_params", "output_hidden_states", "output_attentions", "return_dict", "return_dict_in_generate",
+    "output_scores", "torchscript", "use_bfloat16", "tf_legacy_loss", "gradient_checkpointing",
+    "chunk_size_feed_forward", "use_cache", "is_encoder_decoder", "is_decoder", "add_cross_attention",
+    "cross_attention_hidden_size", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "prefix",
     "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id", "forced_bos_token_id",
-    "forced_eos_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "suppress_tokens",
-    "begin_suppress_tokens", "remove_invalid_values", "exponential_decay_length_penalty", "attn_implementation",
+    "forced_eos_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "suppress_tokens", "begin_suppress_tokens", "remove_invalid_values",
+    "exponential_decay_length_penalty", "attn_implementation",
 )  # fmt: skip
 
 
