@@ -1,9 +1,11 @@
 """Checks the documentation: relative links lead somewhere, files and `make` targets that are named exist, HACKING names
 every folder of src/, Python blocks run, and quoted example code is the real code.
 
-A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside. Every other Python block runs by
-itself, as a reader pastes it, unless the fence says `python no-run`. Lines `natten-mlx ...` of
-shell blocks are run, or only parsed where they take long or need files.
+A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside; a Python one in an example that
+tests run. Every other Python block runs by itself, as a reader pastes it, in a folder with stand-ins for the models and
+files that the pages name; where a line ends in a comment such as `# [2, 1000]`, its result must have that shape.
+Signatures are fenced as `signature`, which the site shows as Python. Lines `natten-mlx ...` of shell blocks are run, or
+only parsed where they take long or need what nobody may fetch for a test.
 """
 
 import contextlib
@@ -69,31 +71,95 @@ def _flat(text: str) -> str:
     return "\n".join(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
-# Pages with signatures, and with weights that nobody may fetch for a test.
-NOT_RUN = ("api.md", "decoding.md", "models-dinat.md", "models-ltx-decoder.md")
+# However a fence begins that a reader takes for Python: but for one form it would be passed over.
+PYTHON = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*\{?\.?(?i:py(?:thon|con)?\d?)\b.*$", re.MULTILINE)
+SHAPE = re.compile(r"^(\w+) = .*# \[(\d+(?:, \d+)*)\]$", re.MULTILINE)
+EXAMPLES = ("tests/python/test_examples.py", ".ci/run")  # run every example
+
+
+def write_stand_ins() -> None:
+    """What the pages load, in the working directory and under the names that it has on the hub: images, latents, and
+    small models with random weights, DiNAT with the published sizes of its results."""
+    import mlx.core as mx
+    import numpy as np
+    from PIL import Image
+
+    from natten_mlx import models
+
+    labels = {index: f"LABEL_{index}" for index in range(1000)}
+    shallow = models.DinatConfig(
+        depths=(1, 1, 1, 1), dilations=((8,), (4,), (2,), (1,)), mlp_ratio=1.0, id2label=labels
+    )
+    for folder in ("shi-labs/dinat-mini-in1k-224", "dinat-mini"):
+        models.save(models.Dinat(shallow), folder)
+    narrow = models.LtxDecoderConfig(
+        decoder_head_dim=8,
+        decoder_stage_channels=(64, 32, 16, 16, 8),
+        decoder_stage_depths=(1, 1, 1, 1, 1),
+        decoder_stage_kernels=((3, 3, 3),) * 4,
+        decoder_stage5_kernel=(3, 5, 5),
+        decoder_t_emb_dim=8,
+    )
+    for folder in ("Lightricks/LTX-2.5-Diffusers/diffusion_decoder", "ltx-decoder"):
+        models.save(models.LtxDecoder(narrow), folder)
+    latents = mx.random.normal((1, 2, 3, 4, narrow.latent_channels))
+    mx.save_safetensors("latents.safetensors", {"latents": latents})
+    np.savez("latents.npz", latents=np.array(latents))
+    np.savez("raw.npz", latents=np.moveaxis(np.array(latents), -1, 1))
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.fromarray(pixels).save(name)
+
+
+def run_block(body: str, where: str, name: str) -> str | None:
+    """What is wrong with a block, if anything is."""
+    names = {"__name__": name}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(textwrap.dedent(body), where, "exec"), names)
+    except Exception:
+        return f"{where} fails:\n{traceback.format_exc(limit=-1)}"
+    for variable, shape in SHAPE.findall(body):
+        found = ", ".join(map(str, getattr(names[variable], "shape", ())))
+        if found != shape:
+            return f"{where}: {variable} has the shape [{found}], and the comment says [{shape}]"
+    return None
 
 
 def check_blocks(page: Path, text: str) -> list[str]:
     problems = []
+    handled = 0
     for language, flags, body in FENCE.findall(text):
         where = f"{page.relative_to(ROOT)}: block starting with {body.lstrip().partition(chr(10))[0]!r}"
+        is_python = language == "python" and not flags.strip()
         quoted = re.match(r"(?:#|//) from (\S+)\n", body)
+        handled += is_python
         if quoted:
-            source = ROOT / quoted.group(1)
+            source = ROOT / quoted[1]
             if not source.exists() or _flat(body[quoted.end() :]) not in _flat(source.read_text()):
-                problems.append(f"{where} is not in {quoted.group(1)}")
-        elif language == "python" and "no-run" not in flags:
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    exec(compile(textwrap.dedent(body), where, "exec"), {"__name__": page.stem})
-            except Exception:
-                problems.append(f"{where} fails:\n{traceback.format_exc(limit=-1)}")
-        elif language == "python" and page.name not in NOT_RUN:
-            problems.append(f"{where} does not run, which blocks of this page do")
+                problems.append(f"{where} is not in {quoted[1]}")
+            if is_python and not is_run_example(quoted[1]):
+                problems.append(f"{where} is of {quoted[1]}, which is no example that runs in CI")
+        elif is_python:
+            problem = run_block(body, where, page.stem)
+            problems += [problem] if problem else []
+    fences = PYTHON.findall(text)
+    if handled != len(fences):
+        problems.append(
+            f"{page.relative_to(ROOT)}: {len(fences) - handled} blocks of Python would not run: they must begin with "
+            "```python at the start of a line, and nothing behind it"
+        )
     return problems
 
 
-RUN = ("doctor", "matrix", "explain", "show")  # quick, and of nothing that must be there
+def is_run_example(path: str) -> bool:
+    """Whether tests or CI run the example that a file belongs to."""
+    name = re.match(r"examples/(\w+)/\w+\.py$", path)
+    run = "".join((ROOT / file).read_text() for file in EXAMPLES)
+    return name is not None and (f'"{name[1]}"' in run or (name[1] == "digits" and "make demo\n" in run))
+
+
+RUN = ("doctor", "matrix", "explain", "show", "classify", "decode")  # quick, and of nothing but stand-ins
 
 
 def check_commands(page: Path, text: str) -> list[str]:
@@ -123,6 +189,7 @@ def check_commands(page: Path, text: str) -> list[str]:
 def main() -> int:
     problems = []
     os.chdir(tempfile.mkdtemp())  # for what the commands write
+    write_stand_ins()
     for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
         text = page.read_text()
         problems += (

@@ -116,4 +116,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = _with_links(
             markdown, posixpath.join("docs", posixpath.dirname(page.file.src_uri)), page.file.src_uri
         )
-    return markdown.replace("```python no-run\n", "```python\n")  # a word to scripts/check_docs.py
+    return markdown.replace("```signature\n", "```python\n")  # which scripts/check_docs.py would run

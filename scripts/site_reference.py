@@ -57,7 +57,7 @@ def signature(name: str, function: Any) -> str:
                 parts.insert(-1, "*")
     text = ", ".join(parts)
     text = text if len(name) + len(text) < 100 else "\n    " + ",\n    ".join(parts) + ",\n"
-    return f"```python no-run\n{name}({text})\n```\n"
+    return f"```signature\n{name}({text})\n```\n"
 
 
 def entry(name: str, item: Any) -> str:

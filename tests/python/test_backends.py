@@ -494,7 +494,7 @@ class TestImport:
         """Also submodules, without an import of their own."""
         text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
         listed = set(re.findall(r"^\| `(\w+)\(", text, re.MULTILINE))  # rows of tables
-        for block in re.findall(r"```python no-run\n(.*?)```", text, re.DOTALL):
+        for block in re.findall(r"```signature\n(.*?)```", text, re.DOTALL):
             for names in re.findall(r"^([\w |]+)\(", block, re.MULTILINE):  # na1d | na2d; Module1D | 2D
                 first, *others = names.split(" | ")
                 listed |= {first, *(o if len(o) > 2 else first[: -len(o)] + o for o in others)}

@@ -29,15 +29,61 @@ def test_every_block_runs_alone(check_docs: ModuleType) -> None:
     (problem,) = check_docs.check_blocks(page, together)
     assert "docs/page.md: block starting with 'assert x == 1' fails" in problem and "NameError" in problem
     assert not check_docs.check_blocks(page, "```python\nx = 1\nassert x == 1\n```\n")
-    no_run = "```python no-run\nunknown()\n```\n"
-    assert not check_docs.check_blocks(page.with_name("api.md"), no_run)  # has signatures
-    assert check_docs.check_blocks(page, no_run)
+    signature = "```signature\nf(x, *, y=1)      # -> out\n```\n"
+    assert not check_docs.check_blocks(page, signature)
+
+
+@pytest.mark.parametrize(
+    "fence",
+    [
+        "```python no-run",
+        '```python title="a.py"',
+        "```py",
+        "```Python",
+        "```python3",
+        "```pycon",
+        "``` python",
+        "```{.python .copy}",
+        "  ```python",
+        "> ```python",
+        "~~~python",
+        "````python",
+    ],
+)
+def test_no_python_is_passed_over(check_docs: ModuleType, fence: str) -> None:
+    """In any way to write a fence that a reader, GitHub or the site takes for Python."""
+    close = fence.partition("py")[0].partition("Py")[0].rstrip(" {.")
+    for page in ("page.md", "api.md", "models-dinat.md"):
+        text = f"```python\nx = 1\n```\n\n{fence}\nraise RuntimeError\n{close}\n\n```sh\nls\n```\n"
+        (problem,) = check_docs.check_blocks(check_docs.ROOT / "docs" / page, text)
+        assert f"docs/{page}: 1 blocks of Python would not run" in problem
+
+
+def test_models_and_their_shapes(check_docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages load, classify and decode, from stand-ins under the names that they have on the hub."""
+    monkeypatch.chdir(tmp_path)
+    check_docs.write_stand_ins()
+    for name, wrong in (
+        ("models-dinat.md", ("[2, 1000]", "[2, 7]", "logits has the shape [2, 1000], and the comment says [2, 7]")),
+        ("models-ltx-decoder.md", ("latents, key=", "latents[0], key=", "expected latents of shape")),
+    ):
+        page = check_docs.ROOT / "docs" / name
+        text = page.read_text()
+        assert re.search(r'^\w+, \w+ = models\.load\("[\w.-]+/[\w./-]+"', text, re.MULTILINE)  # a name on the hub
+        assert not check_docs.check_blocks(page, text)
+        problems = check_docs.check_blocks(page, text.replace(*wrong[:2]))
+        assert problems and wrong[2] in problems[0]
+    page = check_docs.ROOT / "docs" / "command-line.md"
+    assert not check_docs.check_commands(page, page.read_text())
+    assert (tmp_path / "out.mp4").exists() and (tmp_path / "out-0008.png").exists()
 
 
 def test_quotes_and_links(check_docs: ModuleType) -> None:
     page = check_docs.ROOT / "docs" / "page.md"
     assert not check_docs.check_blocks(page, "```make\n# from Makefile\nhelp:  ## show this list\n```\n")
     assert check_docs.check_blocks(page, "```make\n# from Makefile\nnothing of the kind\n```\n")
+    quoted = check_docs.check_blocks(page, "```python\n# from scripts/site_package.py\nfrom pathlib import Path\n```\n")
+    assert ["is no example that runs in CI" in problem for problem in quoted] == [True]
     assert check_docs.broken_links(page, "[a](nowhere.md)") and not check_docs.broken_links(page, "[a](api.md)")
 
 
@@ -61,7 +107,7 @@ def test_names_of_files_and_targets(check_docs: ModuleType) -> None:
 def test_commands(check_docs: ModuleType) -> None:
     page = check_docs.ROOT / "docs" / "page.md"
     assert not check_docs.check_commands(page, "```sh\nnatten-mlx show --shape 9 -k 3  # a window\nmake nothing\n```\n")
-    assert not check_docs.check_commands(page, "```sh\nnatten-mlx classify cat.jpg --model folder\n```\n")
+    assert not check_docs.check_commands(page, "```sh\nnatten-mlx convert dinat_mini.pth -o folder\n```\n")
     for wrong in ("natten-mlx show --shape 9 -k 99", "natten-mlx classify --nothing", "natten-mlx nothing"):
         (problem,) = check_docs.check_commands(page, f"```sh\n{wrong}\n```\n")
         assert f"docs/page.md: {wrong!r} fails with 2" in problem
