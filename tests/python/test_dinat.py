@@ -927,7 +927,28 @@ def test_images_of_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     assert models.Preprocessor()([tmp_path / "a.png"]).shape == (1, 224, 224, 3)
 
 
+def test_16_bits_a_channel_become_8(tmp_path: Path) -> None:
+    from PIL import Image
+
+    deep = np.linspace(0, 65535, 100).astype(np.uint16).reshape(10, 10)
+    plain = models.Preprocessor(size=None, factor=None, mean=None, std=None)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    wanted = np.repeat(np.round(deep / 257)[None, ..., None], 3, -1)
+    assert np.array_equal(to_numpy(plain([tmp_path / "a.png"])), wanted)
+    assert np.array_equal(to_numpy(plain([Image.fromarray(deep)])), wanted)
+    for name, kind in (("a.tiff", np.float32), ("b.tiff", np.int32)):
+        Image.fromarray(deep.astype(kind)).save(tmp_path / name)
+        with pytest.raises(
+            ValueError, match=rf"{name}: expected pixels of 8 or 16 bits a channel, got Pillow's mode '[FI]'"
+        ):
+            plain([tmp_path / name])
+
+
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    picture(tmp_path / "long.png", 60_000, 1)  # would be 15 million pixels long
+    with pytest.raises(ValueError, match=r"long\.png: 1x60000 pixels are too narrow: with 256 on the shorter side"):
+        models.Preprocessor(size=256)([tmp_path / "long.png"])
+    (tmp_path / "long.png").unlink()
     with pytest.raises(ValueError, match="there is no image"):
         models.Preprocessor()([tmp_path / "a.png"])
     (tmp_path / "a.png").write_bytes(b"text")

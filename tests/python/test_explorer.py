@@ -203,3 +203,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--html", str(path), "--shape", "9,16"]) == 2
     assert main(["show", "-k", "3"]) == 2
     assert main(["show", "--html", str(tmp_path / "nowhere" / "page.html")]) == 2
+    path.unlink()
+    for options, message in (
+        (["--html", ""], "--html needs the name of a file"),
+        (["--html", str(path), "--causal"], "--shape is required"),  # and is not left out of a page that has its own
+        (["--html", str(path), "-d", "2"], "--shape is required"),
+        (["--html", str(path), "--query", "3"], "--shape is required"),
+        (["--html", str(path), "--png", str(tmp_path / "a.png"), "--shape", "9", "-k", "3"], "--png and --html"),
+    ):
+        capsys.readouterr()
+        assert main(["show", *options]) == 2
+        assert message in capsys.readouterr().err and not path.exists()

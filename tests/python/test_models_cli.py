@@ -215,9 +215,17 @@ def test_decode_what_cannot_be_decoded(
     assert "holds NaN" in fails(capsys, "decode", str(tmp_path / "nan.npy"), *DECODE, *output)
     assert "a name that ends in .png, .mp4" in fails(capsys, "decode", latents, *DECODE, "-o", "out.txt")
     assert "there is no folder" in fails(capsys, "decode", latents, *DECODE, "-o", str(tmp_path / "no" / "out.mp4"))
-    for fps in ("0", "inf"):
-        assert "--fps expects" in fails(capsys, "decode", latents, *DECODE, *output, "--fps", fps)
-    assert "--seed expects" in fails(capsys, "decode", latents, *DECODE, *output, "--seed", "-1")
+    for fps in ("0", "inf", "1e-9", "1e9"):
+        assert "--fps expects a number from 0.01 to 1000" in fails(
+            capsys, "decode", latents, *DECODE, *output, "--fps", fps
+        )
+    for seed in ("-1", str(2**64)):
+        assert "--seed expects a number from 0 to 2^64 - 1" in fails(
+            capsys, "decode", latents, *DECODE, *output, "--seed", seed
+        )
+    (tmp_path / "folder.mp4").mkdir()
+    message = fails(capsys, "decode", latents, *DECODE, "-o", str(tmp_path / "folder.mp4"))
+    assert message.endswith("folder.mp4: it is a folder\n")
     assert "steps must be an integer" in fails(capsys, "decode", latents, *DECODE, *output, "--steps", "0")
     assert "[Tiling] width must be at least 40" in fails(
         capsys, "decode", latents, *DECODE, *output, "--tile-width", "32"
@@ -227,6 +235,12 @@ def test_decode_what_cannot_be_decoded(
     message = fails(capsys, "decode", latents, "--model", str(classifier), *output)
     assert "holds a Dinat, which doesn't decode latents" in message
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_video_that_ffmpeg_cannot_write(latents: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out.mp4").symlink_to(tmp_path / "nowhere" / "out.mp4")
+    message = fails(capsys, "decode", latents, *DECODE, "-o", str(tmp_path / "out.mp4"))
+    assert f"ffmpeg can't write {tmp_path / 'out.mp4'}: " in message and message.count("\n") == 1
 
 
 def test_convert(
@@ -241,6 +255,8 @@ def test_convert(
     written = mx.load(str(tmp_path / "half" / "model.safetensors"))
     assert {array.dtype for array in written.values()} == {mx.float16}
     assert "there is no checkpoint" in fails(capsys, "convert", str(tmp_path / "x.pth"), "-o", str(tmp_path / "o"))
+    message = fails(capsys, "convert", str(tmp_path / "out"), "-o", str(tmp_path / "o"))
+    assert "out has no pytorch_model.bin to convert; its safetensors need no conversion" in message
     assert "image" in fails(capsys, "convert", str(tmp_path / "nat_mini.pth"), "-o", str(image / "inside"))
     arguments = ("convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "o"), "--image-size", "8")
     assert "--image-size expects at least 32" in fails(capsys, *arguments)

@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     from natten_mlx.cli.progress import progress_bar
     from natten_mlx.models.video import check_output, read_latents, write_video
 
-    if not 0 < args.fps < float("inf"):
-        raise InputError(f"--fps expects a positive number, got {args.fps:g}")
+    if not 0.01 <= args.fps <= 1000:
+        raise InputError(f"--fps expects a number from 0.01 to 1000, got {args.fps:g}")
     if not 0 <= args.seed < 2**64:
-        raise InputError(f"--seed expects a number of at least 0, got {args.seed}")
+        raise InputError(f"--seed expects a number from 0 to 2^64 - 1, got {args.seed}")
     check_output(args.output)
     latents = read_latents(args.latents, args.channels_first)
     if latents.shape[0] != 1:

@@ -36,7 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from natten_mlx.bench.report import count
 
-    if args.html and args.shape is None and args.kernel_size is None:
+    if args.html == "":
+        raise InputError("--html needs the name of a file")
+    if args.html and args.png is not None:
+        raise InputError("--png and --html: a picture or a page, not both")
+    if args.html and _chooses_nothing(args):
         return _write_page(args.html)
     missing = [name for name in ("shape", "kernel_size") if getattr(args, name) is None]
     if missing:
@@ -66,6 +70,13 @@ def run(args: argparse.Namespace) -> int:
         save_picture(args.png, queries, shape, keys)
         print(f"\nwrote {args.png}")
     return 0
+
+
+def _chooses_nothing(args: argparse.Namespace) -> bool:
+    """Then the page begins with an example of its own."""
+    chosen = (args.shape, args.kernel_size, args.query, args.rows, args.query_start)
+    numbers, flags = (args.dilation, args.stride, args.gna_stride), (args.causal, args.circular)
+    return chosen == (None,) * 5 and numbers == ([1],) * 3 and flags == ([False],) * 2
 
 
 def one_query(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple[Places, Places, list[str]]:

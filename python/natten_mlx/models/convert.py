@@ -55,7 +55,11 @@ def convert(
     image_size = arguments.integer("convert", "image_size", image_size, 1)
     wanted = as_dtype(dtype)
     if path.is_dir() or (not path.exists() and path.suffix not in (".pth", ".pt", ".bin")):
-        path = find_folder(source, _HUB_FILES) / TORCH
+        found = find_folder(source, _HUB_FILES)
+        path = found / TORCH
+        if not path.exists():
+            more = "; its safetensors need no conversion" if any(found.glob("*.safetensors")) else ""
+            raise ValueError(f"{found} has no {TORCH} to convert{more}")
     arrays = read_torch_checkpoint(path, progress)
     checkpoint = Checkpoint(path, arrays, dict.fromkeys(arrays, path))
     if "patch_embed.proj.0.weight" in arrays:

@@ -138,6 +138,11 @@ class Preprocessor:
             if isinstance(size, int):
                 short, long = sorted(picture.size)
                 scaled = int(size * long / short)
+                if scaled > max(long, _LARGEST):
+                    raise ValueError(
+                        f"{image}: {picture.height}x{picture.width} pixels are too narrow: with {size} on the shorter "
+                        f"side the longer one would have {scaled}, and at most {_LARGEST} are made"
+                    )
                 size = (size, scaled) if picture.height <= picture.width else (scaled, size)
             picture = picture.resize((size[1], size[0]), self.resample)
         if self.crop is not None:
@@ -171,14 +176,29 @@ def open_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
     except ImportError:
         raise ValueError("reading images needs Pillow: pip install 'natten-mlx[models]'") from None
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return _rgb(image, str(image))
+    name = os.fspath(image)
     if not Path(image).is_file():
-        raise ValueError(f"there is no image {os.fspath(image)!r}")
+        raise ValueError(f"there is no image {name!r}")
     try:
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            turned = ImageOps.exif_transpose(opened)
+            turned.load()
+            depth = 16 if opened.format == "PNG" and opened.mode == "I" else None  # as some versions of Pillow call it
     except Exception as error:  # each decoder of Pillow has its own
-        raise ValueError(f"{os.fspath(image)} is not an image that Pillow can read: {error}") from None
+        raise ValueError(f"{name} is not an image that Pillow can read: {error}") from None
+    return _rgb(turned, name, depth)
+
+
+def _rgb(picture: Image.Image, name: str, depth: int | None = None) -> Image.Image:
+    """8 bits a channel: Pillow would cut off what is above 255."""
+    from PIL import Image
+
+    if depth == 16 or picture.mode.startswith("I;16"):
+        picture = Image.fromarray(np.round(np.asarray(picture, np.float32) / 257).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError(f"{name}: expected pixels of 8 or 16 bits a channel, got Pillow's mode {picture.mode!r}")
+    return picture.convert("RGB")
 
 
 def _size(fields: Fields, key: str, default: dict[str, int]) -> tuple[int, int] | int:

@@ -30,6 +30,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"can't write {target}: expected a name that ends in .png, {', '.join(_MOVIES)}")
     if not target.parent.is_dir():
         raise ValueError(f"can't write {target}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise ValueError(f"can't write {target}: it is a folder")
     try:
         if target.suffix.lower() == ".png":
             import PIL.Image  # noqa: F401
@@ -56,9 +58,13 @@ def write_video(pieces: Iterable[mx.array], frames: int, path: str | os.PathLike
 
     # imageio would scale to sides that 16 divides; the decoder's are even, which is all that the codecs ask for.
     writer: Any = imageio.v2.get_writer(target, format="FFMPEG", fps=fps, quality=8, macro_block_size=2)
-    with writer:
-        for image in images:
-            writer.append_data(image)
+    try:
+        with writer:
+            for image in images:
+                writer.append_data(image)
+    except OSError as error:  # ends with all that ffmpeg said, its command first
+        reason = str(error).strip().splitlines()[-1] if "FFMPEG" in str(error) else error
+        raise OSError(f"ffmpeg can't write {target}: {reason}") from None
     return [target]
 
 
