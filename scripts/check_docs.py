@@ -4,8 +4,8 @@ every folder of src/, Python blocks run, and quoted example code is the real cod
 A fenced block whose first line is `# from FILE` must occur in FILE, indentation aside; a Python one in an example that
 tests run. Every other Python block runs by itself, as a reader pastes it, in a folder with stand-ins for the models and
 files that the pages name; where a line ends in a comment such as `# [2, 1000]`, its result must have that shape.
-Signatures are fenced as `signature`, which the site shows as Python. Lines `natten-mlx ...` of shell blocks are run, or
-only parsed where they take long or need what nobody may fetch for a test.
+Signatures are fenced as `signature`, which the site shows as Python. Blocks of other languages are `from FILE`. Lines
+`natten-mlx ...` of shell blocks are run, or only parsed where they take long or need what nobody may fetch for a test.
 """
 
 import contextlib
@@ -73,6 +73,7 @@ def _flat(text: str) -> str:
 
 # However a fence begins that a reader takes for Python: but for one form it would be passed over.
 PYTHON = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*\{?\.?(?i:py(?:thon|con)?\d?)\b.*$", re.MULTILINE)
+NO_PROGRAMS = ("signature", "sh", "text")  # nothing to run, or looked at elsewhere
 SHAPE = re.compile(r"^(\w+) = .*# \[(\d+(?:, \d+)*)\]$", re.MULTILINE)
 EXAMPLES = ("tests/python/test_examples.py", ".ci/run")  # run every example
 
@@ -143,6 +144,8 @@ def check_blocks(page: Path, text: str) -> list[str]:
         elif is_python:
             problem = run_block(body, where, page.stem)
             problems += [problem] if problem else []
+        elif language and language not in NO_PROGRAMS and not language.lower().startswith("py"):
+            problems.append(f"{where} is {language}, and is not `from FILE`, which is compiled or run")
     fences = PYTHON.findall(text)
     if handled != len(fences):
         problems.append(

@@ -84,6 +84,8 @@ def test_quotes_and_links(check_docs: ModuleType) -> None:
     assert check_docs.check_blocks(page, "```make\n# from Makefile\nnothing of the kind\n```\n")
     quoted = check_docs.check_blocks(page, "```python\n# from scripts/site_package.py\nfrom pathlib import Path\n```\n")
     assert ["is no example that runs in CI" in problem for problem in quoted] == [True]
+    for other in ("```cpp\nint x;\n```\n", "```swift\nlet x = 1\n```\n", "```cmake\nproject(x)\n```\n"):
+        assert ["is not `from FILE`" in problem for problem in check_docs.check_blocks(page, other)] == [True]
     assert check_docs.broken_links(page, "[a](nowhere.md)") and not check_docs.broken_links(page, "[a](api.md)")
 
 
