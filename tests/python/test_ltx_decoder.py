@@ -367,6 +367,7 @@ def test_memory_of_tiles_does_not_grow_with_the_video() -> None:
         ),
         ({"temporal_compression_ratio": 4}, r"'temporal_compression_ratio' must be 8, to which patch_size and"),
         ({"scaling_factor": 0}, r"'scaling_factor' must be a number"),
+        ({"latent_channels": 10**30}, r"config\.json: asks for a size that no array can have: 'latent_channels'"),
         ({"decoder_num_inference_steps": 0}, r"'decoder_num_inference_steps' must be an integer of at least 1, got 0"),
         ({"decoder_gated": True}, r"config\.json: 'decoder_gated' is unknown to this decoder, got True; expected"),
         ({"latent_channel": 8}, r"'latent_channel' is unknown .*, got 8; did you mean 'latent_channels'\?"),

@@ -24,6 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+_LONGEST = 2**31 - 1  # axis of an MLX array
 _MOST_BLOCKS = 1000  # of one model; published ones have a few dozen
 
 
@@ -50,6 +51,12 @@ class Fields:
         if not _is_integer(value) or value < least or (most is not None and value > most):
             upper = "" if most is None else f" and at most {most}"
             raise self.error(key, f"an integer of at least {least}{upper}")
+        return self.size(key, value)
+
+    def size(self, key: str, value: float) -> int:
+        """`value`, which is that of `key` or follows from it, as the length of an axis."""
+        if value > _LONGEST:
+            raise ValueError(f"{self.source}: asks for a size that no array can have: {key!r} {self.values.get(key)!r}")
         return int(value)
 
     def integers(self, key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
@@ -58,7 +65,7 @@ class Fields:
         right = isinstance(value, list) and all(_is_integer(item) and item >= 1 for item in value)
         if not right or not value or count not in (None, len(value)):
             raise self.error(key, f"a list of {'' if count is None else f'{count} '}positive integers")
-        return tuple(value)
+        return tuple(self.size(key, item) for item in value)
 
     def depths(self, key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
         """Blocks of each stage, `count` stages if given: a few, which can be built."""
@@ -77,7 +84,7 @@ class Fields:
             raise self.error(key, f"{len(counts)} lists of {', '.join(map(str, counts))} integers, {what}")
         if not all(_is_integer(item) and item >= 1 for row in value for item in row):
             raise self.error(key, "lists of positive integers")
-        return tuple(tuple(row) for row in value)
+        return tuple(tuple(self.size(key, item) for item in row) for row in value)
 
     def number(self, key: str, default: float, least: float = 0.0, below: float = float("inf")) -> float:
         """A number in [least, below)."""
@@ -115,9 +122,14 @@ class Fields:
 
 @contextmanager
 def sizes_of(source: str) -> Iterator[None]:
-    """Around making a model: sizes that no array can have are an error of the configuration."""
+    """Around making a model: sizes that no array can have, and what modules do not take, are errors of the
+    configuration."""
     try:
         yield
+    except ValueError as error:
+        if not str(error).startswith("["):
+            raise
+        raise ValueError(f"{source}: {error}") from None
     except OverflowError as error:
         raise ValueError(f"{source}: asks for a size that no array can have: {error}") from None
 

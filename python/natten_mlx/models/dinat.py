@@ -106,8 +106,9 @@ class DinatConfig:
             layer_scale_init_value=fields.number("layer_scale_init_value", 0.0),
             id2label=_labels(fields),
         )
-        if int(config.mlp_ratio * embed_dim) < 1:
+        if config.mlp_ratio * embed_dim < 1:
             raise fields.error("mlp_ratio", "large enough for a hidden layer")
+        fields.size("mlp_ratio", config.mlp_ratio * embed_dim * 2 ** len(depths))
         if fields.get("pruned_heads"):
             raise fields.error("pruned_heads", "absent or {}: the weights are those of all heads")
         fields.refuse_unknown(f"{family} models", _MEANINGLESS)

@@ -35,7 +35,7 @@ _MEANINGLESS = (
 )  # fmt: skip
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers, which the files use
-_LARGEST = 2**14  # side that an image is resized to
+_LARGEST = 2**14  # side that an image is resized to, and number that its pixels meet
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ class Preprocessor:
             size=size,
             resample=resample,
             crop=crop,
-            factor=fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else None,
+            factor=fields.number("rescale_factor", 1 / 255, below=_LARGEST)
+            if fields.boolean("do_rescale", True)
+            else None,
             mean=_channels(fields, "image_mean", (0.5, 0.5, 0.5)) if normalize else None,
-            std=_channels(fields, "image_std", (0.5, 0.5, 0.5), above=0.0) if normalize else None,
+            std=_channels(fields, "image_std", (0.5, 0.5, 0.5), above=1e-6) if normalize else None,
         )
         fields.asked |= _OPTIONAL
         fields.refuse_unknown("image processors of NAT and DiNAT", _MEANINGLESS)
@@ -219,8 +221,9 @@ def _object(size: tuple[int, int] | int | None) -> dict[str, int] | None:
     return {"height": size[0], "width": size[1]} if isinstance(size, tuple) else None
 
 
-def _channels(fields: Fields, key: str, default: tuple[float, ...], above: float = -math.inf) -> tuple[float, ...]:
+def _channels(fields: Fields, key: str, default: tuple[float, ...], above: float = -_LARGEST) -> tuple[float, ...]:
     value = fields.get(key, list(default))
-    if not isinstance(value, list) or len(value) != 3 or not all(is_number(x) and x > above for x in value):
-        raise fields.error(key, "three numbers" if above == -math.inf else f"three numbers above {above:g}")
+    usable = isinstance(value, list) and len(value) == 3 and all(is_number(x) and above < x < _LARGEST for x in value)
+    if not usable:
+        raise fields.error(key, f"three numbers above {above:g} and below {_LARGEST}")
     return tuple(float(x) for x in value)
