@@ -1,13 +1,15 @@
 """What half of the rows, and axes that wrap, cost relative to the plain call on the whole axes.
 
 The middle half of the rows of the first axis should take at most 0.55 of the whole, its halo included; circular axes at
-most 1.1 from 32 tokens per axis on. Calls are timed alternately, on the CPU, forward and with all gradients; in
-processor time with one thread, which a busy machine disturbs less. Least times and medians.
+most 1.1 from 32 tokens per axis on. Calls are timed in turns, in an order drawn anew for each (what ran before leaves
+the caches to a call), on the CPU, forward and with all gradients; in processor time with one thread, which a busy
+machine disturbs less. Least times and medians.
 
     python benchmarks/spans.py [--threads 2] [--only 2-D]
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +23,10 @@ from natten_mlx import _ext
 # Shape, kernel size, heads, channels.
 CASES: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
     ((32,), 13, 4, 32),
+    ((32,), 31, 4, 32),
+    ((48,), 31, 4, 32),
     ((64,), 31, 4, 32),
+    ((64,), 63, 4, 64),
     ((128,), 31, 4, 32),
     ((512,), 7, 4, 32),
     ((256,), 127, 8, 64),
@@ -84,9 +89,12 @@ def main() -> None:
             continue
         calls = calls_of(shape, kernel, heads, dim)
         first = sum(seconds(call) for _ in range(2) for call in calls) / 2
-        times = [[seconds(call) for call in calls] for _ in range(min(max(int(args.seconds / first), 5), 400))]
-        least = [min(column) for column in zip(*times, strict=True)]
-        median = [statistics.median(column) for column in zip(*times, strict=True)]
+        times: list[list[float]] = [[] for _ in calls]
+        for _ in range(min(max(int(args.seconds / first), 5), 400)):
+            for i in random.sample(range(len(calls)), len(calls)):
+                times[i].append(seconds(calls[i]))
+        least = [min(of_call) for of_call in times]
+        median = [statistics.median(of_call) for of_call in times]
         print(f"{name:40}", end="")
         for call, plain in ((1, 0), (4, 3), (2, 0), (5, 3)):
             ratios = f"{least[call] / least[plain]:.2f} / {median[call] / median[plain]:.2f}"

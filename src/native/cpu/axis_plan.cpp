@@ -130,17 +130,21 @@ AxisPart make_part(const AxisGroup& group, const Span& owned, Wanted wanted, boo
   };
   if (wanted.query) part.owned_queries = {index_of(owned.start), index_of(owned.end)};
   part.queries = part.owned_queries;
+  // Neither end of what is joined moves back from one place or query to the next, so that the first and the last that
+  // are not empty are enough.
+  const auto join_ends = [](Span& to, const Span& range, const auto& span_of) {
+    std::int64_t first = range.start, last = range.end - 1;
+    while (first <= last && size_of(span_of(first)) <= 0) ++first;
+    while (last > first && size_of(span_of(last)) <= 0) --last;
+    if (first <= last) to = joined(to, {span_of(first).start, span_of(last).end});
+  };
   if (wanted.key_value) {
     part.owned_keys = owned;
-    for (std::int64_t key = owned.start; key < owned.end; ++key) {
-      part.queries = joined(part.queries, group.attending[key]);
-    }
+    join_ends(part.queries, owned, [&](std::int64_t key) -> const Span& { return group.attending[key]; });
   }
   part.keys = part.owned_keys;
   const Span& windows = whole_windows ? part.queries : part.owned_queries;
-  for (std::int64_t query = windows.start; query < windows.end; ++query) {
-    part.keys = joined(part.keys, group.queries[query].keys);
-  }
+  join_ends(part.keys, windows, [&](std::int64_t query) -> const Span& { return group.queries[query].keys; });
   return part;
 }
 

@@ -29,6 +29,12 @@ class DenseSweep final : public BackwardSweep {
     checks_finite_ = true;
     const bool in_chunks = axes_[2].kernel_size > tuning::kDenseChunk;
     if (!in_chunks) fold_row();
+    if (is_folded_ && group_[2]->key_rows.period < axes_[2].kernel_size + kLanes) {
+      // Windows of nearly the whole axis: a tile attends every key, once, where unrolled ones would hold some twice.
+      period_ = static_cast<std::int32_t>(group_[2]->key_rows.period);
+      region_.part[2].keys = part_[2].owned_keys;
+    }
+    set_places(part_[2].keys);
     const auto& queries = group_[2]->queries;
     for (const Tile& tile : tiles_) {
       DenseTile dense{};
@@ -36,10 +42,14 @@ class DenseSweep final : public BackwardSweep {
         const AxisGroup::Query& query = queries[tile.query + lane];
         dense.start[lane] = static_cast<std::int32_t>(query.keys.start - first_place_);
         dense.end[lane] = static_cast<std::int32_t>(query.keys.end - first_place_);
-        dense.bias[lane] = static_cast<std::int32_t>(rpb_index(axes_[2], query.place, first_place_));
+        dense.bias[lane] = static_cast<std::int32_t>(rpb_index(axes_[2], query.place, query.keys.start));
       }
       dense.keys = {dense.start[0], dense.end[tile.count - 1]};
       dense.common = {dense.start[tile.count - 1], tile.count == kLanes ? dense.end[0] : 0};
+      if (period_ > 0) {
+        dense.keys = all_keys();
+        dense.common = {0, 0};
+      }
       dense.is_owned = size_of(owned_of(tile)) > 0;
       dense_tiles_.push_back(dense);
     }
@@ -59,10 +69,10 @@ class DenseSweep final : public BackwardSweep {
   bool is_finite() const { return !met_infinity_; }
 
  private:
-  /// A tile's windows, in places from the first packed one.
+  /// A tile's windows, in places from the first packed one; past the ends of the axis where it wraps.
   struct DenseTile {
     alignas(64) std::int32_t start[Tile::kMaxLanes], end[Tile::kMaxLanes];
-    std::int32_t bias[Tile::kMaxLanes];  ///< entry of the first packed place
+    std::int32_t bias[Tile::kMaxLanes];  ///< entry of the first key
     Span keys, common;                   ///< of any and of all lanes
     bool is_owned;
   };
@@ -271,6 +281,7 @@ class DenseSweep final : public BackwardSweep {
   Span lanes_of(std::size_t tile, const Span& keys) const {
     const DenseTile& windows = dense_tiles_[tile];
     Span lanes{0, tiles_[tile].count};
+    if (period_ > 0) return lanes;
     while (lanes.start < lanes.end && windows.end[lanes.start] <= keys.start) ++lanes.start;
     while (lanes.start < lanes.end && windows.start[lanes.end - 1] >= keys.end) --lanes.end;
     return lanes;
@@ -284,8 +295,8 @@ class DenseSweep final : public BackwardSweep {
     const DenseTile& windows = dense_tiles_[tile];
     const float* packed = row.tiles + tile * tile_size_;
     const auto lse = hn::Load(d, packed + lse_), delta = hn::Load(d, packed + delta_);
-    const auto start = hn::LoadU(di, windows.start), end = hn::LoadU(di, windows.end);
-    const auto bias0 = hn::LoadU(di, windows.bias);
+    const auto start = hn::LoadU(di, windows.start), size = hn::Sub(hn::LoadU(di, windows.end), start);
+    const auto bias0 = hn::LoadU(di, windows.bias), period = hn::Set(di, period_);
     const auto last_bias = hn::Set(di, static_cast<std::int32_t>(2 * axes_[2].kernel_size - 2));
     const auto log2e = hn::Set(d, kLog2E);
     const auto is_empty = are_lowest(lse);
@@ -296,16 +307,21 @@ class DenseSweep final : public BackwardSweep {
                        : nullptr;
     const Span owned = owned_of(tiles_[tile]);
     for (int i = 0; i < count; ++i, logits += kLanes, dlogits += kLanes) {
-      const auto k = hn::Set(di, static_cast<std::int32_t>(key + i));
+      auto slot = hn::Sub(hn::Set(di, static_cast<std::int32_t>(key + i)), start);
+      if (period_ > 0) {
+        slot = hn::Add(slot, hn::IfThenElseZero(hn::Lt(slot, hn::Zero(di)), period));
+        slot = hn::Sub(slot, hn::IfThenZeroElse(hn::Lt(slot, period), period));
+      }
       auto logit = hn::Sub(hn::Load(d, logits), lse);
       if constexpr (kBias) {
-        const auto entry = hn::Min(hn::Max(hn::Add(bias0, k), hn::Zero(di)), last_bias);
+        const auto entry = hn::Min(hn::Max(hn::Add(bias0, slot), hn::Zero(di)), last_bias);
         logit = hn::MulAdd(log2e, hn::GatherIndex(d, bias, entry), logit);
       }
       auto probability = exp2_float(logit);
       auto dlogit = hn::Mul(probability, hn::Sub(hn::Load(d, dlogits), delta));
       if (!contains(common, key + i)) {
-        const auto outside = hn::Or(is_empty, hn::RebindMask(d, hn::Or(hn::Gt(start, k), hn::Not(hn::Gt(end, k)))));
+        const auto outside =
+            hn::Or(is_empty, hn::RebindMask(d, hn::Or(hn::Lt(slot, hn::Zero(di)), hn::Not(hn::Lt(slot, size)))));
         probability = hn::IfThenZeroElse(outside, probability);
         dlogit = hn::IfThenZeroElse(outside, dlogit);
       }
@@ -314,14 +330,17 @@ class DenseSweep final : public BackwardSweep {
       if (dbias == nullptr) continue;
       for (std::int64_t query = owned.start; query < owned.end; ++query) {
         const std::int64_t lane = query - tiles_[tile].query;
-        if (windows.start[lane] <= key + i && key + i < windows.end[lane]) {
-          dbias[windows.bias[lane] + key + i] += dlogits[lane];
+        std::int64_t slot = key + i - windows.start[lane];
+        if (period_ > 0) slot += slot < 0 ? period_ : slot >= period_ ? -period_ : 0;
+        if (0 <= slot && slot < windows.end[lane] - windows.start[lane]) {
+          dbias[windows.bias[lane] + slot] += dlogits[lane];
         }
       }
     }
   }
 
   std::vector<DenseTile> dense_tiles_;
+  std::int32_t period_ = 0;       ///< not 0: places so far apart are the same key, which is packed once
   std::size_t ring_tiles_ = 0;    ///< whose gradients wait at a time, of one head
   std::int64_t ring_start_ = 0;   ///< in own_memory_
   std::int64_t chunk_start_ = 0;  ///< place of the first packed key

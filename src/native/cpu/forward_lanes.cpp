@@ -104,6 +104,12 @@ class LanesSweep : ForwardTask {
     return {queries[block.start].keys.start, queries[block.end - 1].keys.end};
   }
 
+  /// Where windows wrap, the first keys come again after a turn: their products are the same.
+  std::int64_t distinct_keys(const Span& keys) const {
+    const std::int64_t period = group_[2]->key_rows.period;
+    return period == 0 ? size_of(keys) : std::min(size_of(keys), period);
+  }
+
   /// Queries of the block from `tile` on, tiles_ of them, at most kLanes per tile.
   static Span together(const Span& block, std::int64_t tile, std::int64_t tiles) {
     return {block.start + tile * kLanes, std::min(block.start + (tile + tiles) * kLanes, block.end)};
@@ -126,10 +132,12 @@ class LanesSweep : ForwardTask {
 
   void run_tiles(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
     const Span keys = keys_of(block);
-    multiply(block, 0, keys);
+    const std::int64_t distinct = distinct_keys(keys);
+    multiply(block, 0, {keys.start, keys.start + distinct});
     for (std::int64_t q = block.start, t = 0; q < block.end; q += kLanes, ++t) {
       const Span span{q, std::min(q + kLanes, block.end)};
       float* scores = scores_ + t * score_size_;
+      std::copy_n(scores, (size_of(keys) - distinct) * kLanes, scores + distinct * kLanes);
       const Windows windows = windows_of(span, keys);
       const ScoreRow row = mask_and_bias(head, q0, q1, span, keys, windows, scores);
       const TileVec max = max_of(row);

@@ -64,7 +64,9 @@ class SweepMemory {
   /// Of the packed keys: from the first that any tile loads, which is an empty slot where it lies before the axis.
   void set_places(const Span& keys) {
     first_place_ = keys.start;
-    for (const Tile& tile : tiles_) first_place_ = std::min(first_place_, tile.slot0 + tile.first_slot);
+    if (!is_dense_) {
+      for (const Tile& tile : tiles_) first_place_ = std::min(first_place_, tile.slot0 + tile.first_slot);
+    }
     places_ = keys.end - first_place_;
   }
 

@@ -10,7 +10,7 @@ class Coverage : public EveryTarget {
  protected:
   /// Runs the problem with random options.
   void run(Problem p) {
-    const std::uint64_t seed = seed_++;
+    const std::uint64_t seed = seed_;
     Random random(seed);
     p.query_type = p.key_type = p.value_type = random_type(random);
     p.has_rpb = chance(random, 0.3);
@@ -23,7 +23,12 @@ class Coverage : public EveryTarget {
         (chance(random, 0.5) ? axis.stride : axis.gna_stride) = pick(random, 1, axis.kernel_size);
       }
     }
-    if (!HasFailure()) EveryTarget::run(seed, p, {&KernelCase::run_attention, &KernelCase::run_split});
+    run_as_is(p);
+  }
+
+  void run_as_is(const Problem& p) {
+    if (!HasFailure()) EveryTarget::run(seed_, p, {&KernelCase::run_attention, &KernelCase::run_split});
+    ++seed_;
   }
 
  private:
@@ -82,6 +87,23 @@ TEST_P(Coverage, KernelSizes) {
       p.axes[2] = {3, 2, 1, 1, 1, false};
       p.axes[axis] = {kernel_size + kernel_size % 19, kernel_size, 1, 1, 1, false};
       run(p);
+    }
+  }
+}
+
+// Windows that wrap, of nearly the whole axis up to a part of it: a tile's windows together then hold keys twice.
+TEST_P(Coverage, CircularAxes) {
+  for (const std::int64_t kernel_size : {5, 24, 31, 63, 127}) {
+    for (const std::int64_t further : {0, 1, 2, 7, 15, 16, 31}) {
+      for (const std::int64_t share : {1, 3}) {
+        Problem p = plain_problem(1, further % 2 + 1, further % 3 == 0 ? 33 : 6);
+        const std::int64_t places = (kernel_size + further + share - 1) / share * share,
+                           dilation = further % 5 == 2 ? 2 : 1;
+        p.axes[2] = {places * dilation, kernel_size, 1, dilation, share, false, true};
+        p.kv_heads = 1;
+        p.has_rpb = further % 2 == 1;
+        run_as_is(p);
+      }
     }
   }
 }
