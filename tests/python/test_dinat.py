@@ -327,6 +327,7 @@ EVERY_MODEL_S = {
     "hidden_size": 128,
     "num_layers": 4,
     "label2id": {"a": 0},
+    "use_absolute_positions": False,
     "initializer_range": 0.02,
     "path_norm": True,
     "patch_norm": True,
@@ -1019,6 +1020,9 @@ def test_a_preprocessor_config_with_nulls() -> None:
     nulls = dict.fromkeys(("crop_size", "device", "disable_grouping", "do_center_crop", "do_convert_rgb", "pad_size"))
     values = {"image_processor_type": "ViTImageProcessorFast", "data_format": "channels_first", "resample": 3}
     assert models.Preprocessor.from_dict(values | nulls) == models.Preprocessor.from_dict(values)
+    assert models.Preprocessor.from_dict(values | {"do_pad": False}) == models.Preprocessor.from_dict(values)
+    with pytest.raises(ValueError, match="'do_pad' is unknown to image processors"):
+        models.Preprocessor.from_dict(values | {"do_pad": True})
 
 
 def test_a_model_keeps_its_preprocessing(tmp_path: Path) -> None:

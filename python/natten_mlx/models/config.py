@@ -110,11 +110,11 @@ class Fields:
 
     def refuse_unknown(self, what: str, meaningless: Collection[str] = ()) -> None:
         """After all other methods: a key that nobody asked for is another computation than `what` does, and an error,
-        but for private ones and those that are `meaningless` to it."""
-        unknown = self.values.keys() - self.asked - set(meaningless)
-        key = min((key for key in unknown if not key.startswith("_")), default=None)
-        if key is not None:
+        but for private ones, those that are `meaningless` to it, and what is switched off."""
+        for key in sorted(self.values.keys() - self.asked - set(meaningless)):
             near = difflib.get_close_matches(key, self.asked, 1, 0.8)
+            if key.startswith("_") or (self.values[key] is False and not near):
+                continue
             known = ", ".join(map(repr, sorted(self.asked)))
             hint = f"did you mean {near[0]!r}?" if near else f"expected some of {known}"
             raise ValueError(f"{self.source}: {key!r} is unknown to {what}, got {self.values[key]!r}; {hint}")
