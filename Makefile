@@ -20,7 +20,7 @@ CPP := $(shell find include src python/bindings tests examples benchmarks -type 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-distributed extension test test-all test-cpp test-clang test-neon test-python test-random \
         build-tests run-cpp run-python test-fused test-fast test-fast-metal test-fast-cuda \
-        test-kernels test-kernels-python test-kernels-transforms test-kernels-nvrtc test-metal bench guardrail wheel \
+        test-kernels test-kernels-python test-kernels-transforms test-kernels-nvrtc test-metal bench guardrail wheel wheel-arm \
         lint tidy format docs site example-cpp clean
 
 help:  ## show this list
@@ -146,6 +146,11 @@ guardrail: $(VENV)/.demo  ## exit 1 if a case is slower than its thresholds
 
 wheel:  ## build a wheel into dist/ and test it in a clean environment
 	scripts/build_wheel dist
+
+# The workflow builds that wheel on Arm.
+wheel-arm:  ## the wheel for Linux on 64-bit Arm: cross-built, and used under qemu (Debian)
+	@if [ "$$(uname -m)" = x86_64 ] && grep -qs '^ID=debian' /etc/os-release; then scripts/cross_wheel build/wheel-arm; \
+	else echo "wheel-arm: skipped, because this is not Debian on x86-64"; fi
 
 example-cpp: $(VENV)/.dev  ## install into build/prefix, then build and run examples/cpp against it
 	$(TREE) scripts/cpp_example
