@@ -18,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +163,18 @@ def is_run_example(path: str) -> bool:
     return name is not None and (f'"{name[1]}"' in run or (name[1] == "digits" and "make demo\n" in run))
 
 
-RUN = ("doctor", "matrix", "explain", "show", "classify", "decode")  # quick, and of nothing but stand-ins
+# Quick, and of nothing but stand-ins.
+RUN = ("doctor", "matrix", "explain", "show", "plan", "warmup", "cache", "classify", "decode")
+
+
+@contextlib.contextmanager
+def stdin(text: str) -> Iterator[None]:
+    """`text` as the standard input."""
+    before, sys.stdin = sys.stdin, io.StringIO(text)
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 def check_commands(page: Path, text: str) -> list[str]:
@@ -172,13 +184,16 @@ def check_commands(page: Path, text: str) -> list[str]:
     problems = []
     for language, _, body in FENCE.findall(text):
         lines = body.replace("\\\n", " ").splitlines() if language == "sh" else []
-        for line in (line for line in lines if line.startswith("natten-mlx ")):
+        for line in lines:
             words = shlex.split(line, comments=True)
-            if {"|", ">", "&&"} & set(words):
+            given = ""
+            if words[:1] == ["echo"] and words[2:3] == ["|"]:
+                given, words = words[1], words[3:]
+            if words[:1] != ["natten-mlx"] or {"|", ">", "&&"} & set(words):
                 continue
             said = io.StringIO()
             try:
-                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), stdin(given):
                     code = cli.main(words[1:]) if words[1] in RUN else bool(cli._parser().parse_args(words[1:])) - 1
             except SystemExit as exit:
                 code = exit.code

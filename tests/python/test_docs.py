@@ -110,7 +110,11 @@ def test_commands(check_docs: ModuleType) -> None:
     page = check_docs.ROOT / "docs" / "page.md"
     assert not check_docs.check_commands(page, "```sh\nnatten-mlx show --shape 9 -k 3  # a window\nmake nothing\n```\n")
     assert not check_docs.check_commands(page, "```sh\nnatten-mlx convert dinat_mini.pth -o folder\n```\n")
-    for wrong in ("natten-mlx show --shape 9 -k 99", "natten-mlx classify --nothing", "natten-mlx nothing"):
+    assert not check_docs.check_commands(page, "```sh\necho '[]' | natten-mlx warmup -\n```\n")
+    for wrong in (
+        *("natten-mlx show --shape 9 -k 99", "natten-mlx classify --nothing", "natten-mlx nothing"),
+        "echo '[' | natten-mlx warmup -",
+    ):
         (problem,) = check_docs.check_commands(page, f"```sh\n{wrong}\n```\n")
         assert f"docs/page.md: {wrong!r} fails with 2" in problem
 
