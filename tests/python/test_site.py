@@ -68,7 +68,16 @@ def test_releases_are_called_what_their_pages_are() -> None:
 @pytest.mark.parametrize("width", [400, 1400])
 def test_pages_fit(address: str, browser: Any, width: int) -> None:
     resize(browser, width)
-    for page in ("index", "explorer", "results", "concepts", "performance", "reference/python", "laboratory/fast-tier"):
+    for page in (
+        "index",
+        "explorer",
+        "windows",
+        "results",
+        "concepts",
+        "performance",
+        "reference/python",
+        "laboratory/fast-tier",
+    ):
         browser.get(f"{address}/{page}.html")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width, page
         assert not errors(browser), page
