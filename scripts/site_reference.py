@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import natten_mlx
-from natten_mlx import functional, merge, neighborhood, nn, support_matrix
+from natten_mlx import compat, distributed, functional, merge, models, neighborhood, nn, support_matrix
+from natten_mlx.distributed import plan
+from natten_mlx.extras import allin1
 from natten_mlx.utils import window
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_HERE = ("natten.h", "version.h")  # headers without declarations
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes):$", re.MULTILINE)
 STREAM = "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+QUOTED = re.compile(r"(?<=: )'([^']*)'")  # an annotation that was not evaluated
+PLACE = re.compile(r"<(?:function .*|factory)>")  # a default that has no text
 ITEM = re.compile(r"^(\**\w[\w., |\[\]]*): (.*)$")
 
 
@@ -37,7 +42,7 @@ def _items(body: str) -> str:
     lines: list[str] = []
     for line in inspect.cleandoc(body).splitlines():
         item = None if line.startswith(" ") else ITEM.match(line)
-        if item:
+        if item and ". " not in item[1]:
             lines.append(f"- `{item[1]}`: {_markdown(item[2])}")
         elif lines and line.strip():
             lines[-1] += " " + _markdown(line)
@@ -51,7 +56,8 @@ def signature(name: str, function: Any) -> str:
     parts = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name != "self":
-            text = str(parameter).replace("mlx.core.", "mx.").replace("collections.abc.", "")
+            text = PLACE.sub("...", QUOTED.sub(r"\1", str(parameter)))
+            text = text.replace("mlx.core.", "mx.").replace("collections.abc.", "")
             parts.append(text.replace(STREAM, "StreamOrDevice"))
             if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
                 parts.insert(-1, "*")
@@ -60,13 +66,39 @@ def signature(name: str, function: Any) -> str:
     return f"```signature\n{name}({text})\n```\n"
 
 
-def entry(name: str, item: Any) -> str:
+def entry(name: str, item: Any, shown: dict[Any, str]) -> str:
+    """A function, or a class with its methods; `shown` says under which class a method is already."""
     callee = item.__init__ if inspect.isclass(item) and item.__init__ is not object.__init__ else item
     try:
         head = signature(name, callee)
     except (TypeError, ValueError):
         head = ""
-    return f"### {name}\n\n{head}\n{docstring(inspect.getdoc(item) or '')}"
+    parts = [f"### {name}\n", head, docstring(inspect.getdoc(item) or "")]
+    if inspect.isclass(item):
+        parts += [docstring(inspect.getdoc(callee) or "") if _is_ours(callee) else "", *methods(name, item, shown)]
+    return "\n".join(part for part in parts if part)
+
+
+def methods(name: str, item: type, shown: dict[Any, str]) -> Iterator[str]:
+    """Those that say something of themselves, wherever in this package they are from: the three ranks share most."""
+    shared: dict[str, list[str]] = {}
+    for method, function in inspect.getmembers(item, lambda x: inspect.isfunction(x) or inspect.ismethod(x)):
+        if not _is_ours(function) or (method.startswith("_") and method != "__call__"):
+            continue
+        first = shown.setdefault(function, name)
+        if first != name:
+            shared.setdefault(first, []).append(f"`{method}`")
+            continue
+        title = f"{name}.{method}"
+        yield f"#### {title.replace('_', chr(92) + '_')}\n"
+        yield signature(title, function)
+        yield docstring(inspect.getdoc(function) or "")
+    for first, same in shared.items():
+        yield f"{', '.join(same)}: as of `{first}`.\n"
+
+
+def _is_ours(function: Any) -> bool:
+    return function.__module__.partition(".")[0] == "natten_mlx" and bool(function.__doc__)
 
 
 def _public(module: ModuleType) -> list[str]:
@@ -83,6 +115,7 @@ def python_page() -> str:
     parts = ["# Python reference\n\nWritten from the docstrings; [the guide](../api.md) explains them with examples.\n"]
     root = {name for name in dir(natten_mlx) if not name.startswith("_")}
     seen: set[str] = set()
+    shown: dict[Any, str] = {}
     for module, title in (
         (functional, "Operations"),
         (neighborhood, "Neighborhoods"),
@@ -91,11 +124,16 @@ def python_page() -> str:
         (support_matrix, "Tiers"),
     ):
         names = [name for name in _public(module) if name in root]
-        parts += [f"## {title}\n", *(entry(name, getattr(natten_mlx, name)) for name in names)]
+        parts += [f"## {title}\n", *(entry(name, getattr(natten_mlx, name), shown) for name in names)]
         seen |= set(names)
     rest = [name for name in dir(natten_mlx) if name in root - seen and inspect.isroutine(getattr(natten_mlx, name))]
-    parts += [entry(name, getattr(natten_mlx, name)) for name in rest]
-    parts += ["## natten_mlx.utils.window\n", *(entry(name, getattr(window, name)) for name in _public(window))]
+    parts += [entry(name, getattr(natten_mlx, name), shown) for name in rest]
+    parts += ["## natten_mlx.utils.window\n", *(entry(name, getattr(window, name), shown) for name in _public(window))]
+    for module in (distributed, plan, models, compat, allin1):
+        path = module.__name__.removeprefix("natten_mlx.")
+        callables = {name: getattr(module, name) for name in _public(module)}
+        entries = [entry(f"{path}.{name}", item, shown) for name, item in callables.items() if callable(item)]
+        parts += [f"## {module.__name__}\n", docstring(inspect.getdoc(module) or ""), *entries]
     return "\n".join(parts)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from browser import errors, resize, start, wait
+from natten_mlx import distributed, models
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,12 @@ def browser() -> Iterator[Any]:
 def test_pages(site: Path) -> None:
     python, cpp = ((site / "reference" / f"{name}.html").read_text() for name in ("python", "cpp"))
     assert 'id="na2d"' in python and "Query stride: only queries" in python
+    for module in (models, distributed):  # every name, and what is below it
+        for name in module.__all__:
+            assert f'id="{module.__name__.rpartition(".")[2]}{name}"'.lower() in python, name
+    assert "Channels C, divisible by num_heads" in python
+    assert 'id="modelsltxdecoderframes"' in python and "The same video in pieces" in python
+    assert "lambda" not in python and "<factory>" not in python
     assert 'id="neighborhood"' in cpp and "Which keys a query attends." in cpp
     assert "fonts.googleapis" not in (site / "index.html").read_text()
 
