@@ -113,6 +113,10 @@ def test_a_backbone_after_save_and_load(name: str, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["architectures"] == ["DinatBackbone"]
     assert config["out_features"] == ["stage1", "stage2", "stage3", "stage4"]
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: holds a backbone, which has no classes: load it with back"
+    ):
+        models.load(tmp_path / "saved")
     x = mx.array(expected(name)["pixel_values"])
     again, _ = models.load(tmp_path / "saved", backbone=True)
     assert all(mx.array_equal(a, b) for a, b in zip(model(x).values(), again(x).values(), strict=True))

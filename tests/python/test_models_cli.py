@@ -15,7 +15,7 @@ from harness import run_python
 from natten_mlx import models
 from natten_mlx.cli import main
 from natten_mlx.models.video import to_bytes
-from test_dinat import original_weights, torch_save
+from test_dinat import as_backbone, original_weights, torch_save
 
 DATA = Path(__file__).parents[1] / "data" / "models"
 DECODER = DATA / "ltx_decoder" / "mini"
@@ -260,3 +260,18 @@ def test_convert(
     assert "image" in fails(capsys, "convert", str(tmp_path / "nat_mini.pth"), "-o", str(image / "inside"))
     arguments = ("convert", str(tmp_path / "nat_mini.pth"), "-o", str(tmp_path / "o"), "--image-size", "8")
     assert "--image-size expects at least 32" in fails(capsys, *arguments)
+
+
+def test_convert_a_backbone(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = as_backbone("mini", tmp_path / "given")
+    weights = {key: np.array(x) for key, x in mx.load(str(given / "model.safetensors")).items()}
+    (given / "model.safetensors").unlink()
+    torch_save(given / "pytorch_model.bin", weights, monkeypatch)
+    assert main(["convert", str(given), "-o", str(tmp_path / "out")]) == 0
+    maps = "maps stage1, stage2, stage3, stage4"
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: DinatBackbone, dinat, {maps}\n"
+    assert "holds a backbone, which has no classes" in fails(
+        capsys, "classify", str(image), "--model", str(tmp_path / "out")
+    )

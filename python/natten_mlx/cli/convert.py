@@ -43,5 +43,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             progress=progress,
         )
-    print(f"{args.output}: {type(model).__name__}, {model.config.model_type}, {len(model.config.id2label)} classes")
+    is_classifier = isinstance(model, models.Dinat)
+    gives = f"{len(model.config.id2label)} classes" if is_classifier else f"maps {', '.join(model.norms)}"
+    print(f"{args.output}: {type(model).__name__}, {model.config.model_type}, {gives}")
     return 0

@@ -389,11 +389,13 @@ def load_dinat(checkpoint: Checkpoint, config: DinatConfig, backbone: bool) -> D
     if not any(key.startswith(prefix) for key in checkpoint.arrays):
         prefix = ""
     names = hub_names(prefix)
+    normed = {key.split(".")[1] for key in checkpoint.arrays if key.startswith("hidden_states_norms.")}
     if not backbone:
+        if normed and "classifier.weight" not in checkpoint.arrays:
+            raise ValueError(f"{checkpoint.source}: holds a backbone, which has no classes: load it with backbone=True")
         classifier = Dinat(config)
         fill(classifier, checkpoint, names)
         return classifier
-    normed = {key.split(".")[1] for key in checkpoint.arrays if key.startswith("hidden_states_norms.")}
     if normed:
         result = DinatBackbone(config, sorted(normed))
         fill(result, checkpoint, names)
