@@ -6,6 +6,8 @@ from typing import Any
 
 def per_axis(values: Any, rank: int) -> list[Any]:
     """One value for each axis."""
+    if isinstance(values, int):  # without the exception, which takes longer than all else here
+        return [values] * rank
     try:
         return [values[axis] for axis in range(len(values))]
     except TypeError:

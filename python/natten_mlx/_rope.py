@@ -1,5 +1,6 @@
 """Rotary position embedding of one to three axes, heads last."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -102,7 +103,8 @@ class RoPE(nn.Module):
         cos, sin = [], []
         for axis, (rows, channels, offset) in enumerate(zip(grid, self.dims, offsets, strict=True)):
             angles = self._angles(rows, channels, offset)
-            factors = mx.stack([mx.cos(angles), -mx.sin(angles), mx.cos(angles), mx.sin(angles)])
+            c, s = mx.cos(angles), mx.sin(angles)
+            factors = mx.stack([c, -s, c, s])
             x = factors.reshape(2, 2, rows, channels // 2)  # (of the first, of the second), (cos, sin)
             pairs = x.transpose(1, 2, 3, 0) if self.traditional else x.transpose(1, 2, 0, 3)
             shape = [rows if a == axis else 1 for a in range(len(grid))]
@@ -117,16 +119,20 @@ class RoPE(nn.Module):
         A float32 product of position and frequency has no digits left for the angle at large positions. Turns are
         therefore counted in units of 2^-64, where 64-bit integers wrap around as angles do.
         """
-        units = []
-        for pair in range(channels // 2):
-            turns = self.scale * self.base ** (-2 * pair / channels) / (2 * math.pi)
-            units.append(_signed(round((turns % 1.0) * 2**64)))
+        units = _units(channels, self.base, self.scale)
         positions = mx.arange(rows, dtype=mx.int64) + offset
         turns = positions.astype(mx.uint64)[:, None] * mx.array(units, mx.int64).astype(mx.uint64)
         return (turns >> 32).astype(mx.uint32).view(mx.int32).astype(mx.float32) * (2 * math.pi / 2**32)
 
     def _extra_repr(self) -> str:
         return f"dims={self.dims}, base={self.base}, traditional={self.traditional}, scale={self.scale}"
+
+
+@functools.lru_cache
+def _units(channels: int, base: float, scale: float) -> tuple[int, ...]:
+    """What every pair of the channels turns from one position to the next."""
+    turns = [scale * base ** (-2 * pair / channels) / (2 * math.pi) for pair in range(channels // 2)]
+    return tuple(_signed(round((turn % 1.0) * 2**64)) for turn in turns)
 
 
 def _signed(value: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from natten_mlx import _ext
 from natten_mlx._arguments import index, per_axis
@@ -86,7 +88,17 @@ def check_group(module: Any, group: Any, shard_axis: Any) -> tuple[mx.distribute
 
 def takes_offset(rope: Any) -> bool:
     """Whether it can be told the position of row 0."""
-    parameters = inspect.signature(rope).parameters
+    return _class_takes_offset(type(rope)) if isinstance(rope, nn.Module) else _has_offset(rope)
+
+
+@functools.cache
+def _class_takes_offset(kind: type[nn.Module]) -> bool:
+    """A step of decoding asks each time, and a signature takes longer than all other checks of it."""
+    return _has_offset(kind.__call__)
+
+
+def _has_offset(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters
     return "offset" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

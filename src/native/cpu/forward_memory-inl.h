@@ -89,9 +89,11 @@ class ForwardMemory : protected ForwardTask {
     const AxisRows& rows_of_keys = group_[2]->key_rows;
     const bool wraps = rows_of_keys.period != 0 &&
                        rows_of_keys.number(part_[2].keys.start) + size_of(part_[2].keys) > rows_of_keys.period;
+    const bool is_one_frame = size_of(part_[slide_axis_].queries) == 1 && size_of(part_[slide_axis_].keys) > 1;
     values_in_place_ = value.type == FloatType::float32 && value_dim_ % kLanes == 0 && !wraps &&
                        value.cut_axis != kAxes - 1 &&
-                       std::abs(value.strides[3] * rows_of_keys.step) <= tuning::kForwardInPlaceStep;
+                       std::abs(value.strides[3] * rows_of_keys.step) <=
+                           (is_one_frame ? tuning::kFrameInPlaceStep : tuning::kForwardInPlaceStep);
     value_step_ = values_in_place_ ? value.strides[3] * rows_of_keys.step : value_pitch_;
     value_row_ = places_ * value_pitch_;
 
