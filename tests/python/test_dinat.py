@@ -936,6 +936,37 @@ def test_images_of_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     assert models.Preprocessor()([tmp_path / "a.png"]).shape == (1, 224, 224, 3)
 
 
+def test_configurations_and_images_that_are_none(tmp_path: Path) -> None:
+    for kind in (models.Dinat, models.DinatBackbone):
+        name = kind.__name__
+        with pytest.raises(ValueError, match=rf"\[{name}\] config must be a DinatConfig, got dict"):
+            kind({"embed_dim": 64})
+        with pytest.raises(ValueError, match=rf"\[{name}\] DinatConfig: 'num_heads' must be a list of 2 positive"):
+            kind(models.DinatConfig(depths=(1, 1), dilations=((1,), (1,))))
+        with pytest.raises(ValueError, match=r"'dilations' must be 2 lists of 1, 1 integers"):
+            kind(models.DinatConfig(depths=(1, 1), num_heads=(1, 2)))
+        with pytest.raises(ValueError, match=r"DinatConfig: a value that config.json can't hold"):
+            kind(models.DinatConfig(embed_dim=mx.array(64)))
+    with pytest.raises(ValueError, match=r"\[LtxDecoder\] config must be a LtxDecoderConfig, got DinatConfig"):
+        models.LtxDecoder(models.DinatConfig())
+    with pytest.raises(ValueError, match=r"LtxDecoderConfig: 'decoder_head_dim' must be a multiple of 8, got 12"):
+        models.LtxDecoder(models.LtxDecoderConfig(decoder_head_dim=12))
+    with pytest.raises(ValueError, match=r"stages must be a list of names among stem, stage1"):
+        models.DinatBackbone(models.DinatConfig(), "stage1")
+    for kind in (models.DinatConfig, models.LtxDecoderConfig, models.Preprocessor):
+        with pytest.raises(ValueError, match=r"config\.json: expected a dict of keys and values, got list"):
+            kind.from_dict([])
+    picture(tmp_path / "a.png", 8, 8)
+    for wrong in (str(tmp_path / "a.png"), None, 3, np.zeros((8, 8, 3))):
+        with pytest.raises(ValueError, match=r"\[Preprocessor\] images must be a list of files or Pillow images, got"):
+            models.Preprocessor()(wrong)
+        if not isinstance(wrong, str):
+            with pytest.raises(ValueError, match=r"\[Preprocessor\] an image must be a file or a Pillow image, got"):
+                models.Preprocessor()([wrong])
+    with pytest.raises(ValueError, match=r"\[Preprocessor\] image_size must be an integer of at least 1"):
+        models.Preprocessor.of_the_authors(0)
+
+
 def test_16_bits_a_channel_become_8(tmp_path: Path) -> None:
     from PIL import Image
 

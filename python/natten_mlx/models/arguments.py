@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 from pathlib import Path
@@ -28,6 +29,17 @@ def array(function: str, argument: str, value: Any, layout: str) -> None:
         raise ValueError(
             f"[{function}] {argument} must be an mlx.core.array of shape {layout}, got {type(value).__name__}"
         )
+
+
+def config(function: str, value: Any, kind: Any) -> None:
+    """A configuration of this kind that one from a file could be: those that a program makes are not checked yet."""
+    if not isinstance(value, kind):
+        raise ValueError(f"[{function}] config must be a {kind.__name__}, got {type(value).__name__}")
+    try:
+        values = json.loads(json.dumps(value.to_dict()))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"[{function}] {kind.__name__}: a value that config.json can't hold: {error}") from None
+    kind.from_dict(values, f"[{function}] {kind.__name__}")
 
 
 def path(function: str, argument: str, value: Any, what: str) -> Path:

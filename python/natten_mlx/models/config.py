@@ -32,6 +32,8 @@ class Fields:
     """The keys of one configuration. Every method checks and returns the value of a key, or the default."""
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
+        if not isinstance(values, dict):
+            raise ValueError(f"{source}: expected a dict of keys and values, got {type(values).__name__}")
         self.values = values
         self.source = source
         self.asked: set[str] = set()

@@ -274,6 +274,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: DinatConfig) -> None:
         super().__init__()
+        arguments.config(type(self).__name__, config, DinatConfig)
         self.config = config
         self.patch_embed = PatchEmbed(config)
         blocks = sum(config.depths)
@@ -323,6 +324,8 @@ class DinatBackbone(_Encoder):
         super().__init__(config)
         known = dict(zip(("stem", *config.stages), (config.embed_dim, *config.channels), strict=True))
         stages = config.stages if stages is None else stages
+        if not isinstance(stages, (list, tuple)):
+            raise ValueError(f"[DinatBackbone] stages must be a list of names among {', '.join(known)}, got {stages!r}")
         for stage in stages:
             if stage not in known:
                 raise ValueError(f"[DinatBackbone] stages must be among {', '.join(known)}, got {stage!r}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from natten_mlx.models import arguments
 from natten_mlx.models.config import Fields, is_number, read_json
 from natten_mlx.models.files import find_folder
 
@@ -61,7 +62,8 @@ class Preprocessor:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = FILE) -> Preprocessor:
         """Reads and checks the content of a preprocessor_config.json."""
-        fields = Fields({key: value for key, value in values.items() if value is not None}, source)  # null: the default
+        fields = Fields(values, source)
+        fields.values = {key: value for key, value in values.items() if value is not None}  # null: the default
         key = "image_processor_type" if "image_processor_type" in values else "feature_extractor_type"
         fields.choice(key, "ViTImageProcessor", _PROCESSORS)
         size: tuple[int, int] | int | None = None
@@ -94,6 +96,7 @@ class Preprocessor:
     @classmethod
     def of_the_authors(cls, image_size: int = 224) -> Preprocessor:
         """That of the authors' evaluation, of a model for this size."""
+        image_size = arguments.integer("Preprocessor", "image_size", image_size, 1)
         resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
         return cls(size=resized, resample=_BICUBIC, crop=(image_size, image_size))
 
@@ -120,6 +123,8 @@ class Preprocessor:
 
     def __call__(self, images: Sequence[str | os.PathLike[str] | Image.Image]) -> mx.array:
         """Files or Pillow images, all of one size after resizing -> [B, H, W, 3] float32."""
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            raise ValueError(f"[Preprocessor] images must be a list of files or Pillow images, got {images!r}")
         arrays = [self._prepare(image) for image in images]
         if not arrays:
             raise ValueError("expected at least one image")
@@ -179,6 +184,8 @@ def open_image(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
         raise ValueError("reading images needs Pillow: pip install 'natten-mlx[models]'") from None
     if isinstance(image, Image.Image):
         return _rgb(image, str(image))
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"[Preprocessor] an image must be a file or a Pillow image, got {type(image).__name__}")
     name = os.fspath(image)
     if not Path(image).is_file():
         raise ValueError(f"there is no image {name!r}")

@@ -23,6 +23,7 @@ class LtxDecoder(nn.Module):
 
     def __init__(self, config: LtxDecoderConfig) -> None:
         super().__init__()
+        arguments.config(type(self).__name__, config, LtxDecoderConfig)
         self.config = config
         self.decoder = Decoder(config)
         self.latents_mean = mx.zeros((config.latent_channels,))
