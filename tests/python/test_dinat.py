@@ -963,6 +963,19 @@ def test_configurations_and_images_that_are_none(tmp_path: Path) -> None:
         if not isinstance(wrong, str):
             with pytest.raises(ValueError, match=r"\[Preprocessor\] an image must be a file or a Pillow image, got"):
                 models.Preprocessor()([wrong])
+    for values, message in (
+        ({"size": (64,)}, r"\[Preprocessor\]: 'size' must be a number, or an object with height and width"),
+        ({"size": True}, "'size' must be a number"),
+        ({"crop": (8.5, 8)}, "'crop_size' must be"),
+        ({"resample": 9}, "'resample' must be a filter of Pillow"),
+        ({"mean": (0.5,)}, "'image_mean' must be three numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, "'image_std' must be three numbers above"),
+        ({"mean": None}, r"mean and std: both or none"),
+        ({"factor": "1"}, "'rescale_factor' must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.Preprocessor(**values)
+    assert models.Preprocessor(crop=64).crop == (64, 64)
     with pytest.raises(ValueError, match=r"\[Preprocessor\] image_size must be an integer of at least 1"):
         models.Preprocessor.of_the_authors(0)
 

@@ -53,6 +53,12 @@ class Preprocessor:
     mean: tuple[float, ...] | None = _IMAGENET_MEAN
     std: tuple[float, ...] | None = _IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"[Preprocessor] mean and std: both or none, got {self.mean!r} and {self.std!r}")
+        for name, value in _read(self.to_dict(), "[Preprocessor]").items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def load(cls, path_or_hub_name: str | os.PathLike[str]) -> Preprocessor:
         """Reads preprocessor_config.json of a folder or of a name on the hub. Raises `ValueError` as `load` does."""
@@ -62,36 +68,7 @@ class Preprocessor:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = FILE) -> Preprocessor:
         """Reads and checks the content of a preprocessor_config.json."""
-        fields = Fields(values, source)
-        fields.values = {key: value for key, value in values.items() if value is not None}  # null: the default
-        key = "image_processor_type" if "image_processor_type" in values else "feature_extractor_type"
-        fields.choice(key, "ViTImageProcessor", _PROCESSORS)
-        size: tuple[int, int] | int | None = None
-        if fields.boolean("do_resize", True):
-            size = _size(fields, "size", {"height": 224, "width": 224})
-        crop: tuple[int, int] | None = None
-        if fields.boolean("do_center_crop", False):
-            cropped = _size(fields, "crop_size", {"height": 224, "width": 224})
-            if isinstance(cropped, int):
-                raise fields.error("crop_size", "a number, or an object with height and width")
-            crop = cropped
-        resample = fields.integer("resample", _BILINEAR, least=0)
-        if resample > 5:
-            raise fields.error("resample", "a filter of Pillow, 0 to 5")
-        normalize = fields.boolean("do_normalize", True)
-        found = cls(
-            size=size,
-            resample=resample,
-            crop=crop,
-            factor=fields.number("rescale_factor", 1 / 255, below=_LARGEST)
-            if fields.boolean("do_rescale", True)
-            else None,
-            mean=_channels(fields, "image_mean", (0.5, 0.5, 0.5)) if normalize else None,
-            std=_channels(fields, "image_std", (0.5, 0.5, 0.5), above=1e-6) if normalize else None,
-        )
-        fields.asked |= _OPTIONAL
-        fields.refuse_unknown("image processors of NAT and DiNAT", _MEANINGLESS)
-        return found
+        return cls(**_read(values, source))
 
     @classmethod
     def of_the_authors(cls, image_size: int = 224) -> Preprocessor:
@@ -100,26 +77,27 @@ class Preprocessor:
         resized = math.floor(image_size / 0.875) if image_size < 384 else image_size
         return cls(size=resized, resample=_BICUBIC, crop=(image_size, image_size))
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json into a folder."""
-        size = {"shortest_edge": self.size} if isinstance(self.size, int) else _object(self.size)
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a preprocessor_config.json."""
+        is_short = isinstance(self.size, int)
         values = {
-            "image_processor_type": "BitImageProcessor"
-            if self.crop or isinstance(self.size, int)
-            else "ViTImageProcessor",
+            "image_processor_type": "BitImageProcessor" if self.crop or is_short else "ViTImageProcessor",
             "do_resize": self.size is not None,
-            "size": size,
+            "size": {"shortest_edge": self.size} if is_short else _object(self.size),
             "resample": self.resample,
             "do_center_crop": self.crop is not None,
             "crop_size": _object(self.crop),
             "do_rescale": self.factor is not None,
             "rescale_factor": self.factor,
             "do_normalize": self.mean is not None,
-            "image_mean": self.mean,
-            "image_std": self.std,
+            "image_mean": _list(self.mean),
+            "image_std": _list(self.std),
         }
-        kept = {key: value for key, value in values.items() if value is not None}
-        store(folder, (json.dumps(kept, indent=2) + "\n").encode())
+        return {key: value for key, value in values.items() if value is not None}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes preprocessor_config.json into a folder."""
+        store(folder, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     def __call__(self, images: Sequence[str | os.PathLike[str] | Image.Image]) -> mx.array:
         """Files or Pillow images, all of one size after resizing -> [B, H, W, 3] float32."""
@@ -210,6 +188,38 @@ def _rgb(picture: Image.Image, name: str, depth: int | None = None) -> Image.Ima
     return picture.convert("RGB")
 
 
+def _read(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The arguments of a `Preprocessor`, from the content of a preprocessor_config.json."""
+    fields = Fields(values, source)
+    fields.values = {key: value for key, value in values.items() if value is not None}  # null: the default
+    key = "image_processor_type" if "image_processor_type" in values else "feature_extractor_type"
+    fields.choice(key, "ViTImageProcessor", _PROCESSORS)
+    size: tuple[int, int] | int | None = None
+    if fields.boolean("do_resize", True):
+        size = _size(fields, "size", {"height": 224, "width": 224})
+    crop: tuple[int, int] | None = None
+    if fields.boolean("do_center_crop", False):
+        cropped = _size(fields, "crop_size", {"height": 224, "width": 224})
+        if isinstance(cropped, int):
+            raise fields.error("crop_size", "a number, or an object with height and width")
+        crop = cropped
+    resample = fields.integer("resample", _BILINEAR, least=0)
+    if resample > 5:
+        raise fields.error("resample", "a filter of Pillow, 0 to 5")
+    does_rescale, does_normalize = fields.boolean("do_rescale", True), fields.boolean("do_normalize", True)
+    found = {
+        "size": size,
+        "resample": resample,
+        "crop": crop,
+        "factor": fields.number("rescale_factor", 1 / 255, below=_LARGEST) if does_rescale else None,
+        "mean": _channels(fields, "image_mean", (0.5, 0.5, 0.5)) if does_normalize else None,
+        "std": _channels(fields, "image_std", (0.5, 0.5, 0.5), above=1e-6) if does_normalize else None,
+    }
+    fields.asked |= _OPTIONAL
+    fields.refuse_unknown("image processors of NAT and DiNAT", _MEANINGLESS)
+    return found
+
+
 def _size(fields: Fields, key: str, default: dict[str, int]) -> tuple[int, int] | int:
     value = fields.get(key, default)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -224,8 +234,13 @@ def _size(fields: Fields, key: str, default: dict[str, int]) -> tuple[int, int] 
     raise fields.error(key, f"{what}, of 1 to {_LARGEST} pixels")
 
 
-def _object(size: tuple[int, int] | int | None) -> dict[str, int] | None:
-    return {"height": size[0], "width": size[1]} if isinstance(size, tuple) else None
+def _object(size: Any) -> Any:
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    return {"height": size[0], "width": size[1]} if pair else size
+
+
+def _list(numbers: Any) -> Any:
+    return list(numbers) if isinstance(numbers, tuple) else numbers
 
 
 def _channels(fields: Fields, key: str, default: tuple[float, ...], above: float = -_LARGEST) -> tuple[float, ...]:
