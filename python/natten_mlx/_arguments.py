@@ -30,6 +30,8 @@ def index(value: Any) -> int | None:
 def count(module: str, name: str, value: Any, least: int = 0) -> int:
     """An integer that MLX's dimensions hold. Raises `ValueError`."""
     number = index(value)
-    if number is None or not least <= number < 2**31:
+    if number is None or number < least:
         raise ValueError(f"[{module}] {name} must be an int from {least} on, got {value!r}")
+    if number >= 2**31:
+        raise ValueError(f"[{module}] {name} must be at most {2**31 - 1}, got {value!r}")
     return number

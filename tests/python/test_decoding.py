@@ -388,6 +388,7 @@ WRONG: dict[str, Any] = {
         1, {"kernel_size": 3, "rope": lambda query, key: (query, key)}
     ).make_cache(1),
     r"batch must be an int from 1 on, got 0": lambda: PLAIN.make_cache(0),
+    r"batch must be at most 2147483647, got 1099511627776": lambda: PLAIN.make_cache(2**40),
     r"dtype must be a floating type, got mlx.core.int32": lambda: PLAIN.make_cache(1, mx.int32),
     r"grid must hold the lengths of the other 0 axes, got \(4,\)": lambda: PLAIN.make_cache(1, grid=4),
     r"grid must hold the lengths of the other 2 axes, got \(\)": lambda: module_of(3, {"kernel_size": 2}).make_cache(1),
