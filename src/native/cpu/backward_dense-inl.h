@@ -61,7 +61,9 @@ class DenseSweep final : public BackwardSweep {
         ring_tiles_ = std::max(ring_tiles_, tiles.end - tiles.begin);
       }
       ring_start_ = own_size_;
-      if (gradients.query != nullptr) own_size_ += heads_ * ring_tiles_ * dquery_size();
+      waits_in_rows_ = static_cast<std::int64_t>(heads_ * ring_tiles_ * dquery_size() * sizeof(float)) > sweep_limit();
+      if (!waits_in_rows_) waiting_size_ = dquery_size();
+      if (gradients.query != nullptr) own_size_ += heads_ * ring_tiles_ * waiting_size_;
     }
   }
 
@@ -90,7 +92,6 @@ class DenseSweep final : public BackwardSweep {
     return {first / kDenseTiles * kDenseTiles, (last + kDenseTiles - 1) / kDenseTiles * kDenseTiles};
   }
   Span all_keys() const { return {part_[2].keys.start - first_place_, part_[2].keys.end - first_place_}; }
-  std::int64_t dquery_size() const { return kLanes * round_up(dim_, 4); }
 
   void multiply_block(std::int64_t k0, const Span& k1s) override {
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
@@ -166,11 +167,11 @@ class DenseSweep final : public BackwardSweep {
     pack_pair(row, tile);
     const std::size_t end = std::min(tile + kDenseTiles, tiles_.size());
     const auto waiting = [&](std::size_t t) {
-      return own_memory_ + ring_start_ + (row.head * ring_tiles_ + t % ring_tiles_) * dquery_size();
+      return own_memory_ + ring_start_ + (row.head * ring_tiles_ + t % ring_tiles_) * waiting_size_;
     };
     const bool is_kept = row.owned && gradients_.query != nullptr;
     for (std::size_t t = tile; t < end && is_kept && !is_first; ++t) {
-      std::copy_n(waiting(t), dquery_size(), packed + (t - tile) * tile_size_ + dquery_t_);
+      resume(row.q0, row.q1, row.head, tiles_[t], packed + (t - tile) * tile_size_, waiting(t));
     }
     row.tiles = packed - tile * tile_size_;
     multiply_tiles(0, row, tile, keys, owned);
@@ -179,7 +180,7 @@ class DenseSweep final : public BackwardSweep {
     for (std::size_t t = tile; t < end; ++t) {
       float* from = packed + (t - tile) * tile_size_;
       is_last ? store_tile(row.q0, row.q1, row.head, tiles_[t], from)
-              : void(std::copy_n(from + dquery_t_, dquery_size(), waiting(t)));
+              : suspend(row.q0, row.q1, row.head, tiles_[t], from, waiting(t));
     }
   }
 

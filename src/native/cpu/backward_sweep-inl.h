@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -55,6 +56,9 @@ class BackwardSweep : public TileSweep {
     dout_ = place(value_pitch_ * kLanes);
     lse_ = place(kLanes);
     delta_ = place(kLanes);
+    if (gradients.query != nullptr && gradients.query->type != FloatType::float32) {
+      waiting_size_ = round_up((kLanes * dim_ + 1) / 2, kLanes);  // lower halves
+    }
     if (gradients.extra_tokens->count() > 0) own_size_ = ExtraGradients::size();
   }
 
@@ -121,6 +125,111 @@ class BackwardSweep : public TileSweep {
     store_transposed(from + dquery_t_, dim_, scale_, tile, [&](std::int64_t query) {
       return region_.query_rows(*gradients_.query, query_head(head), q0, q1, query);
     });
+  }
+
+  bool can_pack_anew() const override { return !is_dense_; }
+
+  /// Blocks of many rows of keys, past which a few rows of queries go at a time.
+  void multiply_block(std::int64_t k0, const Span& k1s) override {
+    if (!packs_anew()) return TileSweep::multiply_block(k0, k1s);
+    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
+    for (std::size_t t = 0; t < tiles_.size(); ++t) {
+      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+        for (std::int64_t q1 = q1s.start; q1 < q1s.end; q1 += ring_[1]) {
+          multiply_box(t, q0, {q1, std::min(q1 + ring_[1], q1s.end)}, k0, k1s);
+        }
+      }
+    }
+  }
+
+  /// A tile of some rows of queries of a plane with a block of keys.
+  HWY_NOINLINE void multiply_box(std::size_t t, std::int64_t q0, const Span& q1s, std::int64_t k0, const Span& k1s) {
+    const Tile& tile = tiles_[t];
+    const bool with_all = any_owned_key(k0, k1s);
+    const auto for_each_head = [&](bool owned, auto&& visit) {
+      for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
+        if (owned && !is_owned_query(q0, q1)) continue;
+        for (std::int64_t head = 0; head < heads_; ++head) visit(q1, head, ring_row(q0, q1, head));
+      }
+    };
+    for_each_head(!with_all, [&](std::int64_t q1, std::int64_t head, float* row) {
+      is_first_pack_ = group_[0]->queries[q0].keys.start == k0 && contains(k1s, group_[1]->queries[q1].keys.start);
+      pack_tile(q0, q1, head, tile, row);
+      if (is_first_pack_ || gradients_.query == nullptr || !is_owned_query(q0, q1)) return;
+      resume(q0, q1, head, tile, row, waiting(q0, q1, head, t));
+    });
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      const Span attend = attending(1, {k1, k1 + 1});
+      std::vector<QueryRow>& rows = rows_[k1 - k1s.start];
+      list_rows(k0, k1, {q0, q0 + 1}, {std::max(q1s.start, attend.start), std::min(q1s.end, attend.end)}, rows);
+      if (!rows.empty()) multiply_row(tile, 0, k1 - k1s.start, is_owned_key(k0, k1));
+    }
+    if (gradients_.query == nullptr) return;
+    for_each_head(true, [&](std::int64_t q1, std::int64_t head, float* row) {
+      is_done(q0, q1, k0, k1s) ? store_tile(q0, q1, head, tile, row)
+                               : suspend(q0, q1, head, tile, row, waiting(q0, q1, head, t));
+    });
+  }
+
+  /// Keeps the sums of a tile's dq until it is packed again: in dq's own rows, of half types the upper 16 bits there
+  /// and the lower ones in `waiting`, or all of them in `waiting`.
+  HWY_NOINLINE void suspend(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, const float* from,
+                            float* waiting) {
+    if (!waits_in_rows_) return void(std::copy_n(from + dquery_t_, dquery_size(), waiting));
+    const TensorRows rows = owned_rows(q0, q1, head, tile);
+    const Span lanes = owned_lanes(tile);
+    if (size_of(lanes) <= 0) return;
+    transpose_out(from + dquery_t_, round_up(dim_, 4), 1.0f, buffer_, pitch_);
+    if (rows.type == FloatType::float32) {
+      return store_rows(buffer_ + lanes.start * pitch_, pitch_, size_of(lanes), dim_, rows);
+    }
+    for_each_half_row(rows, lanes, waiting, [&](float* row, std::uint16_t* upper, std::uint16_t* lower) {
+      for (std::int64_t c = 0; c < dim_; ++c) {
+        const auto bits = std::bit_cast<std::uint32_t>(row[c]);
+        upper[c] = static_cast<std::uint16_t>(bits >> 16);
+        lower[c] = static_cast<std::uint16_t>(bits);
+      }
+    });
+  }
+
+  HWY_NOINLINE void resume(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to,
+                           float* waiting) {
+    if (!waits_in_rows_) return void(std::copy_n(waiting, dquery_size(), to + dquery_t_));
+    const TensorRows rows = owned_rows(q0, q1, head, tile);
+    const Span lanes = owned_lanes(tile);
+    if (size_of(lanes) <= 0) return;
+    std::fill_n(buffer_, kLanes * pitch_, 0.0f);
+    if (rows.type == FloatType::float32) {
+      load_rows(rows, size_of(lanes), dim_, buffer_ + lanes.start * pitch_, pitch_);
+    } else {
+      for_each_half_row(rows, lanes, waiting, [&](float* row, const std::uint16_t* upper, const std::uint16_t* lower) {
+        for (std::int64_t c = 0; c < dim_; ++c) {
+          row[c] = std::bit_cast<float>(static_cast<std::uint32_t>(upper[c]) << 16 | lower[c]);
+        }
+      });
+    }
+    transpose_in(buffer_, pitch_, round_up(dim_, 4), 1.0f, to + dquery_t_, kLanes);
+  }
+
+  /// Calls visit(row of buffer_, of dq, of `waiting`) for some lanes.
+  template <class Visit>
+  void for_each_half_row(const TensorRows& rows, const Span& lanes, float* waiting, Visit&& visit) const {
+    auto* lower = reinterpret_cast<std::uint16_t*>(waiting);
+    rows.for_each_run(size_of(lanes), reinterpret_cast<std::uint16_t*>(rows.data),
+                      [&](std::int64_t first, std::int64_t count, std::uint16_t* upper) {
+                        for (std::int64_t i = first; i < first + count; ++i, upper += rows.stride) {
+                          visit(buffer_ + (lanes.start + i) * pitch_, upper, lower + i * dim_);
+                        }
+                      });
+  }
+
+  std::int64_t dquery_size() const { return kLanes * round_up(dim_, 4); }
+  Span owned_lanes(const Tile& tile) const {
+    const Span owned = owned_of(tile);
+    return {owned.start - tile.query, owned.end - tile.query};
+  }
+  TensorRows owned_rows(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile) const {
+    return region_.query_rows(*gradients_.query, query_head(head), q0, q1, owned_of(tile).start);
   }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int owned, int slot,
@@ -191,6 +300,7 @@ class BackwardSweep : public TileSweep {
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
   // Places in a packed tile: transposed [channel][lane]; [lane][pitch]; [lane].
   std::int64_t query_t_, dout_t_, dquery_t_, query_, dout_, lse_, delta_;
+  bool waits_in_rows_ = true;  ///< see suspend()
   bool met_empty_ = false;     ///< some tile has_empty()
   bool is_first_pack_ = true;  ///< of the tiles that are packed
 };

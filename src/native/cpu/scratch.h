@@ -60,5 +60,7 @@ class Scratch {
 
 /// Bytes of the largest block that a thread has needed since the last call of this function. For tests.
 std::size_t take_largest_scratch();
+/// Blocks above it cannot be had. For tests.
+void set_scratch_limit(std::size_t bytes);
 
 }  // namespace natten::cpu

@@ -83,7 +83,8 @@ class SweepMemory {
   }
 
   void plan_memory() {
-    row_size_ = tile_size_ * (packs_late_ ? kDenseTiles : static_cast<std::int64_t>(tiles_.size()));
+    const auto tiles = static_cast<std::int64_t>(tiles_.size());
+    row_size_ = tile_size_ * (is_dense_ ? kDenseTiles : packs_late_ ? 1 : tiles);
     bias_table_ = 1;
     for (const Axis& axis : axes_) bias_table_ *= 2 * axis.kernel_size - 1;
 
@@ -101,7 +102,8 @@ class SweepMemory {
       dkey_row_size_ += packed_places() * key.pitch();
     }
     const std::int64_t key_bytes = 4 * (key_row_size_ + dkey_row_size_);
-    block_rows_ = std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
+    block_rows_ = packs_anew() ? std::max<std::int64_t>(sweep_limit() / (tuning::kAnewBlocks * key_bytes), 1)
+                               : std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
     block_rows_ = std::min(block_rows_, std::max<std::int64_t>(size_of(part_[1].keys), 1));
     if (chunk_ > 0) block_rows_ = 1;
 
@@ -116,6 +118,12 @@ class SweepMemory {
       for (std::int64_t k = part_[1].keys.start; k < part_[1].keys.end; k += block_rows_) {
         ring_[1] = std::max(ring_[1], size_of(attending(1, {k, std::min(k + block_rows_, part_[1].keys.end)})));
       }
+    }
+    if (packs_anew()) {
+      waiting_[0] = ring_[0];
+      waiting_[1] = ring_[1];
+      ring_[0] = 1;
+      ring_[1] = std::max<std::int64_t>(sweep_limit() / (tuning::kAnewQueries * 4 * heads_ * tile_size_), 1);
     }
     slot_rows_ = std::min<int>(static_cast<int>(axes_[2].kernel_size), tuning::kSlotBlock);
     score_size_ = round_up(slot_rows_, 4) * kLanes;
@@ -147,6 +155,9 @@ class SweepMemory {
     buffer_ = scratch.take<float>(buffer_size());
     for (float**& pointers : pointers_) pointers = scratch.take<float*>(score_rows_);
     own_memory_ = scratch.take<float>(own_size_);
+    const auto tiles = static_cast<std::int64_t>(tiles_.size());
+    waiting_memory_ =
+        scratch.take<float>(packs_anew() ? waiting_[0] * waiting_[1] * heads_ * tiles * waiting_size_ : 0);
   }
   std::size_t scratch_bytes() {
     return Scratch::bytes_of([&](Scratch& scratch) { take_memory(scratch); });
@@ -157,7 +168,14 @@ class SweepMemory {
     std::fill_n(key_memory_, block_rows_ * key_row_size_, 0.0f);
   }
 
+  /// Queries are packed again for each block of keys.
+  bool packs_anew() const { return packs_late_ && !is_dense_; }
+
   std::int64_t ring_slot(std::int64_t q0, std::int64_t q1) const { return (q0 % ring_[0]) * ring_[1] + q1 % ring_[1]; }
+  float* waiting(std::int64_t q0, std::int64_t q1, std::int64_t head, std::size_t tile) const {
+    const std::int64_t row = (q0 % waiting_[0] * waiting_[1] + q1 % waiting_[1]) * heads_ + head;
+    return waiting_memory_ + (row * static_cast<std::int64_t>(tiles_.size()) + tile) * waiting_size_;
+  }
   float* ring_row(std::int64_t q0, std::int64_t q1, std::int64_t head) const {
     return ring_memory_ + (ring_slot(q0, q1) * heads_ + head) * row_size_;
   }
@@ -198,22 +216,24 @@ class SweepMemory {
   float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *own_memory_ = nullptr;
 
   // To be set by the subclass before run().
-  KeyTensor keys_[2];           ///< read, packed transposed [channel][place]
-  KeyTensor dkeys_[2];          ///< summed, [place][channel pitch]
-  std::int64_t tile_size_ = 0;  ///< floats of a packed tile of queries
-  std::int64_t widest_ = 1;     ///< channels of the widest tensor
-  bool is_dense_ = false;       ///< rows of keys are packed as they are, [place][channel pitch]
-  bool packs_late_ = false;     ///< no packed rows of queries: multiply_block() packs and stores kDenseTiles at a time
-  std::int64_t chunk_ = 0;      ///< not 0: multiply_block() also packs and stores so many keys at a time
-  std::int64_t own_size_ = 0;   ///< floats of memory of the subclass's own
-  bool is_streamed_ = false;    ///< results are too large to stay in a cache
+  KeyTensor keys_[2];              ///< read, packed transposed [channel][place]
+  KeyTensor dkeys_[2];             ///< summed, [place][channel pitch]
+  std::int64_t tile_size_ = 0;     ///< floats of a packed tile of queries
+  std::int64_t widest_ = 1;        ///< channels of the widest tensor
+  bool is_dense_ = false;          ///< rows of keys are packed as they are, [place][channel pitch]
+  bool packs_late_ = false;        ///< no ring of packed queries: multiply_block() packs and stores some at a time
+  std::int64_t chunk_ = 0;         ///< not 0: multiply_block() also packs and stores so many keys at a time
+  std::int64_t own_size_ = 0;      ///< floats of memory of the subclass's own
+  std::int64_t waiting_size_ = 0;  ///< floats of what is kept of a tile that is packed again
+  bool is_streamed_ = false;       ///< results are too large to stay in a cache
 
   std::int64_t row_size_ = 0;           ///< floats of a packed row of queries
   std::int64_t row_pitch_ = 0;          ///< floats from channel to channel of a packed row of keys
   std::int64_t block_rows_ = 1;         ///< rows of keys between passes over the queries
   std::int64_t ring_[2] = {1, 1};       ///< packed rows of queries on axes 0 and 1
+  std::int64_t waiting_[2] = {1, 1};    ///< rows of queries whose sums wait for the next block of keys
   int slot_rows_ = 1, score_rows_ = 1;  ///< slots and rows of queries of one call of multiply()
-  float* ring_memory_ = nullptr;
+  float *ring_memory_ = nullptr, *waiting_memory_ = nullptr;
   std::int64_t* ring_tags_ = nullptr;
 };
 

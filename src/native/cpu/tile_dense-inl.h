@@ -103,12 +103,13 @@ inline constexpr auto kDense = dense_rows<kVecs, kAdd>(std::make_integer_sequenc
 /// Any number of rows.
 template <bool kAdd>
 HWY_INLINE void multiply_dense(const DenseCall& call, int rows, int vecs) {
-  for_each_piece(rows, most_dense_rows(vecs), [&](int row, int count) {
-    DenseCall piece = call;
-    piece.a += row * call.a_row;
-    for (int v = 0; v < vecs; ++v) piece.sums[v] += row * call.sums_row;
-    (vecs == 1 ? kDense<1, kAdd>[count - 1] : kDense<2, kAdd>[count - 1])(piece);
-  });
+  for_each_piece(
+      rows, most_dense_rows(vecs), [&](int row, int count) __attribute__((always_inline)) {
+        DenseCall piece = call;
+        piece.a += row * call.a_row;
+        for (int v = 0; v < vecs; ++v) piece.sums[v] += row * call.sums_row;
+        (vecs == 1 ? kDense<1, kAdd>[count - 1] : kDense<2, kAdd>[count - 1])(piece);
+      });
 }
 
 }  // namespace natten::cpu::HWY_NAMESPACE

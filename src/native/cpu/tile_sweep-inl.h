@@ -40,15 +40,26 @@ class TileSweep : protected SweepMemory {
       tiles = tiles_;
       strips = plan_strips(tiles, tuning::kStripBytes);
     }
-    std::size_t most = 0;
-    for (std::size_t strip = 0; strip < strips; ++strip) {
-      select_strip(tiles, strip, strips);
-      most = std::max(most, scratch_bytes());
+    std::size_t size = bytes_of(tiles, strips);
+    if (can_pack_anew() && static_cast<std::int64_t>(size) > sweep_limit()) {
+      packs_late_ = true;
+      // Strips only where what waits for the next block, or a row of keys, still exceeds the limit.
+      if (!is_folded_) {
+        make_row();
+        if (waiting_size_ == 0) fold_row();
+        tiles = tiles_;
+      }
+      size = bytes_of(tiles, strips = 1);
+      const std::size_t most = is_folded_ ? 1 : tiles.size() / tuning::kLeastStripTiles;
+      for (std::size_t more = 2; more <= most && static_cast<std::int64_t>(size) > sweep_limit(); ++more) {
+        const std::size_t bytes = bytes_of(tiles, more);
+        if (bytes >= size) continue;
+        size = bytes;
+        strips = more;
+      }
     }
-    const std::int64_t owned_rows = size_of(part_[0].owned_keys) * size_of(part_[1].owned_keys);
-    const std::int64_t carried = strips > 1 ? owned_rows * 2 * axes_[2].kernel_size * dkey_pitch() : 0;
-    Scratch scratch(Scratch::bytes<float>(carried) + most);
-    carry_ = scratch.take<float>(carried);
+    Scratch scratch(size);
+    carry_ = scratch.take<float>(carried_floats(strips));
     const std::uintptr_t start = scratch.position();
     for (std::size_t strip = 0; strip < strips; ++strip) {
       select_strip(tiles, strip, strips);
@@ -61,6 +72,19 @@ class TileSweep : protected SweepMemory {
   }
 
  private:
+  std::int64_t carried_floats(std::size_t strips) const {
+    const std::int64_t owned_rows = size_of(part_[0].owned_keys) * size_of(part_[1].owned_keys);
+    return strips > 1 ? owned_rows * 2 * axes_[2].kernel_size * dkey_pitch() : 0;
+  }
+  HWY_NOINLINE std::size_t bytes_of(const std::vector<Tile>& tiles, std::size_t strips) {
+    std::size_t most = 0;
+    for (std::size_t strip = 0; strip < strips; ++strip) {
+      select_strip(tiles, strip, strips);
+      most = std::max(most, scratch_bytes());
+    }
+    return Scratch::bytes<float>(carried_floats(strips)) + most;
+  }
+
   /// Adds the sums past the ends to those inside.
   void fold_sums(float* row) const {
     const Span& owned = part_[2].owned_keys;
@@ -141,6 +165,8 @@ class TileSweep : protected SweepMemory {
     make_row();
   }
 
+  /// Whether multiply_block() does without a ring of packed queries where packs_anew().
+  virtual bool can_pack_anew() const { return false; }
   virtual void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) = 0;
   virtual void store_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* from) = 0;
   /// All products of some slots of a tile with a row of keys. `rows` are those that attend it, `owned` of them first,
@@ -273,12 +299,6 @@ class TileSweep : protected SweepMemory {
     return contains(part_[0].owned_keys, k0) && contains(part_[1].owned_keys, k1);
   }
 
-  std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
-  bool is_folded_ = false;                   ///< see fold_row()
-
- private:
-  bool is_careful(const Tile& tile) const { return met_infinity_ && tile.is_masked; }
-
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
     const std::vector<QueryRow>& rows = rows_[block_row];
     const int kernel_size = static_cast<int>(axes_[2].kernel_size);
@@ -291,6 +311,49 @@ class TileSweep : protected SweepMemory {
       });
     });
   }
+
+  /// Rows of queries, which attend a row of keys, that have something to do with it, owned ones first.
+  void list_rows(std::int64_t k0, std::int64_t k1, const Span& q0s, const Span& q1s,
+                 std::vector<QueryRow>& rows) const {
+    rows.clear();
+    const bool owned_key = is_owned_key(k0, k1);
+    for (const bool owned : {true, false}) {
+      if (!owned && !owned_key) break;
+      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
+        for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
+          if (is_owned_query(q0, q1) != owned) continue;
+          const auto &first = group_[0]->queries[q0], &second = group_[1]->queries[q1];
+          const std::int64_t bias = (rpb_index(axes_[0], first.place, k0) * (2 * axes_[1].kernel_size - 1) +
+                                     rpb_index(axes_[1], second.place, k1)) *
+                                    (2 * axes_[2].kernel_size - 1);
+          const std::int64_t slot = (slot_of_key(axes_[0], first.place, first.keys.start, k0) * axes_[1].kernel_size +
+                                     slot_of_key(axes_[1], second.place, second.keys.start, k1)) *
+                                    axes_[2].kernel_size;
+          for (std::int64_t head = 0; head < heads_; ++head) {
+            rows.push_back({ring_row(q0, q1, head), owned, q0, q1, head, bias, slot});
+          }
+        }
+      }
+    }
+  }
+
+  bool any_owned_key(std::int64_t k0, const Span& k1s) const {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      if (is_owned_key(k0, k1)) return true;
+    }
+    return false;
+  }
+
+  /// Whether the query's last row of keys is among these.
+  bool is_done(std::int64_t q0, std::int64_t q1, std::int64_t k0, const Span& k1s) const {
+    return group_[0]->queries[q0].keys.end == k0 + 1 && contains(k1s, group_[1]->queries[q1].keys.end - 1);
+  }
+
+  std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
+  bool is_folded_ = false;                   ///< see fold_row()
+
+ private:
+  bool is_careful(const Tile& tile) const { return met_infinity_ && tile.is_masked; }
 
   void pack_query_row(std::int64_t q0, std::int64_t q1) {
     std::int64_t* tag = ring_tags_ + 2 * ring_slot(q0, q1);
@@ -329,38 +392,6 @@ class TileSweep : protected SweepMemory {
     }
   }
 
-  /// Rows of queries of this task that attend a row of keys and have something to do with it, owned ones first.
-  void list_rows(std::int64_t k0, std::int64_t k1, std::vector<QueryRow>& rows) const {
-    rows.clear();
-    const bool owned_key = is_owned_key(k0, k1);
-    const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, {k1, k1 + 1});
-    for (const bool owned : {true, false}) {
-      if (!owned && !owned_key) break;
-      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-        for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-          if (is_owned_query(q0, q1) != owned) continue;
-          const auto &first = group_[0]->queries[q0], &second = group_[1]->queries[q1];
-          const std::int64_t bias = (rpb_index(axes_[0], first.place, k0) * (2 * axes_[1].kernel_size - 1) +
-                                     rpb_index(axes_[1], second.place, k1)) *
-                                    (2 * axes_[2].kernel_size - 1);
-          const std::int64_t slot = (slot_of_key(axes_[0], first.place, first.keys.start, k0) * axes_[1].kernel_size +
-                                     slot_of_key(axes_[1], second.place, second.keys.start, k1)) *
-                                    axes_[2].kernel_size;
-          for (std::int64_t head = 0; head < heads_; ++head) {
-            rows.push_back({ring_row(q0, q1, head), owned, q0, q1, head, bias, slot});
-          }
-        }
-      }
-    }
-  }
-
-  bool any_owned_key(std::int64_t k0, const Span& k1s) const {
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-      if (is_owned_key(k0, k1)) return true;
-    }
-    return false;
-  }
-
   /// Some rows of keys, and the rows of queries that attend them.
   void pack_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
@@ -382,7 +413,10 @@ class TileSweep : protected SweepMemory {
       if (is_owned_key(k0, k1)) copy_carried(k0, k1, carried_, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_, false);
     }
     rows_.resize(size_of(k1s));
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) list_rows(k0, k1, rows_[k1 - k1s.start]);
+    if (packs_anew()) return;
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+      list_rows(k0, k1, attending(0, {k0, k0 + 1}), attending(1, {k1, k1 + 1}), rows_[k1 - k1s.start]);
+    }
   }
 
   /// A packed block, past which all tiles of queries go.
@@ -393,9 +427,8 @@ class TileSweep : protected SweepMemory {
       if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end && !packs_late_; ++q0) {
-      if (group_[0]->queries[q0].keys.end != k0 + 1) continue;
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-        if (is_owned_query(q0, q1) && contains(k1s, group_[1]->queries[q1].keys.end - 1)) store_query_row(q0, q1);
+        if (is_owned_query(q0, q1) && is_done(q0, q1, k0, k1s)) store_query_row(q0, q1);
       }
     }
   }

@@ -14,9 +14,17 @@
 namespace natten::cpu {
 namespace {
 
-std::atomic<std::int64_t> limit_override{0};
+std::atomic<std::int64_t> limit_override{0}, sweep_limit_override{0};
 
 }  // namespace
+
+std::int64_t sweep_limit() {
+  const std::int64_t override = sweep_limit_override.load(std::memory_order_relaxed);
+  return override > 0 ? override : tuning::kSweepBytes;
+}
+void set_sweep_limit(std::int64_t bytes) {
+  sweep_limit_override.store(bytes, std::memory_order_relaxed);
+}
 
 void set_task_sums_limit(std::int64_t bytes) {
   limit_override.store(bytes, std::memory_order_relaxed);
@@ -119,6 +127,24 @@ Partition sweep_partition(const Problem& p) {
   const int least_tasks = is_whole_better ? tuning::kLeastCircularTasks : tuning::kLeastTasks;
   const std::int64_t cheap = places[outer] / (tuning::kCheapPartKernels * p.axes[outer].kernel_size);
   parts[outer] = std::min(most[outer], std::max(missing(least_tasks), std::min(missing(tuning::kManyTasks), cheap)));
+  // Shorter slabs of rows, where they are cheap, hold fewer packed queries and fewer sums between strips.
+  const auto bytes = [&] {
+    const auto part = [&](int a) { return (places[a] + parts[a] - 1) / parts[a]; };
+    const auto queries = [&](int a) {
+      const std::int64_t reached = part(a) + p.axes[a].kernel_size - 1;
+      return p.axes[a].is_circular ? reached : std::min(reached, places[a]);
+    };
+    const auto attending = [&](int a) { return std::min(queries(a), p.axes[a].kernel_size * 3 / 2); };
+    const std::int64_t tiles = (queries(2) + Tile::kMaxLanes - 1) / Tile::kMaxLanes;
+    const auto strips = std::max<std::int64_t>(tiles / static_cast<std::int64_t>(tuning::kLeastStripTiles), 1);
+    const std::int64_t width = (tiles + strips - 1) / strips * Tile::kMaxLanes;
+    const std::int64_t rows = attending(0) * (outer == 0 ? queries(1) : attending(1) + tuning::kKeyBlockRows - 1);
+    const std::int64_t packed = rows * width * (3 * p.head_dim + 2 * p.value_dim) * (p.heads / p.kv_heads);
+    const std::int64_t carried = 2 * p.axes[2].kernel_size * part(0) * part(1) * (p.head_dim + p.value_dim);
+    return 4 * (packed + (strips > 1 ? carried : 0));
+  };
+  const std::int64_t slabs = std::min(most[1], places[1] / (tuning::kCheapPartKernels * p.axes[1].kernel_size));
+  while (parts[1] < slabs && bytes() > sweep_limit()) ++parts[1];
   return {parts, 1};
 }
 

@@ -68,6 +68,11 @@ class TaskSums {
 /// Overrides the limit of the memory of the tasks' sums, in bytes; 0 returns to the default. For tests.
 void set_task_sums_limit(std::int64_t bytes);
 
+/// Bytes of the scratch of a sweep from which on it keeps no ring of packed queries: tuning::kSweepBytes, or what
+/// set_sweep_limit() said last, where 0 returns to the default. For tests.
+std::int64_t sweep_limit();
+void set_sweep_limit(std::int64_t bytes);
+
 /// What places are cut into parts: those of all keys, or those of the queries that are computed.
 enum class Cut : std::uint8_t { keys, queries };
 

@@ -84,5 +84,53 @@ TEST(ScratchOfKernels, IsBoundedForLongWindowsBackward) {
   EXPECT_LT(scratch_of(p, false), 4u << 20);
 }
 
+/// What the first tasks of a pass would take, without a pass.
+std::size_t planned_scratch(const Problem& p, bool is_forward) {
+  float none = 0;
+  const auto tensor = [&](std::int64_t heads) {
+    const std::int64_t token = heads * p.head_dim, row = p.axes[2].length * token;
+    return Tensor{&none, {p.tokens() * token, row * p.axes[1].length, row, token, p.head_dim}, p.query_type};
+  };
+  const Tensor query = tensor(p.heads), key = tensor(p.kv_heads);
+  const AttentionInputs inputs{p, query, key, key, nullptr, nullptr};
+  take_largest_scratch();
+  set_scratch_limit(0);
+  EXPECT_THROW(is_forward ? attention_forward(inputs, query, &none)
+                          : attention_backward(inputs, {query, &none, query, nullptr}, query, nullptr, key, key),
+               std::bad_alloc);
+  set_scratch_limit(std::numeric_limits<std::size_t>::max());
+  return take_largest_scratch();
+}
+
+TEST(ScratchOfKernels, IsBoundedForLargeProblems) {
+  struct Case {
+    int rank;
+    std::int64_t length[kAxes], kernel_size[kAxes];
+  };
+  for (const Case& c : {Case{1, {1, 1, 65536}, {1, 1, 16384}}, Case{2, {1, 512, 512}, {1, 63, 63}},
+                        Case{2, {1, 512, 512}, {1, 255, 255}}, Case{2, {1, 2048, 2048}, {1, 13, 13}},
+                        Case{3, {30, 48, 80}, {18, 24, 24}}, Case{3, {64, 64, 64}, {18, 24, 24}},
+                        Case{3, {16, 512, 512}, {5, 5, 5}}, Case{3, {64, 64, 64}, {5, 5, 5}}}) {
+    for (const std::int64_t dim : {64, 128, 256}) {
+      for (const int variant : {0, 1, 2, 3}) {  // plain, causal, circular, heads that share their keys
+        for (const FloatType type : {FloatType::float32, FloatType::bfloat16}) {
+          Problem p = testing::plain_problem(c.rank, variant == 3 ? 8 : 2, dim);
+          if (variant == 3) p.kv_heads = 1;
+          p.query_type = p.key_type = p.value_type = type;
+          std::int64_t waiting = 2 * dim * (p.heads / p.kv_heads);  // lower halves of the sums of dq
+          for (int a = 0; a < kAxes; ++a) {
+            const bool is_axis = c.length[a] > 1;
+            p.axes[a] = {c.length[a], c.kernel_size[a], 1, 1, 1, variant == 1 && is_axis, variant == 2 && is_axis};
+            waiting *= c.length[a];
+          }
+          SCOPED_TRACE(testing::describe(p));
+          EXPECT_LE(planned_scratch(p, true), 20u << 20);
+          EXPECT_LE(planned_scratch(p, false), (33u << 20) + (type == FloatType::float32 ? 0 : waiting * 3 / 2));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace natten::cpu

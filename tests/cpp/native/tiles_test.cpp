@@ -7,6 +7,7 @@
 
 #include "every_target.h"
 #include "native/cpu/axis_plan.h"
+#include "native/cpu/scratch.h"
 #include "native/cpu/tile_tasks.h"
 
 namespace natten::cpu::testing {
