@@ -152,16 +152,19 @@ std::string Writer::constants() const {
     define("WIDE", plan_.wide);
     define("A_WIDTH", plan_.a.width);
     define("B_WIDTH", plan_.b.width);
-    // Packed coordinates: see bodies/matrix.h.
+    // Words of streamed positions: see bodies/matrix.h.
+    const bool by_bits = plan_.mask == MaskKind::bits;
     unsigned guards = 0, nowhere = 0;
     for (int a = kAxes - 1, shift = 0; a >= 0; --a) {
       const std::string axis = std::to_string(a);
       define("BITS_" + axis, plan_.bits[a]);
       define("SHIFT_" + axis, shift);
       nowhere |= ((1u << plan_.bits[a]) - 1) << shift;
-      guards |= 1u << (shift + plan_.bits[a]);
-      shift += plan_.bits[a] + 1;
+      guards |= by_bits ? 0u : 1u << (shift + plan_.bits[a]);
+      shift += plan_.bits[a] + (by_bits ? 0 : 1);
     }
+    define("MASK_BITS", by_bits ? 1 : 0);
+    define("STAGED_BIAS", plan_.staged_bias);
     define_text("GUARDS", std::to_string(guards) + "u");
     define_text("NOWHERE", std::to_string(nowhere) + "u");
   }
@@ -261,7 +264,9 @@ std::string Writer::call() const {
   if (scratch > 0) memory += shared("na_scratch", "float", scratch);
   const bool has_words = plan_.engine == Engine::matrix;
   if (has_words) {
-    memory += shared("na_words", "unsigned", plan_.chunk) + shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
+    memory += shared("na_words", "unsigned", words_of_position(p_, kernel_) * plan_.chunk) +
+              shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
+    if (plan_.staged_bias > 0) memory += shared("na_bias", "float", plan_.staged_bias);
   }
   const auto word = [&](const std::string& name) -> std::string {
     if (name == "rows") return has_warpgroups ? "na_memory" : has_parts ? "na_parts" : "na_rows_a, na_rows_b";
@@ -276,7 +281,10 @@ std::string Writer::call() const {
     if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "partials") return sums_bias_ ? "na_partials" : "nullptr";
     if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
-    if (name == "words") return has_words ? "na_words, na_offsets" : "";
+    if (name == "words")
+      return !has_words              ? ""
+             : plan_.staged_bias > 0 ? "na_words, na_offsets, na_bias"
+                                     : "na_words, na_offsets, nullptr";
     return is_metal_ ? "natten::Offset(thread_position_in_grid.x)"
                      : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";  // thread
   };

@@ -247,6 +247,10 @@ void clear_plan_cache() {
   plans().clear();
 }
 
+int words_of_position(const Problem& p, const KernelRow& kernel) {
+  return p.has_rpb && kernel.reads(Array::rpb) ? 2 : 1;
+}
+
 int Stream::row_bytes() const {
   return pitch * element_size(type);
 }
@@ -272,7 +276,7 @@ std::array<int, 2> Plan::products(const KernelRow& kernel) const {
 }
 
 int Plan::shared_bytes() const {
-  return chunk * position_bytes + 4 * stage_columns * positions();
+  return chunk * position_bytes + 4 * (stage_columns * positions() + staged_bias);
 }
 
 int Plan::dynamic_bytes() const {

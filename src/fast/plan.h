@@ -22,8 +22,9 @@ struct Stream {
   int row_bytes() const;
 };
 
-/// How a warpgroup kernel tells pairs that do not meet: there are none; by a product; by comparison on the one axis.
-enum class MaskKind : std::uint8_t { none, units, row };
+/// How a kernel on matrix units tells pairs that do not meet. A warpgroup's: there are none; by a product; by
+/// comparison on the one axis. Another's: by bits of the tile's coordinates; by packed coordinates (bodies/matrix.h).
+enum class MaskKind : std::uint8_t { none, units, row, bits, coordinates };
 
 struct Plan {
   std::array<int, 3> extent{1, 1, 1};  ///< positions of a tile
@@ -40,8 +41,9 @@ struct Plan {
   int position_bytes = 0;  ///< of threadgroup memory for each streamed position
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
+  int staged_bias = 0;        ///< matrix units: entries of a head's bias table, if it is in threadgroup memory
   int wide = 0;               ///< matrix units: held rows are read anew for each product, gradients summed one by one
-  std::array<int, 3> bits{};  ///< matrix units: of a coordinate in the streamed region, per axis
+  std::array<int, 3> bits{};  ///< matrix units: per axis, of a word that says what a streamed position meets
   // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
   int warpgroups = 0;  ///< that hold a box of 64 positions each
   std::array<int, 3> warpgroup_extent{};
@@ -75,6 +77,9 @@ struct Plan {
 /// "matrix=0" does without matrix units, "decode=0" without the engine of few queries, "warpgroup=0" without warpgroup
 /// instructions, and "warpgroup=1" takes them wherever they can be taken. Plans are remembered, up to a limit.
 Plan plan(const Problem& problem, KernelId kernel, Target target);
+
+/// Matrix units, of a streamed position: what it meets, and where the bias of its pairs is.
+int words_of_position(const Problem& problem, const KernelRow& kernel);
 
 /// Threadgroup memory that a kernel may declare.
 int most_shared_bytes(Platform platform);

@@ -51,23 +51,27 @@ void reserve_bias_sums(const Problem& p, Plan& plan) {
 
 /// Streamed positions for which there is threadgroup memory.
 int most_rows(int most_shared, const Plan& plan) {
-  return (most_shared - 4 * plan.stage_columns * plan.positions()) / plan.position_bytes;
+  return (most_shared - 4 * (plan.stage_columns * plan.positions() + plan.staged_bias)) / plan.position_bytes;
 }
 
-/// Chunks of equal size, and the bits of packed coordinates. False if the region is too large for them, or threadgroup
-/// memory too small.
+/// Chunks of equal size, and the words of streamed positions. False if the region is too large for packed coordinates,
+/// or threadgroup memory too small.
 bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_bytes, int most_shared, Plan& plan) {
   std::int64_t region = 1;
   int bits = 0;
+  plan.mask = p.is_circular() ? MaskKind::coordinates : MaskKind::bits;  // around an axis a position is met in turns
+  constexpr int kMostBits = 31;                                          // one is for extra tokens
+  const auto own_bits = [&](int a) { return plan.extent[a] > 1 ? plan.extent[a] : 0; };
+  if (own_bits(0) + own_bits(1) + own_bits(2) > kMostBits) plan.mask = MaskKind::coordinates;
   for (int a = 0; a < kAxes; ++a) {
     const std::int64_t met = reach(p, a, plan.extent[a], kernel.holds_keys());
-    plan.bits[a] = std::bit_width(std::uint64_t(met)) + 1;
+    plan.bits[a] = plan.mask == MaskKind::bits ? own_bits(a) : std::bit_width(std::uint64_t(met)) + 1;
     bits += plan.bits[a] + 1;
     region *= met;
   }
   constexpr int kWordBits = 32, kMostRegion = 1 << 19;
   constexpr int kMostRows = 128;
-  if (bits > kWordBits || region > kMostRegion) return false;
+  if ((plan.mask == MaskKind::coordinates && bits > kWordBits) || region > kMostRegion) return false;
   // Each tile clears and adds up whole tables. Those of long causal windows are beyond what a tile can meet.
   if (kernel.sums_bias(p) && bias_entries(p) > 8 * region) return false;
   const int room = most_rows(most_shared, plan);
@@ -99,20 +103,18 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     plan.block = width == 2 || role == 2 ? 16 : 32;
     most_bytes = 16 * kKilobyte;
   } else {
-    // Measured on an H200. More threadgroups hide more latency until registers spill; long rows of channels have few
-    // anyway, and there larger tiles load less.
-    constexpr int kGroups[3][3] = {{5, 5, 4}, {5, 4, 3}, {2, 1, 1}};  // up to 32, 64, 128 channels
+    // Measured on an H200: threadgroups per multiprocessor that hide latency before registers spill.
+    constexpr int kGroups[3][3] = {{6, 5, 4}, {5, 3, 3}, {4, 2, 2}};  // up to 32, 64, 128 channels
     // float32 takes twice the registers for what is held, and twice the threadgroup memory.
-    constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {1, 1, 1}};
-    plan.threads = width == 2 && !sums_bias ? 256 : 128;
-    plan.groups = (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
-    // Not measured: each simdgroup has a table, and more of a thread's numbers are alive where a bias is summed.
-    if (sums_bias) plan.groups = width == 2 ? 2 : plan.groups - 1;
-    plan.block = width == 2 && (role == 2 || sums_bias) ? 16 : 32;
-    if (plan.wide) {
-      plan.groups = sums_bias ? 2 : 1;
-      plan.block = sums_bias ? 16 : 32;
-    }
+    constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {2, 2, 2}};
+    // Where a bias is summed, more of a thread's numbers are alive, and each simdgroup has a table. Fewer were measured
+    // up to 32 channels alone.
+    constexpr int kBiasGroups[3] = {4, 3, 2};
+    plan.threads = 128;
+    plan.groups =
+        sums_bias ? kBiasGroups[width] : (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
+    plan.block = width == 2 && sums_bias ? 16 : 32;
+    if (plan.wide) plan.groups = 2;
     most_bytes = 36 * kKilobyte;
   }
   for (Stream* s : {&plan.a, &plan.b}) {
@@ -123,7 +125,9 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   constexpr int kMostBlock = 64;  // a bit of `met` (bodies/matrix.h) for each sum of a thread
   if (plan.block > (sums_bias ? 32 : kMostBlock)) refuse(plan);
   finish_streams(kernel, plan);
-  plan.position_bytes += 4 + 2 * 8;  // packed coordinates, places in both arrays
+  plan.position_bytes += 4 * words_of_position(p, kernel) + 2 * 8;  // and places in both arrays
+  constexpr int kMostStaged = 1024;                                 // of a bias table, which all threadgroups have
+  if (words_of_position(p, kernel) > 1 && bias_entries(p) <= kMostStaged) plan.staged_bias = int(bias_entries(p));
   choose_extent(p, kernel, matrix_cost, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
   const int most_shared = most_shared_bytes(target.platform);

@@ -22,18 +22,20 @@ int proper_axes(const Problem& p) {
   return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
 }
 
-/// Whether it is faster than mma.sync then, as measured on an H100 (docs/laboratory/fast-tier.md).
+constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
+
+/// Whether it is faster than mma.sync then, as measured on an H200 (docs/laboratory/fast-tier.md).
 bool pays(const Problem& p, bool forward) {
-  if (proper_axes(p) < 2) return p.kernel_volume() >= (forward ? 63 : 31);
-  if (!forward) return true;
-  return std::max(p.head_dim, p.value_dim) > 32 || p.kernel_volume() > 64;
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim), keys = p.kernel_volume();
+  if (channels <= 32) return keys >= kLongWindow;
+  if (proper_axes(p) < 2) return keys >= (forward ? 63 : 31);
+  return !forward || channels > 128 || keys > 64;
 }
 
 /// The shapes of the table of warpgroup plans, each with the reason.
 struct Shape {
   int warpgroups, producers, groups, block, stages, repeat;
 };
-constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
 
 Shape shape_of_gradient(const Problem& p) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
@@ -55,8 +57,7 @@ Shape shape_of_forward(const Problem& p) {
   if (p.kernel_volume() >= kLongWindow) return {2, 128, 1, 128, 4, 1};
   // Short windows are prologue and epilogue: threadgroups of one warpgroup and one loading warp, to overlap them.
   if (channels > 32) return {1, 32, 3, 64, 3, 4};
-  // Four of them leave 96 registers, where what a span or a circular axis needs would serialize the products.
-  return {1, 32, p.spans || p.is_circular() ? 3 : 4, 64, 4, 1};
+  return {1, 32, 3, 64, 4, 4};
 }
 
 /// What a tile of `extent` positions meets on an axis, on average over (some of) the tiles: a key near a border is met

@@ -185,8 +185,15 @@ Plan forward_on_hopper(const Problem& p) {
   return plan(p, KernelId::forward, kHopper);
 }
 
+/// With windows for which they pay.
+Problem long_attention(FloatType type, std::int64_t head_dim, std::int64_t value_dim, std::int64_t kernel_size = 9) {
+  Problem p = attention(type, head_dim, value_dim);
+  for (const int a : {1, 2}) p.axes[a].kernel_size = kernel_size;
+  return p;
+}
+
 TEST(Warpgroups, AreThoseOfComputeCapability9) {
-  const Problem p = attention(f16, 64, 64);
+  const Problem p = long_attention(f16, 64, 64);
   EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
   EXPECT_EQ(forward_on_hopper(p).engine, Engine::warpgroup);
   for (const int capability : {80, 89, 100, 120}) {
@@ -205,36 +212,36 @@ int on_warpgroups(const Problem& p) {
 TEST(Warpgroups, TakeHalfTypesWithoutBias) {
   for (const FloatType type : {f16, bf16}) {
     for (const std::int64_t dim : {48, 64, 80, 96, 128}) {
-      EXPECT_EQ(on_warpgroups(attention(type, dim, dim)), 3) << dim;
-      EXPECT_EQ(on_warpgroups(attention(type, dim, 144 - dim)), 3) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, dim, dim)), 3) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, dim, 144 - dim)), 3) << dim;
     }
     for (const std::int64_t dim : {144, 192, 256}) {  // the forward alone
-      EXPECT_EQ(on_warpgroups(attention(type, dim, dim)), 1) << dim;
-      EXPECT_EQ(on_warpgroups(attention(type, 64, dim)), 1) << dim;
-      EXPECT_EQ(on_warpgroups(attention(type, dim, 64)), 1) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, dim, dim)), 1) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, 64, dim)), 1) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, dim, 64)), 1) << dim;
     }
     for (const std::int64_t dim : {8, 40, 136}) {
-      EXPECT_EQ(on_warpgroups(attention(type, dim, 64)), 0) << dim;
-      EXPECT_EQ(on_warpgroups(attention(type, 64, dim)), 0) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, dim, 64)), 0) << dim;
+      EXPECT_EQ(on_warpgroups(long_attention(type, 64, dim)), 0) << dim;
     }
   }
-  EXPECT_EQ(on_warpgroups(attention(f32, 64, 64)), 0);
-  Problem p = attention(f16, 64, 64);
+  EXPECT_EQ(on_warpgroups(long_attention(f32, 64, 64)), 0);
+  Problem p = long_attention(f16, 64, 64);
   p.has_rpb = true;
   EXPECT_EQ(on_warpgroups(p), 0);
 }
 
 /// Held keys and values leave registers to the sums of their gradients where they are long.
 TEST(Warpgroups, HoldLongKeysInSharedMemory) {
-  for (const std::int64_t dim : {16, 64, 80, 128}) {
-    const Problem p = attention(f16, dim, dim);
+  for (const std::int64_t dim : {48, 64, 80, 128}) {
+    const Problem p = long_attention(f16, dim, dim);
     EXPECT_EQ(plan(p, KernelId::backward_query, kHopper).hold_shared, 0) << dim;
     const Plan keys = plan(p, KernelId::backward_key_value, kHopper);
     EXPECT_EQ(keys.hold_shared, dim > 64 ? 2 : 0) << dim;
     EXPECT_EQ(keys.block, 64) << dim;
   }
   for (const std::int64_t dim : {64, 128, 144, 256}) {  // and so do queries of the forward
-    EXPECT_EQ(plan(attention(f16, dim, dim), KernelId::forward, kHopper).hold_shared, dim > 128) << dim;
+    EXPECT_EQ(plan(long_attention(f16, dim, dim), KernelId::forward, kHopper).hold_shared, dim > 128) << dim;
   }
 }
 
@@ -247,13 +254,20 @@ TEST(Warpgroups, LeaveWhatIsSlowerToTheOtherEngine) {
   EXPECT_EQ(on_warpgroups(p), 3);
   p.axes[2].kernel_size = 7;
   EXPECT_EQ(on_warpgroups(p), 0);
+  for (const std::int64_t dim : {64, 128}) {
+    EXPECT_EQ(on_warpgroups(attention(f16, dim, dim)), 2) << dim;  // gradients alone
+    EXPECT_EQ(on_warpgroups(long_attention(f16, dim, dim)), 3) << dim;
+  }
+  EXPECT_EQ(on_warpgroups(attention(f16, 256, 256)), 1);  // the forward, as with all windows
+  EXPECT_EQ(on_warpgroups(long_attention(f16, 32, 32, 21)), 0);
+  EXPECT_EQ(on_warpgroups(long_attention(f16, 32, 32, 33)), 3);
   p = attention(f16, 32, 32);
   EXPECT_EQ(forward_on_hopper(p).warpgroups, 0);
   EXPECT_EQ(forward_on_hopper(p).engine, Engine::matrix);
   setenv("NATTEN_FAST_TILE", "warpgroup=1", 1);
   EXPECT_GT(forward_on_hopper(p).warpgroups, 0);
   setenv("NATTEN_FAST_TILE", "warpgroup=0", 1);
-  EXPECT_EQ(forward_on_hopper(attention(f16, 64, 64)).warpgroups, 0);
+  EXPECT_EQ(forward_on_hopper(long_attention(f16, 64, 64)).warpgroups, 0);
   unsetenv("NATTEN_FAST_TILE");
 }
 
@@ -301,7 +315,7 @@ TEST(Warpgroups, HoldBoxesThatTheMaskCanTell) {
 }
 
 TEST(Warpgroups, TakeSpansAndCircularAxes) {
-  const Problem p = attention(f16, 64, 64);
+  const Problem p = long_attention(f16, 64, 64);
   Problem circular = p, span = p;
   circular.axes[1].is_circular = true;
   span.spans = {whole(p.axes[0]), {10, 20, 7, 26}, whole(p.axes[2])};

@@ -17,7 +17,7 @@ struct Lane {
 };
 
 NATTEN_FN Lane lane_of(int index) {
-  const int lane = index % 32;
+  const int lane = int(unsigned(index) % 32);
   return Lane{index, lane / 4, lane % 4};
 }
 /// The lane of the simdgroup that holds pair `pair` of this lane's row.
@@ -50,11 +50,14 @@ struct Held {
   NATTEN_FN void load(View<P> from, const Items& items, Lane lane) {
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       const P data = from.data + offset_of(from, items.position[r]);
-      NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
-        const int channel = 8 * i + 2 * lane.pair;
-        if (kChannels % 8 == 0 && from.vectors) {
-          v[i / 2][i % 2 * 2 + r] = 8 * i < kChannels ? *reinterpret_cast<const unsigned*>(data + channel) : 0u;
-        } else {
+      if (kChannels % 8 == 0 && from.vectors) {
+        NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
+          v[i / 2][i % 2 * 2 + r] =
+              8 * i < kChannels ? *reinterpret_cast<const unsigned*>(data + 8 * i + 2 * lane.pair) : 0u;
+        }
+      } else {
+        NA_UNROLL for (int i = 0; i < 2 * kSteps; ++i) {
+          const int channel = 8 * i + 2 * lane.pair;
           v[i / 2][i % 2 * 2 + r] =
               rounded_pair<T>(channel < kChannels ? float(data[channel * from.channel]) : 0.0f,
                               channel + 1 < kChannels ? float(data[(channel + 1) * from.channel]) : 0.0f);
@@ -132,7 +135,7 @@ using HeldRows = Held<T, kChannels>;
 /// Of step `s` of the held rows.
 template <int kPitch, class T>
 NATTEN_FN void multiply_step(float (&c)[NA_BLOCK / 8][4], const unsigned (&a)[4], int s, const T* rows, Lane lane) {
-  const int l = lane.index % 32;
+  const unsigned l = unsigned(lane.index) % 32;
   const T* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 8;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
     unsigned b[4];
@@ -145,7 +148,7 @@ NATTEN_FN void multiply_step(float (&c)[NA_BLOCK / 8][4], const unsigned (&a)[4]
 /// The weights are rounded to the streamed type.
 template <int kPitch, int kBlocks, class T>
 NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK / 8][4], const T* rows, Lane lane) {
-  const int l = lane.index % 32;
+  const unsigned l = unsigned(lane.index) % 32;
   const T* const from = rows + l % 16 * kPitch + l / 16 * 8;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
     unsigned a[4];
@@ -165,7 +168,7 @@ NATTEN_FN void add_rows(float (&c)[kBlocks][4], const float (&weights)[NA_BLOCK 
 
 template <int kPitch>
 NATTEN_FN void multiply_step(float (&c)[NA_BLOCK / 8][4], const unsigned (&a)[4], int s, const float* rows, Lane lane) {
-  const int l = lane.index % 32;
+  const unsigned l = unsigned(lane.index) % 32;
   const float* const from = rows + (l % 8 + l / 16 * 8) * kPitch + l / 8 % 2 * 4;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 16; ++i) {
     unsigned b[4];

@@ -10,7 +10,7 @@ struct Lane {
 };
 
 inline Lane lane_of(int index) {
-  const int lane = index % 32;
+  const int lane = int(unsigned(index) % 32);
   return Lane{index, lane / 16 * 4 + lane / 2 % 4, lane / 8 % 2 * 2 + lane % 2};
 }
 inline int lane_of_pair(Lane lane, int pair) {

@@ -1,13 +1,15 @@
 // What the kernels on matrix units share, over the fragments of an engine (fragments_cuda.h, fragments_metal.h).
 // A simdgroup holds 16 stationary positions: a thread has two neighbours of them, as everywhere, and they are the rows
 // `row` and `row` + 8 of its fragments. The region of the tile is taken as one flat list of positions, so rows of it
-// that are no multiple of 8 waste nothing, and which position meets which is one test on packed coordinates: each has
-// NA_BITS of its axis, from NA_SHIFT on, and a bit above it, which a subtraction borrows when it gets below zero.
+// that are no multiple of 8 waste nothing, and which position meets which is a test on the streamed one's word, made
+// once a chunk. NA_MASK_BITS: the word has a bit for each coordinate of the tile, NA_BITS of an axis from NA_SHIFT on,
+// set where the coordinate is one by which it is not met. Else it is packed coordinates: each has NA_BITS of its axis,
+// from NA_SHIFT on, and a bit above it, which a subtraction borrows when it gets below zero.
 namespace natten {
 
 /// Tile deals positions out by threads: such that the four threads of a row share theirs.
 NATTEN_FN Site matrix_site(Site site, Lane lane) {
-  site.thread_index = site.thread_index / 32 * 32 + lane.pair * 8 + lane.row;
+  site.thread_index = int(unsigned(site.thread_index) / 32) * 32 + lane.pair * 8 + lane.row;
   return site;
 }
 
@@ -42,11 +44,37 @@ NATTEN_FN unsigned packed(int c0, int c1, int c2) {
   return unsigned(c0) << NA_SHIFT_0 | unsigned(c1) << NA_SHIFT_1 | unsigned(c2);
 }
 
-/// What the thread's positions meet, in packed coordinates; flat ranges of what any position of the warp meets, and of
-/// what all do, which is known where the region is one row.
+/// The word of a position that none meets.
+NATTEN_FN unsigned word_of_nobody() {
+  return NA_MASK_BITS ? ~0u : NA_GUARDS | NA_NOWHERE;
+}
+/// Of one that all meet (sweep_extra).
+NATTEN_FN unsigned word_of_extra() {
+  return NA_MASK_BITS ? 0u : NA_GUARDS;
+}
+/// The word of a streamed position of the group, whose coordinates in the region are `c`.
+template <bool kQueries>
+NATTEN_FN unsigned word_of(const NA_THREAD Tile& tile, const NA_THREAD int (&position)[3],
+                           const NA_THREAD int (&c)[3]) {
+  if (!NA_MASK_BITS) return NA_GUARDS | packed(c[0], c[1], c[2]);
+  unsigned word = 0;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    const int extent = NA_BY_AXIS(NA_BITS, a);
+    if (extent == 0) continue;  // its one coordinate meets the whole region
+    const Range<int> met = kQueries ? queries_of_key(tile.axes[a], tile.groups[a], position[a])
+                                    : keys_of_query(tile.axes[a], tile.groups[a], position[a]);
+    const int end = lesser(greater(met.end - tile.origin[a], 0), extent);
+    const int start = lesser(greater(met.start - tile.origin[a], 0), end);
+    word |= ((1u << extent) - 1 - ((1u << end) - (1u << start))) << NA_BY_AXIS(NA_SHIFT, a);
+  }
+  return word;
+}
+
+/// What the thread's positions meet: the bits of their coordinates, or packed coordinates; flat ranges of what any
+/// position of the warp meets, and of what all do, which is known where the region is one row.
 struct Meeting {
   unsigned start[2];
-  unsigned last[2];
+  unsigned last[2];  ///< without NA_MASK_BITS
   Range<int> any;
   Range<int> all;
 #if NA_HAS_EXTRA
@@ -70,8 +98,16 @@ NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& 
       l[a] = items.met[r][a].end - 1 - tile.region[a].start;
       empty = empty || l[a] < s[a];
     }
-    m.start[r] = empty ? NA_NOWHERE : packed(s[0], s[1], s[2]);
-    m.last[r] = (empty ? 0u : packed(l[0], l[1], l[2])) + 2 * NA_GUARDS;
+    if (NA_MASK_BITS) {
+      m.start[r] = 0;
+      NA_UNROLL for (int a = 0; a < 3; ++a) {
+        if (NA_BY_AXIS(NA_BITS, a) == 0) continue;
+        m.start[r] |= 1u << (NA_BY_AXIS(NA_SHIFT, a) + items.position[r][a] - tile.origin[a]);
+      }
+    } else {
+      m.start[r] = empty ? NA_NOWHERE : packed(s[0], s[1], s[2]);
+      m.last[r] = (empty ? 0u : packed(l[0], l[1], l[2])) + 2 * NA_GUARDS;
+    }
     if (!empty) {
       m.any.start = lesser(m.any.start, s[0] * region.plane + s[1] * region.columns + s[2]);
       m.any.end = greater(m.any.end, l[0] * region.plane + l[1] * region.columns + l[2] + 1);
@@ -79,6 +115,7 @@ NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& 
   }
   m.any.start = least_of_lanes(m.any.start);
   m.any.end = greatest_of_lanes(m.any.end);
+  if (NA_MASK_BITS) return m;
   // On no condition: of a reduction that has one, ptxas (CUDA 12.9, 13.0) forgets which predicate that is.
   const Range<int> all = {greatest_of_lanes(int(greater(m.start[0], m.start[1]))),
                           least_of_lanes(int(lesser(m.last[0], m.last[1]) - 2 * NA_GUARDS) + 1)};
@@ -86,29 +123,22 @@ NATTEN_FN Meeting meeting_of(const NA_THREAD Tile& tile, const NA_THREAD Items& 
   return m;
 }
 
-/// Whether row r meets the position whose coordinates are `word`, which has its guards set.
+/// Whether row r meets the position of a word.
 NATTEN_FN bool meets(const NA_THREAD Meeting& m, int r, unsigned word) {
+  if (NA_MASK_BITS) return (word & m.start[r]) == 0;
   return (~((word - m.start[r]) & (m.last[r] - word)) & NA_GUARDS) == 0;
 }
 
-NATTEN_FN void scale_logits(NA_THREAD float (&logits)[NA_BLOCK / 8][4], float factor) {
-  NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-    NA_UNROLL for (int e = 0; e < 4; ++e) logits[i][e] *= factor;
-  }
-}
-
-/// Logits of pairs that do not meet become -inf. Returns which pairs meet, by bits.
-NATTEN_FN unsigned mask_logits(NA_THREAD float (&logits)[NA_BLOCK / 8][4], const NA_THREAD Meeting& m,
-                               const NA_THREADGROUP unsigned* words, Lane lane) {
-  unsigned met = 0;
-  NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-    NA_UNROLL for (int e = 0; e < 4; ++e) {
-      const bool on = meets(m, e / 2, words[8 * i + 2 * lane.pair + e % 2]);
-      if (!on) logits[i][e] = -NA_INFINITY;
-      met |= on ? 1u << (4 * i + e) : 0u;
-    }
-  }
-  return met;
+/// Of products of query and key, to logits in powers of two.
+struct Scale {
+  float factor;  ///< not 0, of which -inf would make NaN
+  float hidden;  ///< times `factor` -inf
+};
+NATTEN_FN Scale scale_of(float scale) {
+  const float factor = scale * NA_LOG2_E;
+  constexpr float kLeast = 1.2e-38f;
+  return Scale{factor < 0.0f ? lesser(factor, -kLeast) : greater(factor, kLeast),
+               factor < 0.0f ? NA_INFINITY : -NA_INFINITY};
 }
 
 /// Bias entries of the thread's positions with the region's first one.
@@ -118,78 +148,109 @@ NATTEN_FN void bias_entries(NA_THREAD int (&entry)[2], const NA_THREAD Tile& til
   NA_UNROLL for (int r = 0; r < 2; ++r) entry[r] = rpb_entry(tile, pair_of<kQueries>(tile, items, first, r, 0));
 }
 
-/// From a bias entry with the region's first position to that with another: along each axis it moves with a key, or
-/// against a query.
+/// From a bias entry with the region's first position to that with the one whose coordinates are `c`: along each axis
+/// it moves with a key, or against a query. In the second half of `words`, for each position of the chunk.
 template <bool kQueries>
-NATTEN_FN int bias_offset(unsigned word) {
-  const int c0 = int(word >> NA_SHIFT_0 & ((1u << NA_BITS_0) - 1)) * (kQueries ? 1 : -NA_STEP_0);
-  const int c1 = int(word >> NA_SHIFT_1 & ((1u << NA_BITS_1) - 1)) * (kQueries ? 1 : -NA_STEP_1);
-  const int c2 = int(word & ((1u << NA_BITS_2) - 1)) * (kQueries ? 1 : -NA_STEP_2);
-  return (c0 * (2 * NA_KERNEL_SIZE_1 - 1) + c1) * (2 * NA_KERNEL_SIZE_2 - 1) + c2;
+NATTEN_FN int bias_offset(const NA_THREAD int (&c)[3]) {
+  int offset = 0;
+  NA_UNROLL for (int a = 0; a < 3; ++a) {
+    offset = offset * (2 * NA_BY_AXIS(NA_KERNEL_SIZE, a) - 1) + c[a] * (kQueries ? 1 : -NA_BY_AXIS(NA_STEP, a));
+  }
+  return offset;
 }
 
-/// Adds the bias of pairs that meet.
-template <bool kQueries, class P>
-NATTEN_FN void add_bias(NA_THREAD float (&logits)[NA_BLOCK / 8][4], P rpb, const NA_THREAD int (&entry)[2],
-                        const NA_THREAD Meeting& m, const NA_THREADGROUP unsigned* words, Lane lane) {
+/// A head's bias table in powers of two, in threadgroup memory where it has room there.
+template <class P>
+NATTEN_FN void stage_bias(NA_THREADGROUP float* to, P rpb, int index) {
+  for (int i = index; i < NA_STAGED_BIAS; i += NA_THREADS) to[i] = NA_LOG2_E * float(rpb[i]);
+}
+
+/// Hides the products of pairs that do not meet, of which `all` has none, and where there is a bias makes logits of the
+/// others. Returns which pairs meet, by bits.
+template <class P>
+NATTEN_FN unsigned mask_products(NA_THREAD float (&products)[NA_BLOCK / 8][4], NA_THREAD Scale& scale, P rpb,
+                                 const NA_THREADGROUP float* bias, const NA_THREAD int (&entry)[2],
+                                 const NA_THREAD Meeting& m, const NA_THREADGROUP unsigned* words, Lane lane,
+                                 bool all) {
+  bool has_bias = NA_HAS_RPB;
 #if NA_HAS_EXTRA
-  if (m.is_extra) return;
+  has_bias = has_bias && !m.is_extra;
 #endif
+  if (all && !has_bias) return ~0u;
+  const Scale of_product = scale;
+  if (has_bias) scale = Scale{1.0f, -NA_INFINITY};
+  unsigned met = 0;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-    NA_UNROLL for (int e = 0; e < 2; ++e) {
-      const unsigned word = words[8 * i + 2 * lane.pair + e];
-      const int offset = bias_offset<kQueries>(word);
-      NA_UNROLL for (int r = 0; r < 2; ++r) {
-        if (meets(m, r, word)) logits[i][2 * r + e] += NA_LOG2_E * float(rpb[entry[r] + offset]);
+    NA_UNROLL for (int e = 0; e < 4; ++e) {
+      const int at = 8 * i + 2 * lane.pair + e % 2;
+      const bool on = meets(m, e / 2, words[at]);
+      met |= on ? 1u << (4 * i + e) : 0u;
+      if (!on) {
+        products[i][e] = scale.hidden;
+      } else if (has_bias) {
+        const int place = entry[e / 2] + int(words[NA_CHUNK + at]);
+        const float added = NA_STAGED_BIAS > 0 ? bias[place] : NA_LOG2_E * float(rpb[place]);
+        products[i][e] = products[i][e] * of_product.factor + added;
+      }
+    }
+  }
+  return met;
+}
+
+/// The rows of a chunk, whose places are `offsets`, with zeros past the last channel. Each thread has a vector of
+/// channels of its own.
+template <int kChannels, int kWidth, int kPitch, class T, class P>
+NATTEN_FN void copy_rows(NA_THREADGROUP T* to, View<P> from, const NA_THREADGROUP Offset* offsets, int rows,
+                         int index) {
+  constexpr int kVectors = kWidth / NA_VECTOR, kAtOnce = NA_THREADS / kVectors;
+  const int channel = int(unsigned(index) % kVectors) * NA_VECTOR, first = int(unsigned(index) / kVectors);
+  if (index >= kAtOnce * kVectors) return;
+  const P data = from.data + channel * from.channel;
+  to += channel;
+  if (kChannels % NA_VECTOR == 0 && from.vectors && channel < kChannels) {
+    for (int row = first; row < rows; row += kAtOnce) {
+      copy_to_tile<NA_VECTOR>(to + row * kPitch, data + offsets[row]);
+    }
+  } else {
+    for (int row = first; row < rows; row += kAtOnce) {
+      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+        to[row * kPitch + e] = channel + e < kChannels ? T(data[offsets[row] + e * from.channel]) : T(0.0f);
       }
     }
   }
 }
 
-/// A vector of channels of the position at `offset`, with zeros past the last.
-template <int kChannels, int kWidth, class T, class P>
-NATTEN_FN void copy_channels(NA_THREADGROUP T* to, View<P> from, Offset offset, int channel) {
-  if (channel >= kWidth) return;
-  const P data = from.data + offset + channel * from.channel;
-  if (kChannels % NA_VECTOR == 0 && from.vectors && channel < kChannels) {
-    copy_to_tile<NA_VECTOR>(to + channel, data);
-  } else {
-    NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
-      to[channel + e] = channel + e < kChannels ? T(data[e * from.channel]) : T(0.0f);
-    }
-  }
-}
-
 /// Streams the region. Body: load_scalars(i, p), and block<kCareful>(meeting, row, all) for rows [row, row + NA_BLOCK),
-/// of which the simdgroup's positions meet all, or not. Of the chunk's positions `words` are the packed coordinates and
-/// `offsets` the places in A and in B, each found once, by one thread: many then copy their channels.
-template <bool kCareful, class Body>
+/// of which the simdgroup's positions meet all, or not. Of the chunk's positions `words` are their words, behind them
+/// the bias offsets, and `offsets` the places in A and in B, each found once, by one thread: many then copy their
+/// channels.
+template <bool kQueries, bool kCareful, class Body>
 NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, const NA_THREAD Region& region,
                             const NA_THREAD Meeting& meeting) {
-  constexpr int kVectors = (NA_A_WIDTH > NA_B_WIDTH ? NA_A_WIDTH : NA_B_WIDTH) / NA_VECTOR;
   for (int first = 0; first < region.size; first += NA_CHUNK) {
     // Past the end the last position is repeated, and met by none.
     const int rows = lesser(NA_CHUNK, ceil_div(region.size - first, NA_BLOCK) * NA_BLOCK);
-    barrier();  // all have read the previous chunk
+    // All have read the previous chunk, which may be another sweep's.
+    if (first > 0 || kCareful || NA_HAS_EXTRA || (!kQueries && (NA_HEAD_GROUP > 1 || NA_WIDE))) barrier();
     for (int i = body.lane.index; i < rows; i += NA_THREADS) {
-      int p[3];
-      coordinates(p, region, lesser(first + i, region.size - 1));
-      body.words[i] = NA_GUARDS | (first + i < region.size ? packed(p[0], p[1], p[2]) : NA_NOWHERE);
+      const bool exists = first + i < region.size;
+      int c[3], p[3];
+      coordinates(c, region, lesser(first + i, region.size - 1));
+      NA_UNROLL for (int a = 0; a < 3; ++a) p[a] = c[a] + tile.region[a].start;
+      unsigned word = word_of<kQueries>(tile, p, c);
 #if NA_HAS_EXTRA
-      if (meeting.is_extra && first + i < region.size) body.words[i] = NA_GUARDS;  // met by all
+      if (meeting.is_extra) word = word_of_extra();
 #endif
-      NA_UNROLL for (int a = 0; a < 3; ++a) p[a] += tile.region[a].start;
+      body.words[i] = exists ? word : word_of_nobody();
+      if (NA_HAS_RPB) body.words[NA_CHUNK + i] = unsigned(bias_offset<kQueries>(c));
       body.offsets[i] = offset_of(body.from_a, p);
       body.offsets[NA_CHUNK + i] = offset_of(body.from_b, p);
       body.load_scalars(i, p);
     }
     barrier();
-    for (int i = body.lane.index; i < rows * kVectors; i += NA_THREADS) {
-      const int row = i / kVectors, channel = i % kVectors * NA_VECTOR;
-      copy_channels<NA_A_CHANNELS, NA_A_WIDTH>(body.rows_a + row * NA_A_PITCH, body.from_a, body.offsets[row], channel);
-      copy_channels<NA_B_CHANNELS, NA_B_WIDTH>(body.rows_b + row * NA_B_PITCH, body.from_b,
-                                               body.offsets[NA_CHUNK + row], channel);
-    }
+    copy_rows<NA_A_CHANNELS, NA_A_WIDTH, NA_A_PITCH>(body.rows_a, body.from_a, body.offsets, rows, body.lane.index);
+    copy_rows<NA_B_CHANNELS, NA_B_WIDTH, NA_B_PITCH>(body.rows_b, body.from_b, body.offsets + NA_CHUNK, rows,
+                                                     body.lane.index);
     wait_for_copies();
     barrier();
     for (int row = 0; row < rows; row += NA_BLOCK) {
@@ -201,7 +262,7 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
 }
 
 #if NA_HAS_EXTRA
-/// The extra tokens: with coordinates 0, which all positions meet.
+/// The extra tokens, which all positions meet.
 template <bool kCareful, class Body, class TensorA, class TensorB>
 NATTEN_FN void sweep_extra(NA_THREAD Body& body, TensorA a, TensorB b, const NA_THREAD Tile& tile, int head) {
   const auto window_a = body.from_a;
@@ -212,12 +273,12 @@ NATTEN_FN void sweep_extra(NA_THREAD Body& body, TensorA a, TensorB b, const NA_
   Meeting all;
   all.is_extra = true;
   NA_UNROLL for (int r = 0; r < 2; ++r) {
-    all.start[r] = 0;
+    all.start[r] = NA_MASK_BITS ? 1u << 31 : 0;  // a bit of no coordinate
     all.last[r] = 2 * NA_GUARDS;
   }
   all.any = all.all = extra.region[2];
   const Region region = region_of(extra);
-  sweep_region<kCareful>(body, extra, region, all);
+  sweep_region<true, kCareful>(body, extra, region, all);
   body.from_a = window_a;
   body.from_b = window_b;
 }
@@ -268,21 +329,30 @@ NATTEN_FN bool all_finite(const NA_THREAD float (&c)[kBlocks][4]) {
   return finite;
 }
 
-/// From the fragments' layout (channels 2 * pair, + 1 of every 8) to that of all stores (vectors pair, pair + 4, ...).
+/// Channels of a thread's vectors as sums are stored: as fragments have them, which takes four stores in the place of
+/// one, or where there are registers for it and many channels those of all other stores.
+#define NA_STORED ((NA_A_WIDTH > 64 || NA_B_WIDTH > 64) && !NA_WIDE ? NA_VECTOR : 2)
+
+/// A thread's two rows of sums by channels, from the fragments' layout (channels 2 * pair, + 1 of every 8) to vectors
+/// pair, pair + 4, ... of NA_STORED.
 template <int kHeld, int kBlocks>
-NATTEN_FN void to_vectors(NA_THREAD float (&to)[2][kHeld], const NA_THREAD float (&c)[kBlocks][4], int lane) {
+NATTEN_FN void to_rows(NA_THREAD float (&to)[2][kHeld], const NA_THREAD float (&c)[kBlocks][4], int lane) {
   NA_UNROLL for (int r = 0; r < 2; ++r) {
-    NA_UNROLL for (int i = 0; i < kHeld / NA_VECTOR; ++i) {
+    NA_UNROLL for (int i = 0; i < kHeld / 8; ++i) {
       NA_UNROLL for (int d = 0; d < 4; ++d) {
         const int other = lane ^ d;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
+          if (NA_STORED == 2) {
+            to[r][8 * i + 2 * d + e] = 4 * i + d < kBlocks ? c[4 * i + d < kBlocks ? 4 * i + d : 0][2 * r + e] : 0.0f;
+            continue;
+          }
           float sent = 0.0f;
           NA_UNROLL for (int j = 0; j < 4; ++j) {
             if (4 * i + j < kBlocks && j == other) sent = c[4 * i + j < kBlocks ? 4 * i + j : 0][2 * r + e];
           }
           const float got = exchange_pairs(sent, d);
           NA_UNROLL for (int j = 0; j < 4; ++j) {
-            if (j == other) to[r][i * NA_VECTOR + 2 * j + e] = got;
+            if (j == other) to[r][8 * i + 2 * j + e] = got;
           }
         }
       }
@@ -296,8 +366,8 @@ NATTEN_FN float sum_row(float x) {
   return x + exchange_pairs(x, 2);
 }
 NATTEN_FN float greatest_of_row(float x) {
-  x = greater(x, exchange_pairs(x, 1));
-  return greater(x, exchange_pairs(x, 2));
+  x = greatest_number(x, exchange_pairs(x, 1));
+  return greatest_number(x, exchange_pairs(x, 2));
 }
 
 }  // namespace natten

@@ -38,7 +38,7 @@ struct MatrixBiasGradient {
     simd_barrier();
     const int key = lane.index % 32;
     const bool has_key = key < NA_BLOCK;
-    const int offset = bias_offset<true>(words[has_key ? key : 0]);
+    const int offset = int(words[NA_CHUNK + (has_key ? key : 0)]);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       float added[8];
       NA_UNROLL for (int q = 0; q < 8; ++q) added[q] = has_key ? staged[(8 * r + q) * NA_STAGE_PITCH + key] : 0.0f;
@@ -76,8 +76,9 @@ struct MatrixBackward {
   NA_THREADGROUP unsigned* words;
   NA_THREADGROUP Offset* offsets;
   BiasP rpb;
+  NA_THREADGROUP float* bias;
   MatrixBiasGradient bias_gradient;
-  float factor;  ///< of logits, to powers of two
+  Scale scale;
   int bias_entry[2];
   NA_THREADGROUP float* lses;  ///< of streamed queries, in powers of two; their deltas follow
   HeldRows<NA_A_TYPE, NA_A_CHANNELS, HeldA> held_a;
@@ -100,15 +101,14 @@ struct MatrixBackward {
     clear_blocks(weights);
     clear_blocks(gradients);
     multiply_rows<NA_A_PITCH>(weights, held_a, rows_a + row * NA_A_PITCH, lane);
-    scale_logits(weights, factor);
     if (kSumsA) multiply_rows<NA_B_PITCH>(gradients, held_b, rows_b + row * NA_B_PITCH, lane);
-    if (NA_HAS_RPB) add_bias<kQueries>(weights, rpb, bias_entry, meeting, words + row, lane);
-    unsigned met = ~0u;
-    if (!all) met = mask_logits(weights, meeting, words + row, lane);
+    Scale to_logits = scale;
+    const unsigned met = mask_products(weights, to_logits, rpb, bias, bias_entry, meeting, words + row, lane, all);
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
       NA_UNROLL for (int e = 0; e < 4; ++e) {
         const int streamed = row + 8 * i + 2 * lane.pair + e % 2;
-        weights[i][e] = exp2_of(weights[i][e] - (kQueries ? held_lse[e / 2] : lses[streamed]));
+        const float lse_of_query = kQueries ? held_lse[e / 2] : lses[streamed];
+        weights[i][e] = exp2_of(weights[i][e] * to_logits.factor - lse_of_query);
         gradients[i][e] =
             weights[i][e] * (gradients[i][e] - (kQueries ? held_delta[e / 2] : lses[NA_CHUNK + streamed]));
       }
@@ -127,7 +127,7 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
                              NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
                              NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
                              NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
-                             NA_THREADGROUP Offset* offsets, Site site, float scale) {
+                             NA_THREADGROUP Offset* offsets, NA_THREADGROUP float* bias, Site site, float scale) {
   MatrixBackward<kQueries, kSumsA, kSumsB, HeldA, HeldB, StreamedA, StreamedB, LseP, DeltaP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
@@ -143,10 +143,11 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
     const Indexed held = kQueries ? Indexed::query_tokens : Indexed::keys;
     body.held_a.load(view(held_a, held, tile, site.head), items, body.lane);
     body.held_b.load(view(held_b, kQueries ? Indexed::queries : held, tile, site.head), items, body.lane);
-    body.factor = scale * NA_LOG2_E;
+    body.scale = scale_of(scale);
     body.rows_a = rows_a;
     body.rows_b = rows_b;
     body.lses = scratch;
+    body.bias = bias;
     if (NA_HAS_RPB) bias_entries<kQueries>(body.bias_entry, tile, items);
     bool careful = false;
     while (true) {
@@ -158,6 +159,10 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
         body.lse = view(lse, Indexed::queries, tile, h);
         body.delta = view(delta, Indexed::queries, tile, h);
         body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
+        if (NA_HAS_RPB) {
+          if (heads > 1) barrier();  // all have read the table of the head before
+          stage_bias(bias, body.rpb, body.lane.index);
+        }
         NA_UNROLL for (int r = 0; r < 2; ++r) {
           if (!kQueries) continue;
           const float lse_of_query = number_at(body.lse, items.position[r]);
@@ -174,9 +179,9 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
         NA_UNROLL for (int r = 0; r < 2; ++r) body.bias_gradient.inside[r] = is_inside<true>(tile, r);
 #endif
         if (careful) {
-          sweep_region<true>(body, tile, region, meeting);
+          sweep_region<kQueries, true>(body, tile, region, meeting);
         } else {
-          sweep_region<false>(body, tile, region, meeting);
+          sweep_region<kQueries, false>(body, tile, region, meeting);
         }
       }
       if (careful) break;
@@ -187,14 +192,14 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
     }
   }
   body.bias_gradient.end(body.lane);
-  float vectors_a[2][NA_A_HELD], vectors_b[2][NA_B_HELD];
+  float rows_of_a[2][NA_A_HELD], rows_of_b[2][NA_B_HELD];
   if (kSumsA) {
-    to_vectors(vectors_a, body.sum_a, body.lane.pair);
-    store_items<kQueries, kQueries, NA_A_CHANNELS>(to_a, vectors_a, tile, scale);
+    to_rows(rows_of_a, body.sum_a, body.lane.pair);
+    store_items<kQueries, kQueries, NA_A_CHANNELS, NA_STORED>(to_a, rows_of_a, tile, scale);
   }
   if (!kSumsB) return;
-  to_vectors(vectors_b, body.sum_b, body.lane.pair);
-  store_items<kQueries, false, NA_B_CHANNELS>(to_b, vectors_b, tile, 1.0f);
+  to_rows(rows_of_b, body.sum_b, body.lane.pair);
+  store_items<kQueries, false, NA_B_CHANNELS, NA_STORED>(to_b, rows_of_b, tile, 1.0f);
 }
 
 template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP,
@@ -204,17 +209,17 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
                                   NA_DEVICE TA* to_a, NA_DEVICE TB* to_b, NA_DEVICE float* drpb,
                                   NA_THREADGROUP NA_A_TYPE* rows_a, NA_THREADGROUP NA_B_TYPE* rows_b,
                                   NA_THREADGROUP float* scratch, NA_THREADGROUP unsigned* words,
-                                  NA_THREADGROUP Offset* offsets, Site site, float scale) {
+                                  NA_THREADGROUP Offset* offsets, NA_THREADGROUP float* bias, Site site, float scale) {
 #if NA_WIDE  // registers have room for one sum
   if (!kQueries) {
     sum_gradients<kQueries, false, true>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
-                                         rows_a, rows_b, scratch, words, offsets, site, scale);
+                                         rows_a, rows_b, scratch, words, offsets, bias, site, scale);
   }
   sum_gradients<kQueries, true, false>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
-                                       rows_a, rows_b, scratch, words, offsets, site, scale);
+                                       rows_a, rows_b, scratch, words, offsets, bias, site, scale);
 #else
   sum_gradients<kQueries, true, !kQueries>(held_a, held_b, streamed_a, streamed_b, lse, delta, rpb, to_a, to_b, drpb,
-                                           rows_a, rows_b, scratch, words, offsets, site, scale);
+                                           rows_a, rows_b, scratch, words, offsets, bias, site, scale);
 #endif
 }
 

@@ -11,7 +11,8 @@ struct MatrixForward {
   NA_THREADGROUP unsigned* words;
   NA_THREADGROUP Offset* offsets;
   BiasP rpb;
-  float factor;       ///< of logits, to powers of two
+  NA_THREADGROUP float* bias;
+  Scale scale;
   int bias_entry[2];  ///< of the region's first key
   HeldRows<NA_A_TYPE, NA_A_CHANNELS, QueryP> query;
   float out[NA_B_WIDTH / 8][4];
@@ -32,29 +33,38 @@ struct MatrixForward {
     float weights[NA_BLOCK / 8][4];
     clear_blocks(weights);
     multiply_rows<NA_A_PITCH>(weights, query, rows_a + row * NA_A_PITCH, lane);
-    scale_logits(weights, factor);
-    if (NA_HAS_RPB) add_bias<true>(weights, rpb, bias_entry, meeting, words + row, lane);
-    unsigned met = ~0u;
-    if (!all) met = mask_logits(weights, meeting, words + row, lane);
-    float highest[2] = {maximum[0], maximum[1]};
-    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-      NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2] = greater(highest[e / 2], weights[i][e]);
+    Scale to_logits = scale;
+    const unsigned met = mask_products(weights, to_logits, rpb, bias, bias_entry, meeting, words + row, lane, all);
+    float highest[2] = {-NA_INFINITY, -NA_INFINITY};  // of products or, where the scale is negative, of their negatives
+    if (to_logits.factor > 0.0f) {
+      NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+        NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2] = greatest_number(highest[e / 2], weights[i][e]);
+      }
+    } else {
+      NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+        NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2] = greatest_number(highest[e / 2], -weights[i][e]);
+      }
     }
-    if (any_lane(highest[0] > maximum[0] || highest[1] > maximum[1])) {  // rare after the first blocks
+    // The maximum is one that was true some blocks ago, as long as no weight exceeds kMostWeight: then sums need not
+    // shrink.
+    constexpr float kMostWeight = 8.0f;  // as a power of two
+    const float positive = greater(to_logits.factor, -to_logits.factor);
+    NA_UNROLL for (int r = 0; r < 2; ++r) highest[r] = greatest_number(maximum[r], positive * highest[r]);
+    if (any_lane(highest[0] > maximum[0] + kMostWeight || highest[1] > maximum[1] + kMostWeight)) {
       NA_UNROLL for (int r = 0; r < 2; ++r) {
         highest[r] = greatest_of_row(highest[r]);
-        const float factor = exp2_of(maximum[r] - highest[r]);
+        const float shrunk = exp2_of(maximum[r] - highest[r]);
         maximum[r] = highest[r];
-        sum[r] *= factor;
+        sum[r] *= shrunk;
         NA_UNROLL for (int j = 0; j < NA_B_WIDTH / 8; ++j) {
-          out[j][2 * r] *= factor;
-          out[j][2 * r + 1] *= factor;
+          out[j][2 * r] *= shrunk;
+          out[j][2 * r + 1] *= shrunk;
         }
       }
     }
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
       NA_UNROLL for (int e = 0; e < 4; ++e) {
-        weights[i][e] = exp2_of(weights[i][e] - maximum[e / 2]);
+        weights[i][e] = exp2_of(weights[i][e] * to_logits.factor - maximum[e / 2]);
         sum[e / 2] += weights[i][e];
       }
     }
@@ -66,7 +76,7 @@ template <class QueryP, class KeyP, class ValueP, class BiasP, class OutT>
 NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<ValueP> value, BiasP rpb,
                                  NA_DEVICE OutT* out, NA_DEVICE float* lse, NA_THREADGROUP NA_A_TYPE* keys,
                                  NA_THREADGROUP NA_B_TYPE* values, NA_THREADGROUP unsigned* words,
-                                 NA_THREADGROUP Offset* offsets, Site site, float scale) {
+                                 NA_THREADGROUP Offset* offsets, NA_THREADGROUP float* bias, Site site, float scale) {
   MatrixForward<QueryP, KeyP, ValueP, BiasP> body;
   body.lane = lane_of(site.thread_index);
   body.words = words;
@@ -80,27 +90,31 @@ NATTEN_FN void attention_forward(Tensor<QueryP> query, Tensor<KeyP> key, Tensor<
     body.query.load(view(query, Indexed::query_tokens, tile, site.head), items, body.lane);
     body.from_a = view(key, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
     body.from_b = view(value, Indexed::keys, tile, site.head / NA_HEAD_GROUP);
-    body.factor = scale * NA_LOG2_E;
+    body.scale = scale_of(scale);
     body.rows_a = keys;
     body.rows_b = values;
     body.rpb = rpb + Offset(site.head) * NA_RPB_SIZE;
-    if (NA_HAS_RPB) bias_entries<true>(body.bias_entry, tile, items);
+    body.bias = bias;
+    if (NA_HAS_RPB) {
+      bias_entries<true>(body.bias_entry, tile, items);
+      stage_bias(bias, body.rpb, body.lane.index);
+    }
 #if NA_HAS_EXTRA
     sweep_extra<false>(body, key, value, tile, site.head / NA_HEAD_GROUP);
 #endif
-    sweep_region<false>(body, tile, region, meeting);
+    sweep_region<true, false>(body, tile, region, meeting);
     if (any_of_threadgroup(!all_finite(body.out), words, body.lane.index)) {
       body.clear();
 #if NA_HAS_EXTRA
       sweep_extra<true>(body, key, value, tile, site.head / NA_HEAD_GROUP);
 #endif
-      sweep_region<true>(body, tile, region, meeting);
+      sweep_region<true, true>(body, tile, region, meeting);
     }
   }
-  float vectors[2][NA_B_HELD];
-  to_vectors(vectors, body.out, body.lane.pair);
+  float out_rows[2][NA_B_HELD];
+  to_rows(out_rows, body.out, body.lane.pair);
   NA_UNROLL for (int r = 0; r < 2; ++r) body.sum[r] = sum_row(body.sum[r]);
-  store_softmax(out, lse, vectors, body.maximum, body.sum, tile);
+  store_softmax<NA_STORED>(out, lse, out_rows, body.maximum, body.sum, tile);
 }
 
 }  // namespace natten

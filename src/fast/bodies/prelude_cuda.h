@@ -49,6 +49,10 @@ NATTEN_FN float exp2_of(float x) {
 NATTEN_FN float log2_of(float x) {
   return log2f(x);
 }
+/// The other one, where one is NaN.
+NATTEN_FN float greatest_number(float a, float b) {
+  return fmaxf(a, b);
+}
 
 template <class T>
 NATTEN_FN T from_float(float x) {

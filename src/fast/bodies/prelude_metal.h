@@ -55,6 +55,10 @@ inline float exp2_of(float x) {
 inline float log2_of(float x) {
   return metal::log2(x);
 }
+/// The other one, where one is NaN.
+inline float greatest_number(float a, float b) {
+  return metal::fmax(a, b);
+}
 
 template <class T>
 inline T from_float(float x) {
@@ -76,7 +80,7 @@ inline void load_device(thread float*, P) {}
 template <int N, class T, class P>
 inline void copy_to_tile(threadgroup T*, P) {}
 
-// Vectors of N = 4 k elements; the address is a multiple of 4 elements.
+// Vectors of N = 4 k elements, or to device memory 2; the address is a multiple of 4 elements, or 2.
 template <int N, class T>
 inline void load_device(thread float* to, const device T* from) {
   NA_UNROLL for (int i = 0; i < N; i += 4) {
@@ -93,10 +97,11 @@ inline void load_tile(thread float* to, const threadgroup T* from) {
 }
 template <int N, class T>
 inline void store_device(device T* to, const thread float* from) {
-  NA_UNROLL for (int i = 0; i < N; i += 4) {
-    metal::vec<T, 4> v;
-    NA_UNROLL for (int e = 0; e < 4; ++e) v[e] = T(from[i + e]);
-    *(device metal::vec<T, 4>*)(to + i) = v;
+  constexpr int kPack = N < 4 ? N : 4;
+  NA_UNROLL for (int i = 0; i < N; i += kPack) {
+    metal::vec<T, kPack> v;
+    NA_UNROLL for (int e = 0; e < kPack; ++e) v[e] = T(from[i + e]);
+    *(device metal::vec<T, kPack>*)(to + i) = v;
   }
 }
 template <int N, class T>

@@ -123,15 +123,15 @@ NATTEN_FN void load_items(NA_THREAD float (&to)[NA_RUN][kHeld], View<P> v, const
   }
 }
 
-/// The reverse, into a row of a dense array.
-template <int kChannels, int kHeld, class T>
+/// The reverse, into a row of a dense array, of vectors of kVector channels.
+template <int kChannels, int kVector, int kHeld, class T>
 NATTEN_FN void store_row(NA_DEVICE T* to, const NA_THREAD float (&from)[kHeld], int lane) {
-  NA_UNROLL for (int i = 0; i < kHeld; i += NA_VECTOR) {
-    const int channel = lane * NA_VECTOR + i * NA_LANES;
-    if (kChannels % NA_VECTOR == 0) {
-      if (channel < kChannels) store_device<NA_VECTOR>(to + channel, &from[i]);
+  NA_UNROLL for (int i = 0; i < kHeld; i += kVector) {
+    const int channel = lane * kVector + i * NA_LANES;
+    if (kChannels % kVector == 0) {
+      if (channel < kChannels) store_device<kVector>(to + channel, &from[i]);
     } else {
-      NA_UNROLL for (int e = 0; e < NA_VECTOR; ++e) {
+      NA_UNROLL for (int e = 0; e < kVector; ++e) {
         if (channel + e < kChannels) to[channel + e] = from_float<T>(from[i + e]);
       }
     }
@@ -163,7 +163,7 @@ NATTEN_FN Offset token_row(const NA_THREAD Tile& tile, int t0, int t1, int t2) {
 
 /// Stores the items in the dense array of their kind, times `factor`; what lies past the end of a sample becomes 0,
 /// whatever was computed for it. kSpread: queries in an array like query, with 0 in the rows that a stride skips.
-template <bool kQueries, bool kSpread, int kChannels, int kHeld, class T>
+template <bool kQueries, bool kSpread, int kChannels, int kVector = NA_VECTOR, int kHeld, class T>
 NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHeld], const NA_THREAD Tile& tile,
                            float factor) {
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
@@ -171,7 +171,7 @@ NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHel
     const bool inside = is_inside<kQueries>(tile, r);
     NA_UNROLL for (int i = 0; i < kHeld; ++i) from[r][i] = inside ? factor * from[r][i] : 0.0f;
     if (!kSpread) {
-      store_row<kChannels>(to + dense_row<kQueries>(tile, r) * kChannels, from[r], tile.lane);
+      store_row<kChannels, kVector>(to + dense_row<kQueries>(tile, r) * kChannels, from[r], tile.lane);
       continue;
     }
     const QueryRows rows = query_rows_of(tile, r);
@@ -180,7 +180,7 @@ NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHel
         for (int t2 = rows.start[2]; t2 < rows.end[2]; ++t2) {
           NA_DEVICE T* const target = to + token_row(tile, t0, t1, t2) * kChannels;
           if (t0 == rows.own[0] && t1 == rows.own[1] && t2 == rows.own[2]) {
-            store_row<kChannels>(target, from[r], tile.lane);
+            store_row<kChannels, kVector>(target, from[r], tile.lane);
           } else {
             for (int c = tile.lane; c < kChannels; c += NA_LANES) target[c] = from_float<T>(0.0f);
           }
@@ -191,19 +191,19 @@ NATTEN_FN void store_items(NA_DEVICE T* to, NA_THREAD float (&from)[NA_RUN][kHel
 }
 
 /// Ends the softmax of queries: `sums` of values by weights 2^(logit - maximum), and `sum` of the weights.
-template <class T>
-NATTEN_FN void store_softmax(NA_DEVICE T* out, NA_DEVICE float* lse, NA_THREAD float (&sums)[NA_RUN][NA_B_HELD],
+template <int kVector = NA_VECTOR, int kHeld, class T>
+NATTEN_FN void store_softmax(NA_DEVICE T* out, NA_DEVICE float* lse, NA_THREAD float (&sums)[NA_RUN][kHeld],
                              const NA_THREAD float (&maximum)[NA_RUN], const NA_THREAD float (&sum)[NA_RUN],
                              const NA_THREAD Tile& tile) {
   NA_UNROLL for (int r = 0; r < NA_RUN; ++r) {
     const bool is_empty = sum[r] == 0.0f;  // every logit is -inf
     const float factor = 1.0f / sum[r];
-    NA_UNROLL for (int i = 0; i < NA_B_HELD; ++i) sums[r][i] = is_empty ? 0.0f : sums[r][i] * factor;
+    NA_UNROLL for (int i = 0; i < kHeld; ++i) sums[r][i] = is_empty ? 0.0f : sums[r][i] * factor;
     if (tile.lane != 0 || !is_stored<true>(tile, r)) continue;
     const float in_powers_of_two = is_empty ? -NA_INFINITY : maximum[r] + log2_of(sum[r]);
     lse[dense_row<true>(tile, r)] = is_inside<true>(tile, r) ? in_powers_of_two * NA_LN_2 : 0.0f;
   }
-  store_items<true, false, NA_B_CHANNELS>(out, sums, tile, 1.0f);
+  store_items<true, false, NA_B_CHANNELS, kVector>(out, sums, tile, 1.0f);
 }
 
 /// A part of the region that streams past: `rows` rows of (axis 0, axis 1), counted from `row`, and `columns` positions

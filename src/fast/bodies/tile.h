@@ -100,8 +100,8 @@ NATTEN_FN int tile_count(const NA_THREAD Spans& spans) {
 template <bool kQueries, class Axes>
 NATTEN_FN Site locate(Axes axes, int group, int head, int heads, int thread_index) {
   const Spans spans = spans_of(axes);
-  const int tiles = tile_count<kQueries>(spans);
-  return Site{spans, spans.full, group, group % tiles, group / tiles, head, heads, thread_index, 1};
+  const unsigned tiles = tile_count<kQueries>(spans), at = group;  // without signs divisions are shorter
+  return Site{spans, spans.full, group, int(at % tiles), int(at / tiles), head, heads, thread_index, 1};
 }
 
 struct Tile {
@@ -131,20 +131,24 @@ NATTEN_FN Tile tile_of(Site site) {
     const int least = least_length(axis_constants(a, spans.full.v[a]).axis);
     tile.empty = tile.empty || site.lengths.v[a] < least || site.lengths.v[a] > spans.full.v[a];
   }
-  int index = site.tile;
+  unsigned index = site.tile;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
-    const int groups = tiled_groups<kQueries>(spans.rows[a], a);
-    const int tiles =
+    const unsigned tiles =
         ceil_div(ceil_div(array_length<kQueries>(spans.rows[a]), groups_on_axis<kQueries>(a)), tile_extent(a));
-    const int on_axis = index % (groups * tiles);
-    index /= groups * tiles;
+    const int tile_on_axis = int(index % tiles);
+    index /= tiles;
+    int row = 0;
+    if (groups_on_axis<kQueries>(a) > 1) {
+      const unsigned groups = tiled_groups<kQueries>(spans.rows[a], a);
+      row = int(index % groups);
+      index /= groups;
+    }
     const AxisConstants c = axis_constants(a, tile.empty ? spans.full.v[a] : site.lengths.v[a]);
     const AxisRows rows = rows_within(spans.rows[a], c.axis, spans.full.v[a]);
-    const AxisGroup group =
-        kQueries ? group_of_queries(c, rows, on_axis / tiles) : group_of_keys(c, rows, on_axis / tiles);
+    const AxisGroup group = kQueries ? group_of_queries(c, rows, row) : group_of_keys(c, rows, row);
     tile.axes[a] = c;
     tile.groups[a] = group;
-    tile.origin[a] = on_axis % tiles * tile_extent(a);
+    tile.origin[a] = tile_on_axis * tile_extent(a);
     tile.region[a] = Range<int>{0, 0};
     if (tile.origin[a] < positions_in<kQueries>(group)) {
       const int last = lesser(tile.origin[a] + tile_extent(a), positions_in<kQueries>(group)) - 1;
@@ -154,12 +158,12 @@ NATTEN_FN Tile tile_of(Site site) {
   }
   NA_UNROLL for (int a = 0; a < 3; ++a) tile.empty = tile.empty || tile.region[a].end <= tile.region[a].start;
   // Neighbouring threads hold neighbouring positions, so that their rows of threadgroup memory are in distinct banks.
-  const int per_simd = 32 / NA_LANES;
-  tile.lane = site.thread_index % 32 / per_simd;
-  int position = site.thread_index / 32 * per_simd + site.thread_index % per_simd;
+  const unsigned per_simd = 32 / NA_LANES, index_of_thread = site.thread_index;
+  tile.lane = int(index_of_thread % 32 / per_simd);
+  unsigned position = index_of_thread / 32 * per_simd + index_of_thread % per_simd;
   NA_UNROLL for (int a = 2; a >= 0; --a) {
-    const int threads = tile_extent(a) / run_on_axis(a);
-    tile.coordinate[a] = position % threads * run_on_axis(a);
+    const unsigned threads = tile_extent(a) / run_on_axis(a);
+    tile.coordinate[a] = int(position % threads) * run_on_axis(a);
     position /= threads;
   }
   return tile;

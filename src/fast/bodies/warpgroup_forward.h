@@ -220,8 +220,9 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
   Ring ring = {0, 0};
   const int groups = batches * tile_count<true>(spans_of(axes));
   const int head = blockIdx.y;
-  // Registers: what a tile of a span or of a circular axis is, is found once before its main loop, and again after it.
-  constexpr bool kAgain = NA_HAS_SPANS || kIsCircular;
+  // Registers: what a tile of a span, of a circular axis, or of a 2-D one of one warpgroup is, is found once before its
+  // main loop, and again after it.
+  constexpr bool kAgain = NA_HAS_SPANS || kIsCircular || (NA_WARPGROUPS == 1 && NA_KERNEL_SIZE_0 == 1);
   if (warpgroup == NA_WARPGROUPS) {
     hand_registers_on();
     _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
