@@ -9,8 +9,8 @@ namespace natten::fast {
 
 namespace {
 
-/// Whether the queries that stream past lie at even distances, as add_bias() takes them: not at the seam of a circular
-/// axis where a stride or a span leaves some out.
+/// Whether the queries that stream past lie at even distances, as bias_offset() takes them: not at the seam of a
+/// circular axis where a stride or a span leaves some out.
 bool has_even_queries(const Problem& p) {
   return std::none_of(p.axes.begin(), p.axes.end(),
                       [&](const Axis& axis) { return axis.is_circular && (axis.stride > 1 || p.spans); });
@@ -83,6 +83,28 @@ bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_byt
   return true;
 }
 
+struct Threads {
+  int threads, groups, block;
+};
+/// Measured on an H200: threadgroups per multiprocessor hide latency until registers spill. `width`: up to 32, 64, or
+/// more channels; `role`: forward or a gradient.
+Threads threads_on_nvidia(const Problem& p, int width, int role, bool wide, bool sums_bias) {
+  // Where a bias is summed more of a thread's numbers are alive, and each simdgroup has a table. Fewer groups were
+  // measured up to 32 channels alone.
+  constexpr int kBiasGroups[3] = {4, 3, 2};
+  if (sums_bias) return {128, kBiasGroups[width], width == 2 ? 16 : 32};
+  const bool half = element_size(p.query_type) == 2;
+  // Of many channels and keys loading is what counts, and larger tiles load less.
+  constexpr int kLongWindow = 1000;
+  if (width == 2 && (!half || p.kernel_volume() >= kLongWindow)) {
+    if (wide) return {256, 1, 32};
+    return {256, half && role == 0 ? 2 : 1, role == 2 ? 16 : 32};
+  }
+  constexpr int kGroups[3][3] = {{6, 5, 4}, {5, 3, 3}, {4, 2, 2}};
+  constexpr int kFloatGroups[2][3] = {{4, 4, 3}, {3, 3, 2}};  // twice the registers for what is held, and the memory
+  return {128, half ? (wide ? 2 : kGroups[width][role]) : kFloatGroups[width][role], 32};
+}
+
 }  // namespace
 
 std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
@@ -103,18 +125,10 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
     plan.block = width == 2 || role == 2 ? 16 : 32;
     most_bytes = 16 * kKilobyte;
   } else {
-    // Measured on an H200: threadgroups per multiprocessor that hide latency before registers spill.
-    constexpr int kGroups[3][3] = {{6, 5, 4}, {5, 3, 3}, {4, 2, 2}};  // up to 32, 64, 128 channels
-    // float32 takes twice the registers for what is held, and twice the threadgroup memory.
-    constexpr int kFloatGroups[3][3] = {{4, 4, 3}, {3, 3, 2}, {2, 2, 2}};
-    // Where a bias is summed, more of a thread's numbers are alive, and each simdgroup has a table. Fewer were measured
-    // up to 32 channels alone.
-    constexpr int kBiasGroups[3] = {4, 3, 2};
-    plan.threads = 128;
-    plan.groups =
-        sums_bias ? kBiasGroups[width] : (element_size(p.query_type) == 2 ? kGroups : kFloatGroups)[width][role];
-    plan.block = width == 2 && sums_bias ? 16 : 32;
-    if (plan.wide) plan.groups = 2;
+    const auto [threads, groups, block] = threads_on_nvidia(p, width, role, plan.wide, sums_bias);
+    plan.threads = threads;
+    plan.groups = groups;
+    plan.block = block;
     most_bytes = 36 * kKilobyte;
   }
   for (Stream* s : {&plan.a, &plan.b}) {
@@ -126,8 +140,10 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
   if (plan.block > (sums_bias ? 32 : kMostBlock)) refuse(plan);
   finish_streams(kernel, plan);
   plan.position_bytes += 4 * words_of_position(p, kernel) + 2 * 8;  // and places in both arrays
-  constexpr int kMostStaged = 1024;                                 // of a bias table, which all threadgroups have
-  if (words_of_position(p, kernel) > 1 && bias_entries(p) <= kMostStaged) plan.staged_bias = int(bias_entries(p));
+  constexpr int kMostStaged = 1024;  // of a bias table; Apple's threadgroup memory is for the sums of its gradient
+  if (words_of_position(p, kernel) > 1 && bias_entries(p) <= kMostStaged && !(metal && sums_bias)) {
+    plan.staged_bias = static_cast<int>(bias_entries(p));
+  }
   choose_extent(p, kernel, matrix_cost, plan);
   override_from_environment(plan);  // the extent, from which the rest follows
   const int most_shared = most_shared_bytes(target.platform);

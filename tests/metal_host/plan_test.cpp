@@ -102,7 +102,7 @@ TEST(MatrixUnits, TakeEveryWindow) {
   }
 }
 
-/// Packed coordinates of a tile's region must fit in a word.
+/// Coordinates of a position in a region are found exactly up to a size.
 TEST(MatrixUnits, LeaveRegionsThatAreTooLargeToMultiplyAdds) {
   Problem p = attention(f16, 64, 64);
   for (Axis& axis : p.axes) axis = {1024, 1024, 1, 1, 1, false};
@@ -166,6 +166,27 @@ TEST(MatrixUnits, RefuseBlocksTooLargeForThem) {
   p.axes[1] = p.axes[2] = {56, 25, 1, 1, 1, false};  // a block of 32 does not fit beside such tables
   EXPECT_FALSE(is_refused("threads=128", KernelId::backward_query));
   EXPECT_TRUE(is_refused("block=32", KernelId::backward_query));
+}
+
+/// The windows that docs/laboratory/fast-tier.md names: tables of the simdgroups and the rest fit in threadgroup
+/// memory.
+TEST(MatrixUnits, SumTheGradientOfABiasAsFarAsTablesFit) {
+  const auto engine_of = [](FloatType type, std::int64_t dim, std::int64_t kernel_size, Target target) {
+    Problem p = attention(type, dim, dim);
+    p.has_rpb = true;
+    p.axes[1] = p.axes[2] = {56, kernel_size, 1, 1, 1, false};
+    return plan(p, KernelId::backward_query, target).engine;
+  };
+  const struct {
+    Platform platform;
+    FloatType type;
+    std::int64_t dim, kernel_size;
+  } limits[] = {{Platform::cuda, f16, 8, 25},  {Platform::cuda, f16, 32, 25},  {Platform::cuda, f16, 256, 20},
+                {Platform::metal, f16, 8, 19}, {Platform::metal, f16, 32, 19}, {Platform::metal, f32, 128, 12}};
+  for (const auto& [platform, type, dim, kernel_size] : limits) {
+    EXPECT_EQ(engine_of(type, dim, kernel_size, platform), Engine::matrix) << dim << ' ' << kernel_size;
+    EXPECT_EQ(engine_of(type, dim, kernel_size + 1, platform), Engine::simt) << dim << ' ' << kernel_size;
+  }
 }
 
 /// Tables far larger than what a tile meets.

@@ -232,7 +232,7 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
 @pytest.mark.parametrize(
     ("case", "name"),
     poisoned_arrays(
-        [*(CASES[i] for i in (0, 6, 10, 17)), BIASED[1], *EXTRA[:2], EXTRA[6]], "query", "key", "value", "dout"
+        [*(CASES[i] for i in (0, 6, 10, 17)), BIASED[1], BIASED[6], *EXTRA[:2], EXTRA[6]], "query", "key", "value", "dout"
     ),
 )
 def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
@@ -287,6 +287,22 @@ def test_scales_that_make_logits_alike(tier: str, engine: None, scale: float) ->
     assert_half_near(out, [to_numpy(naive_attention(case)(*inputs)[0])], right, case.dtype, "out")
     assert_near(lse, right_lse, 1e-5, "lse")
     check_half(case)
+
+
+@pytest.mark.parametrize("poison", [np.inf, -np.inf])
+@pytest.mark.parametrize("case", [CASES[0], BIASED[1]], ids=str)
+def test_infinity_times_a_scale_of_zero(tier: str, engine: None, case: Case, poison: float) -> None:
+    """It is no number: of the queries whose windows hold it, and of no other (in `pure`, a block of queries)."""
+    names, _ = attention(case)
+    arrays = rounded(case.arrays(), case.dtype)
+    right = case.with_(scale=0.01).call(arrays).forward()[1]
+    place = place_in(case, "key")
+    arrays["key"][place] = 50.0
+    met = case.with_(scale=0.01).call(arrays).forward()[1] != right
+    arrays["key"][place] = poison
+    out, lse = forward(case.with_(scale=0.0), [to_mlx(arrays[n], case.dtype) for n in names])
+    assert np.isnan(lse[met]).all() and np.isnan(out[met]).all()
+    assert tier == "pure" or (np.isfinite(lse[~met]).all() and np.isfinite(out[~met]).all())
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[11], EXTRA[1]], ids=str)

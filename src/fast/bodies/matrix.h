@@ -133,12 +133,13 @@ NATTEN_FN bool meets(const NA_THREAD Meeting& m, int r, unsigned word) {
 struct Scale {
   float factor;  ///< not 0, of which -inf would make NaN
   float hidden;  ///< times `factor` -inf
+  bool is_zero;  ///< products become 0 first, or NaN
 };
 NATTEN_FN Scale scale_of(float scale) {
+  constexpr float kLeast = 1.2e-38f;  // a normal number
   const float factor = scale * NA_LOG2_E;
-  constexpr float kLeast = 1.2e-38f;
-  return Scale{factor < 0.0f ? lesser(factor, -kLeast) : greater(factor, kLeast),
-               factor < 0.0f ? NA_INFINITY : -NA_INFINITY};
+  const bool is_negative = factor < 0.0f, is_zero = greater(factor, -factor) < kLeast;
+  return Scale{is_zero ? kLeast : factor, is_negative && !is_zero ? NA_INFINITY : -NA_INFINITY, is_zero};
 }
 
 /// Bias entries of the thread's positions with the region's first one.
@@ -176,9 +177,14 @@ NATTEN_FN unsigned mask_products(NA_THREAD float (&products)[NA_BLOCK / 8][4], N
 #if NA_HAS_EXTRA
   has_bias = has_bias && !m.is_extra;
 #endif
+  if (scale.is_zero) {
+    NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
+      NA_UNROLL for (int e = 0; e < 4; ++e) products[i][e] *= 0.0f;
+    }
+  }
   if (all && !has_bias) return ~0u;
   const Scale of_product = scale;
-  if (has_bias) scale = Scale{1.0f, -NA_INFINITY};
+  if (has_bias) scale = Scale{1.0f, -NA_INFINITY, false};
   unsigned met = 0;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
     NA_UNROLL for (int e = 0; e < 4; ++e) {
@@ -220,6 +226,12 @@ NATTEN_FN void copy_rows(NA_THREADGROUP T* to, View<P> from, const NA_THREADGROU
   }
 }
 
+/// Whether a sweep may follow another one, of which some threads still read threadgroup memory.
+template <bool kQueries>
+NATTEN_FN bool sweeps_again() {
+  return NA_HAS_EXTRA || (!kQueries && (NA_HEAD_GROUP > 1 || NA_WIDE));
+}
+
 /// Streams the region. Body: load_scalars(i, p), and block<kCareful>(meeting, row, all) for rows [row, row + NA_BLOCK),
 /// of which the simdgroup's positions meet all, or not. Of the chunk's positions `words` are their words, behind them
 /// the bias offsets, and `offsets` the places in A and in B, each found once, by one thread: many then copy their
@@ -230,8 +242,7 @@ NATTEN_FN void sweep_region(NA_THREAD Body& body, const NA_THREAD Tile& tile, co
   for (int first = 0; first < region.size; first += NA_CHUNK) {
     // Past the end the last position is repeated, and met by none.
     const int rows = lesser(NA_CHUNK, ceil_div(region.size - first, NA_BLOCK) * NA_BLOCK);
-    // All have read the previous chunk, which may be another sweep's.
-    if (first > 0 || kCareful || NA_HAS_EXTRA || (!kQueries && (NA_HEAD_GROUP > 1 || NA_WIDE))) barrier();
+    if (first > 0 || kCareful || sweeps_again<kQueries>()) barrier();  // all have read the previous chunk
     for (int i = body.lane.index; i < rows; i += NA_THREADS) {
       const bool exists = first + i < region.size;
       int c[3], p[3];

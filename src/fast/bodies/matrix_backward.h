@@ -160,7 +160,7 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
         body.delta = view(delta, Indexed::queries, tile, h);
         body.rpb = rpb + Offset(h) * NA_RPB_SIZE;
         if (NA_HAS_RPB) {
-          if (heads > 1) barrier();  // all have read the table of the head before
+          if (sweeps_again<kQueries>()) barrier();  // all have read the table before
           stage_bias(bias, body.rpb, body.lane.index);
         }
         NA_UNROLL for (int r = 0; r < 2; ++r) {
