@@ -232,7 +232,8 @@ def test_what_poison_reaches(tier: str, engine: None, case: Case, poison: float,
 @pytest.mark.parametrize(
     ("case", "name"),
     poisoned_arrays(
-        [*(CASES[i] for i in (0, 6, 10, 17)), BIASED[1], BIASED[6], *EXTRA[:2], EXTRA[6]], "query", "key", "value", "dout"
+        [*(CASES[i] for i in (0, 6, 10, 17)), BIASED[1], BIASED[6], *EXTRA[:2], EXTRA[6]],
+        *("query", "key", "value", "dout"),
     ),
 )
 def test_what_poison_reaches_of_gradients(tier: str, engine: None, case: Case, poison: float, name: str) -> None:
