@@ -95,7 +95,6 @@ Threads threads_on_nvidia(const Problem& p, int width, int role, bool wide, bool
   if (sums_bias) return {128, kBiasGroups[width], width == 2 ? 16 : 32};
   const bool half = element_size(p.query_type) == 2;
   // Of many channels and keys loading is what counts, and larger tiles load less.
-  constexpr int kLongWindow = 1000;
   if (width == 2 && (!half || p.kernel_volume() >= kLongWindow)) {
     if (wide) return {256, 1, 32};
     return {256, half && role == 0 ? 2 : 1, role == 2 ? 16 : 32};

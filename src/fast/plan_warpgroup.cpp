@@ -22,8 +22,6 @@ int proper_axes(const Problem& p) {
   return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
 }
 
-constexpr std::int64_t kLongWindow = 1000;  // keys: from there on the main loop is what counts
-
 /// Whether it is faster than mma.sync then, as measured on an H200 (docs/laboratory/fast-tier.md).
 bool pays(const Problem& p, bool forward) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim), keys = p.kernel_volume();

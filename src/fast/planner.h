@@ -8,6 +8,7 @@
 namespace natten::fast {
 
 constexpr int kKilobyte = 1024;
+constexpr std::int64_t kLongWindow = 1000;  ///< keys: from there on the main loop, and what it loads, is what counts
 
 /// The plan of a kernel that has a body for the engine, made of `plan`, which has streams and run axis; nothing where
 /// the engine does not suit the problem.
