@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from natten_mlx import functional
 from natten_mlx.compat import _arguments as arguments
-from natten_mlx.compat._arguments import Bools, Ints
+from natten_mlx.compat._arguments import Bools, Ints, P, R
 from natten_mlx.compat._switches import without_effect
 from natten_mlx.merge import merge_attentions
 
@@ -88,8 +88,22 @@ def attention(
     return result
 
 
+# Of 0.20 on, until `return_lse` came.
+STRIDED_NA = (
+    "{rank} neighborhood attention [B, ..., heads, D], heads last; neighboring queries share windows by `stride`."
+)
+
+
+def named_na(rank: int | None, text: str, function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, 0.20's of a rank, or of query's, as the public one; `text` has {rank}."""
+    return arguments.named(_na(rank), text.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), function)
+
+
+def _na(rank: int | None) -> str:
+    return "neighborhood_attention_generic" if rank is None else f"na{rank}d"
+
+
 def strided(
-    function: str,
     rank: int | None,
     dense_attention: Callable[..., Any],
     given: Mapping[str, Any],
@@ -97,6 +111,7 @@ def strided(
     grouped_heads: bool,
 ) -> tuple[mx.array, mx.array]:
     """`attention` of 0.20 on by all arguments `given`; without `rank`, it is query's."""
+    function = _na(rank)
     tuning(function, FNA_BACKENDS, dense_attention, given)
     rank = rank_of(function, given["query"]) if rank is None else rank
     options = {name: given[name] for name in _STRIDED}

@@ -11,16 +11,12 @@ from typing import Any
 import mlx.core as mx
 
 from natten_mlx.compat import _fused
-from natten_mlx.compat._arguments import Bools, Ints, named
+from natten_mlx.compat._arguments import Bools, Ints
 
 __all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d", "neighborhood_attention_generic"]
 
-_NA = "{rank} neighborhood attention [B, ..., heads, D], heads last; neighboring queries share windows by `stride`."
-
 
 def _na(rank: int | None) -> Callable[..., mx.array]:
-    name = "neighborhood_attention_generic" if rank is None else f"na{rank}d"
-
     def na(
         query: mx.array,
         key: mx.array,
@@ -45,9 +41,9 @@ def _na(rank: int | None) -> Callable[..., mx.array]:
         torch_compile: bool = False,
         try_fuse_additional_kv: bool = False,
     ) -> mx.array:
-        return _fused.strided(name, rank, attention, locals(), grouped_heads=False)[0]
+        return _fused.strided(rank, attention, locals(), grouped_heads=False)[0]
 
-    return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
+    return _fused.named_na(rank, _fused.STRIDED_NA, na)
 
 
 na1d, na2d, na3d = _na(1), _na(2), _na(3)

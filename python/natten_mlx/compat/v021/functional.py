@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from natten_mlx.compat import _fused
-from natten_mlx.compat._arguments import Bools, Ints, named
+from natten_mlx.compat._arguments import Bools, Ints
 from natten_mlx.compat.v021.utils.varlen import sequences
 
 __all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d", "neighborhood_attention_generic"]
@@ -25,8 +25,6 @@ _NA = """{rank} neighborhood attention [B, ..., heads, D], heads last, and with 
 
 
 def _na(rank: int | None) -> Callable[..., Result]:
-    name = "neighborhood_attention_generic" if rank is None else f"na{rank}d"
-
     def na(
         query: mx.array,
         key: mx.array,
@@ -51,10 +49,10 @@ def _na(rank: int | None) -> Callable[..., Result]:
         torch_compile: bool = False,
         return_lse: bool = False,
     ) -> Result:
-        out, lse = _fused.strided(name, rank, attention, locals(), grouped_heads=True)
+        out, lse = _fused.strided(rank, attention, locals(), grouped_heads=True)
         return (out, lse) if return_lse else out
 
-    return named(name, _NA.format(rank=f"{rank}-D" if rank else "1-D, 2-D or 3-D"), na)
+    return _fused.named_na(rank, _NA, na)
 
 
 na1d, na2d, na3d = _na(1), _na(2), _na(3)
