@@ -1,13 +1,16 @@
 """What a step of decoding costs, relative to copying its cache: the attention and the cache alone, without projections.
 
 A step reads every key and value of its window once, so the time of a copy of the cache, into memory that is there, is
-what to compare with. Steps and copies are timed alternately, on the CPU; in processor time with one thread, which a
-busy machine disturbs less.
+what to compare with. Steps of several rows multiply more than that: beside stands the percentage of the bound, the
+larger of that time and of the multiply-adds at the peak of the same run. It may be above 100: a step doesn't write what
+it reads. Steps and copies are timed alternately, on the CPU; in processor time with one thread, which a busy machine
+disturbs less.
 
-    python benchmarks/decoding.py [--threads 2] [--limit 1.5]
+    python benchmarks/decoding.py [--threads 2] [--limit 1.1] [--only bfloat16]
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -37,6 +40,13 @@ CASES: tuple[tuple[str, int, tuple[int, ...], int, dict[str, Any]], ...] = (
         1,
         {"heads": 16, "dim": 128, "kernel_size": 4096, "num_kv_heads": 4, **BF16},
     ),
+    (
+        "window 4096, 32 heads of 128 on 8, bfloat16",
+        1,
+        (),
+        1,
+        {"heads": 32, "dim": 128, "kernel_size": 4096, "num_kv_heads": 8, **BF16},
+    ),
     ("window 4096, 32 heads of 128, bfloat16", 1, (), 1, {"heads": 32, "dim": 128, "kernel_size": 4096, **BF16}),
     ("window 512, dilation 4", 1, (), 1, {"heads": 16, "dim": 64, "kernel_size": 512, "dilation": 4}),
     ("window 4096, 4 rows", 1, (), 4, {"heads": 16, "dim": 64, "kernel_size": 4096}),
@@ -59,6 +69,9 @@ class Prepared:
         projected = [mx.random.normal((1, rows, *grid, n, dim)).astype(dtype) for n in (heads, kv_heads, kv_heads)]
         self.module.project = lambda x, offset=None: projected
         self.x = mx.zeros((1, rows, *grid, heads * dim), dtype)
+        window = math.prod(options["kernel_size"]) if rank > 1 else options["kernel_size"]
+        self.flops = 4.0 * rows * math.prod(grid) * heads * window * dim
+        self.read = min(rows / options.get("dilation", 1), 1.0)  # part of the cache
         self.cache["position"] = mx.array(2**20, mx.int64)  # everything is written
         mx.eval(projected, self.x, self.cache)
 
@@ -77,11 +90,28 @@ class Prepared:
         return lambda: np.copyto(target, source)
 
 
+def _evaluation_alone() -> Callable[[], None]:
+    """As many results and as much state as a step has, with nothing to compute."""
+    state = [mx.zeros(()) for _ in range(3)]
+
+    def counted() -> mx.array:
+        state[:] = [x + 1 for x in state]
+        return state[0] + 1
+
+    step = mx.compile(counted, inputs=[state], outputs=[state])
+
+    def evaluated() -> None:
+        mx.eval(step(), state)
+
+    return evaluated
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, help="of steps of one row and caches above 4 MB; exit 1 above")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="cases whose name has this")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     _ext.set_cpu_threads(args.threads)
@@ -92,18 +122,25 @@ def main() -> int:
         call()
         return clock() - start
 
-    print(f"{'cache':46}{'MB':>8}{'copy':>10}{'compiled':>12}{'eager':>10}")
+    small = sorted(map(seconds, [_evaluation_alone()] * 300))
+    print(f"MLX's evaluation of four small results, which every step pays: {1e6 * small[150]:.0f} us")
+    print(f"{'cache':46}{'MB':>8}{'copy':>10}{'compiled':>12}{'eager':>10}{'of bound':>10}")
     worst = 0.0
     for name, rank, grid, rows, options in CASES:
+        if args.only not in name:
+            continue
         prepared = Prepared(rank, grid, rows, **{"dtype": mx.float32, **options})
         calls = [prepared.copy(), prepared.compiled(), prepared.eager()]
+        rate = statistics.median(_ext.fma_rate(1 << 16) for _ in range(9))  # not among the rounds: it cools the caches
         for call in calls:
             call()
-        rounds = [[seconds(call) for call in calls] for _ in range(args.rounds)]
+        rounds = [list(map(seconds, calls)) for _ in range(args.rounds)]
         copy = statistics.median(r[0] for r in rounds)
         ratios = [statistics.median(r[i] / r[0] for r in rounds) for i in (1, 2)]
+        percent = statistics.median(100 * max(prepared.read * r[0], prepared.flops / rate) / r[1] for r in rounds)
         megabytes = sum(prepared.cache[kept].nbytes for kept in ("keys", "values")) / 1e6
-        print(f"{name:46}{megabytes:8.1f}{1e6 * copy:7.0f} us{ratios[0]:11.2f}x{ratios[1]:9.2f}x", flush=True)
+        line = f"{name:46}{megabytes:8.1f}{1e6 * copy:7.0f} us{ratios[0]:11.2f}x{ratios[1]:9.2f}x{percent:9.0f}%"
+        print(line, flush=True)
         if rank == 1 and rows == 1 and megabytes > 4:
             worst = max(worst, ratios[0])
     return 1 if args.limit and worst > args.limit else 0

@@ -24,7 +24,7 @@ AxisGroup::Query moved(AxisGroup::Query query, std::int64_t distance) {
 
 }  // namespace
 
-AxisGroup::AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group)
+AxisGroup::AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group, bool by_key)
     : length(group_length(axis.length, axis.dilation, group)) {
   list_queries(axis, span, group);
   const std::int64_t first = place_from(axis, group, span.key_start);
@@ -43,7 +43,7 @@ AxisGroup::AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group)
   } else {
     for (Query& query : queries) query = moved(query, -first);
   }
-  list_attending();
+  if (by_key) list_attending();
 }
 
 /// In places of the whole axis.

@@ -50,7 +50,8 @@ struct AxisGroup {
   std::vector<Query> queries;
   std::vector<Span> attending;  ///< of every place, the range of `queries` that attend it; perhaps empty
 
-  AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group);
+  /// `by_key`: with `attending`, which takes as long as listing the keys.
+  AxisGroup(const Axis& axis, const AxisSpan& span, std::int64_t group, bool by_key);
   /// From the first owned query to the last.
   Span places_of_queries() const;
   /// The end of the block of `size` places of the whole axis that `place` lies in, or of the axis: partial sums that

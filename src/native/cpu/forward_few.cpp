@@ -57,9 +57,9 @@ class FewQueries : ForwardTask {
     load_queries();
     const Span keys = is_extra_ ? Span{0, pass_.extra.count()} : region_.part[2].keys;
     const Span part = is_extra_ ? keys : part_of(size_of(keys), segments - (has_extra() ? 1 : 0), segment);
-    const std::int64_t last = keys.start + part.end;
-    for (std::int64_t k = keys.start + part.start; k < last; k += kBlock) {
-      add_block({k, std::min(k + kBlock, last)}, last, sums);
+    const std::int64_t end = keys.start + part.end;
+    for (std::int64_t k = keys.start + part.start; k < end; k += kBlock) {
+      add_block({k, std::min(k + kBlock, end)}, keys.end, sums);
     }
     if (segments == 1) store(sums, 1);
   }
@@ -98,6 +98,7 @@ class FewQueries : ForwardTask {
                                    region_.part[2].queries.start + row / heads_),
                 1, p_.head_dim, to, pitch_);
       for (std::int64_t c = 0; c < pitch_; c += kLanes) hn::Store(hn::Mul(scale, hn::Load(d, to + c)), d, to + c);
+      if (comes_in_pairs(p_.key_type, p_.head_dim)) pair_channels(to, p_.head_dim);
     });
   }
 
@@ -109,9 +110,9 @@ class FewQueries : ForwardTask {
     }
   }
 
-  /// Calls visit(key head, first key, keys, first row, its distance to the next) with whole vectors of channels: kLanes
-  /// keys of all heads, which lie side by side, then the next ones, up to `keys.end`. Rows from there to `last` come
-  /// soon.
+  /// Calls visit(key head, first key, keys, their rows) with whole vectors of channels: kLanes keys of all heads, which
+  /// lie side by side, then the next ones, up to `keys.end`. Rows from there to `last` come soon,
+  /// here or in the next segment.
   template <class Visit>
   HWY_INLINE void for_each_piece_of_keys(const Tensor& tensor, std::int64_t dim, const Span& keys, std::int64_t last,
                                          Visit&& visit) const {
@@ -129,24 +130,18 @@ class FewQueries : ForwardTask {
         const std::int64_t pitch = round_up(dim, kLanes);
         for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head) {
           load_rows(rows_of(kv_head, k), count, dim, buffer_, pitch);
-          visit(kv_head, k, count, static_cast<const float*>(buffer_), pitch);
+          if (comes_in_pairs(tensor.type, dim)) pair_channels(buffer_, count * dim);
+          visit(kv_head, k, count, FewRows<float>{buffer_, pitch, 0});
         }
         continue;
       }
       const std::int64_t step = p_.kv_heads > 1 ? rows_of(1, k).data - rows.data : 0;
       with_storage_type(rows.type, [&](auto storage) {
         using T = decltype(storage);
-        const std::int64_t stride = rows.stride * static_cast<std::int64_t>(sizeof(T));
-        const std::int64_t ahead = std::clamp<std::int64_t>(last - k - kLanes, 0, kLanes);
+        const std::int64_t ahead = k + 2 * kLanes <= last ? kLanes * rows.stride : 0;
         const char* data = rows.data;
         for (std::int64_t kv_head = 0; kv_head < p_.kv_heads; ++kv_head, data += step) {
-          const char* next = data + kLanes * stride;
-          for (std::int64_t r = 0; r < ahead; ++r, next += stride) {
-            for (std::int64_t b = 0; b < dim * static_cast<std::int64_t>(sizeof(T)); b += 64) {
-              __builtin_prefetch(next + b, 0, 2);
-            }
-          }
-          visit(kv_head, k, count, reinterpret_cast<const T*>(data), rows.stride);
+          visit(kv_head, k, count, FewRows<T>{reinterpret_cast<const T*>(data), rows.stride, ahead});
         }
       });
     }
@@ -154,13 +149,12 @@ class FewQueries : ForwardTask {
 
   void add_block(const Span& keys, std::int64_t last, const FewSums& sums) const {
     const AttentionInputs& inputs = pass_.inputs;
-    for_each_piece_of_keys(
-        is_extra_ ? inputs.extra_key : inputs.key, p_.head_dim, keys, last,
-        [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* key, std::int64_t stride) {
-          const float* queries = queries_ + kv_head * rows_ * pitch_;
-          float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
-          multiply_few(key, stride, count, queries, pitch_, rows_, partial_, scores, kBlock);
-        });
+    for_each_piece_of_keys(is_extra_ ? inputs.extra_key : inputs.key, p_.head_dim, keys, last,
+                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto& rows) {
+                             const float* queries = queries_ + kv_head * rows_ * pitch_;
+                             float* scores = scores_ + kv_head * rows_ * kBlock + (k - keys.start);
+                             multiply_few(rows, count, queries, pitch_, rows_, partial_, scores, kBlock);
+                           });
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
       float* scores = scores_ + index * kBlock;
       const Span window = window_of(row, keys);
@@ -171,11 +165,10 @@ class FewQueries : ForwardTask {
                   -std::numeric_limits<float>::infinity());
       sums.weigh(index, scores, end);
     });
-    for_each_piece_of_keys(
-        is_extra_ ? inputs.extra_value : inputs.value, p_.value_dim, keys, last,
-        [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto* value, std::int64_t stride) {
-          add_values(kv_head, {k, k + count}, keys.start, value, stride, sums);
-        });
+    for_each_piece_of_keys(is_extra_ ? inputs.extra_value : inputs.value, p_.value_dim, keys, last,
+                           [&](std::int64_t kv_head, std::int64_t k, std::int64_t count, const auto& rows) {
+                             add_values(kv_head, {k, k + count}, keys.start, rows, sums);
+                           });
   }
 
   /// Of a row, among some keys; perhaps empty, at their start or end.
@@ -202,14 +195,14 @@ class FewQueries : ForwardTask {
   /// Rows whose windows all hold a key share its load; the others take theirs one by one: a weight of 0 would not hide
   /// an infinite value.
   template <class T>
-  void add_values(std::int64_t kv_head, const Span& keys, std::int64_t block, const T* values, std::int64_t stride,
+  void add_values(std::int64_t kv_head, const Span& keys, std::int64_t block, const FewRows<T>& values,
                   const FewSums& sums) const {
     for (std::int64_t row = 0; row < rows_; row += kFewRows) {
       const int count = static_cast<int>(std::min<std::int64_t>(kFewRows, rows_ - row));
       const std::int64_t index = kv_head * rows_ + row;
       const auto add = [&](int first, int rows, const Span& some) {
         const float* weights = scores_ + (index + first) * kBlock + (some.start - block);
-        add_few_values(values + (some.start - keys.start) * stride, stride, size_of(some), weights, kBlock, rows,
+        add_few_values(values.from(some.start - keys.start), size_of(some), weights, kBlock, rows,
                        sums.of(index + first), value_pitch_);
       };
       // Neither end of the window moves back from one row to the next.
@@ -231,6 +224,7 @@ class FewQueries : ForwardTask {
       for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
         hn::Store(hn::Mul(normalizer.factor, hn::Load(d, out + c)), d, out + c);
       }
+      if (comes_in_pairs(p_.value_type, p_.value_dim)) unpair_channels(out, p_.value_dim);
       if (normalizer.has_empty) clear_empty_rows(&lse, 1, out, value_pitch_);
       const std::int64_t head = head_of(kv_head, row), query = region_.part[2].queries.start + row / heads_;
       store_rows(out, value_pitch_, 1, p_.value_dim, region_.out_rows(pass_.out, head, q0(), q1(), query));

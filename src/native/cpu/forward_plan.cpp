@@ -191,7 +191,7 @@ void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* 
       run_vectors(pass, one);
     }
   };
-  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+  for_each_wave(inputs, Cut::queries, [&](const std::vector<SamplePlan>& plans) {
     const TaskList tasks(p, plans, partition, Cut::queries);
     const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
     if (design == Design::few_queries) return run_few_queries(pass, tasks, share * flops);

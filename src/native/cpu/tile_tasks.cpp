@@ -46,7 +46,8 @@ void fill(const Tensor& tensor, const Grid& grid, std::int64_t heads, std::int64
   });
 }
 
-void for_each_wave(const AttentionInputs& inputs, const std::function<void(const std::vector<SamplePlan>&)>& run) {
+void for_each_wave(const AttentionInputs& inputs, Cut cut,
+                   const std::function<void(const std::vector<SamplePlan>&)>& run) {
   std::vector<SamplePlan> plans;
   std::map<std::pair<int, std::int64_t>, std::shared_ptr<const std::vector<AxisGroup>>> tables;  // by axis and length
   std::int64_t bytes = 0;
@@ -66,7 +67,7 @@ void for_each_wave(const AttentionInputs& inputs, const std::function<void(const
         std::vector<AxisGroup> groups;
         groups.reserve(axis.dilation);
         for (std::int64_t g = 0; g < axis.dilation; ++g) {
-          groups.emplace_back(axis, span_of(inputs.problem, a, axis.length), g);
+          groups.emplace_back(axis, span_of(inputs.problem, a, axis.length), g, cut == Cut::keys);
           bytes += groups.back().bytes();
         }
         table = std::make_shared<const std::vector<AxisGroup>>(std::move(groups));
@@ -185,7 +186,7 @@ void run_tasks(const AttentionInputs& inputs, double flops, const TaskSums& sums
                const std::function<void(const Task&)>& run) {
   const Problem& p = inputs.problem;
   const Partition partition = sweep_partition(p);
-  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+  for_each_wave(inputs, Cut::keys, [&](const std::vector<SamplePlan>& plans) {
     const TaskList tasks(p, plans, partition, Cut::keys);
     const std::int64_t most = sums.most(tasks.size());
     // calloc leaves large blocks to the threads that first write to them.

@@ -24,9 +24,13 @@ struct SamplePlan {
   const AxisGroup& group(int axis, std::int64_t dilation_group) const { return (*axes[axis])[dilation_group]; }
 };
 
+/// What places are cut into parts: those of all keys, or those of the queries that are computed.
+enum class Cut : std::uint8_t { keys, queries };
+
 /// Calls run(plans) for the samples whose lengths are legal: all at once, where they share their tables, otherwise as
 /// many at a time as bounds the memory of these.
-void for_each_wave(const AttentionInputs& inputs, const std::function<void(const std::vector<SamplePlan>&)>& run);
+void for_each_wave(const AttentionInputs& inputs, Cut cut,
+                   const std::function<void(const std::vector<SamplePlan>&)>& run);
 
 /// How a problem is cut into tasks. Depends on the problem only, so that results do not depend on the threads.
 struct Partition {
@@ -72,9 +76,6 @@ void set_task_sums_limit(std::int64_t bytes);
 /// set_sweep_limit() said last, where 0 returns to the default. For tests.
 std::int64_t sweep_limit();
 void set_sweep_limit(std::int64_t bytes);
-
-/// What places are cut into parts: those of all keys, or those of the queries that are computed.
-enum class Cut : std::uint8_t { keys, queries };
 
 /// All tasks of some samples, made when they are due.
 class TaskList {

@@ -44,7 +44,7 @@ TEST_P(ExtraTokens, AlongOneAxis) {
 
 TEST_P(ExtraTokens, OfFewQueries) {
   std::uint64_t seed = 200;
-  for (const std::int64_t dim : {16, 33, 128}) {
+  for (const std::int64_t dim : {16, 33, 64, 128}) {
     for (const std::int64_t kernel_size : {17, 64, 1000}) {
       Problem p = plain_problem(2, 4, dim);
       p.kv_heads = seed % 2 == 0 ? 2 : 4;

@@ -67,6 +67,28 @@ TEST_P(Forward, FewQueries) {
   }
 }
 
+// bfloat16 is read two vectors at a time, even channels before odd ones, where a row holds whole ones: of keys, of
+// values, of both, with query heads that share them.
+TEST_P(Forward, FewQueriesOfBFloat) {
+  std::uint64_t seed = 850;
+  for (const std::int64_t dim : {16, 32, 48, 64, 128}) {
+    for (const std::int64_t value_dim : {8, 32, 64, 96}) {
+      Problem p = plain_problem(1, 2, dim);
+      p.value_dim = value_dim;
+      p.heads = p.kv_heads * (1 + static_cast<std::int64_t>(seed % 9));
+      const std::int64_t queries = 1 + static_cast<std::int64_t>(seed % 3);
+      p.axes[2] = {131 + (queries - 1) * 60, 130, 60, 1, 1, seed % 2 == 1};
+      if (p.queries(2) > 8) p.axes[2].stride = 130;
+      if (seed % 2 == 0) p.query_type = FloatType::bfloat16;
+      p.key_type = seed % 5 == 4 ? FloatType::float16 : FloatType::bfloat16;
+      p.value_type = seed % 7 == 6 ? FloatType::float32 : FloatType::bfloat16;
+      ASSERT_TRUE(forward::describe(p).kernel.starts_with("few queries"));
+      run(seed++, p);
+      if (HasFailure()) return;
+    }
+  }
+}
+
 // Segments of keys, beside other axes, in a batch; infinite and hidden logits.
 TEST_P(Forward, FewQueriesInSegments) {
   Problem p = plain_problem(2, 4, 128);

@@ -15,7 +15,7 @@ Problem long_problem(std::int64_t batch, std::int64_t length) {
 TEST(Plan, SamplesShareTheirTables) {
   AttentionInputs inputs{long_problem(64, 65536), {}, {}, {}, nullptr, nullptr};
   int waves = 0;
-  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+  for_each_wave(inputs, Cut::keys, [&](const std::vector<SamplePlan>& plans) {
     ++waves;
     ASSERT_EQ(plans.size(), 64u);
     for (const SamplePlan& plan : plans) EXPECT_EQ(&plan.group(2, 1), &plans[0].group(2, 1));
@@ -33,7 +33,7 @@ TEST(Plan, DifferentLengthsComeInWaves) {
   inputs.lengths = lengths.data();
   inputs.problem.has_lengths = true;
   std::int64_t next = 0;
-  for_each_wave(inputs, [&](const std::vector<SamplePlan>& plans) {
+  for_each_wave(inputs, Cut::keys, [&](const std::vector<SamplePlan>& plans) {
     std::int64_t bytes = 0;
     const void* last = nullptr;
     for (const SamplePlan& plan : plans) {

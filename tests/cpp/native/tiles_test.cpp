@@ -309,7 +309,7 @@ TEST(TilePlan, GroupsOfSpansAndCircularAxes) {
     const AxisSpan span = random_span(random, axis);
     std::vector<int> owned_keys(span.key_rows), owned_queries(query_count(axis, span));
     for (std::int64_t g = 0; g < axis.dilation; ++g) {
-      const AxisGroup group(axis, span, g);
+      const AxisGroup group(axis, span, g, true);
       for (std::int64_t k = group.owned_keys.start; k < group.owned_keys.end; ++k) {
         ASSERT_GE(group.key_rows.row(k), 0);
         ASSERT_LT(group.key_rows.row(k), span.key_rows);
@@ -350,7 +350,7 @@ TEST(TilePlan, TilesHoldEveryQueryAndKey) {
     Random random(seed);
     const Axis axis = random_axis(random, 70);
     for (std::int64_t g = 0; g < axis.dilation; ++g) {
-      const AxisGroup group(axis, whole(axis), g);
+      const AxisGroup group(axis, whole(axis), g, true);
       const Span all{0, static_cast<std::int64_t>(group.queries.size())};
       std::int64_t next = 0;
       for (const Tile& tile : make_tiles(axis, group, all, 16)) {
