@@ -292,13 +292,6 @@ class TileSweep : protected SweepMemory {
     }
   }
 
-  bool is_owned_query(std::int64_t q0, std::int64_t q1) const {
-    return contains(part_[0].owned_queries, q0) && contains(part_[1].owned_queries, q1);
-  }
-  bool is_owned_key(std::int64_t k0, std::int64_t k1) const {
-    return contains(part_[0].owned_keys, k0) && contains(part_[1].owned_keys, k1);
-  }
-
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
     const std::vector<QueryRow>& rows = rows_[block_row];
     const int kernel_size = static_cast<int>(axes_[2].kernel_size);
@@ -310,43 +303,6 @@ class TileSweep : protected SweepMemory {
                  owned_key);
       });
     });
-  }
-
-  /// Rows of queries, which attend a row of keys, that have something to do with it, owned ones first.
-  void list_rows(std::int64_t k0, std::int64_t k1, const Span& q0s, const Span& q1s,
-                 std::vector<QueryRow>& rows) const {
-    rows.clear();
-    const bool owned_key = is_owned_key(k0, k1);
-    for (const bool owned : {true, false}) {
-      if (!owned && !owned_key) break;
-      for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
-        for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
-          if (is_owned_query(q0, q1) != owned) continue;
-          const auto &first = group_[0]->queries[q0], &second = group_[1]->queries[q1];
-          const std::int64_t bias = (rpb_index(axes_[0], first.place, k0) * (2 * axes_[1].kernel_size - 1) +
-                                     rpb_index(axes_[1], second.place, k1)) *
-                                    (2 * axes_[2].kernel_size - 1);
-          const std::int64_t slot = (slot_of_key(axes_[0], first.place, first.keys.start, k0) * axes_[1].kernel_size +
-                                     slot_of_key(axes_[1], second.place, second.keys.start, k1)) *
-                                    axes_[2].kernel_size;
-          for (std::int64_t head = 0; head < heads_; ++head) {
-            rows.push_back({ring_row(q0, q1, head), owned, q0, q1, head, bias, slot});
-          }
-        }
-      }
-    }
-  }
-
-  bool any_owned_key(std::int64_t k0, const Span& k1s) const {
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-      if (is_owned_key(k0, k1)) return true;
-    }
-    return false;
-  }
-
-  /// Whether the query's last row of keys is among these.
-  bool is_done(std::int64_t q0, std::int64_t q1, std::int64_t k0, const Span& k1s) const {
-    return group_[0]->queries[q0].keys.end == k0 + 1 && contains(k1s, group_[1]->queries[q1].keys.end - 1);
   }
 
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
