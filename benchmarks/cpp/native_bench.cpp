@@ -83,7 +83,7 @@ Result measure(const Case& c, const std::string& size, const std::string& direct
   const auto run = [&] {
     if (forward || training) cpu::attention_forward(inputs, out.tensor(), lse.data());
     if (!forward) {
-      cpu::attention_backward(inputs, saved, dq.tensor(), nullptr, dk.tensor(), dv.tensor());
+      cpu::attention_backward(inputs, saved, {dq.tensor(), nullptr, dk.tensor(), dv.tensor()});
     }
   };
   cpu::set_thread_count(threads);

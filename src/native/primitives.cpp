@@ -73,13 +73,13 @@ struct Launch {
       case Role::forward:
         return attention_forward(inputs, outputs[0], float_output);
       case Role::backward_query:
-        return attention_backward_query(inputs, saved, outputs[0], float_output);
+        return attention_backward(inputs, saved, {outputs[0], float_output});
       case Role::backward_key_value:
-        return attention_backward_key_value(inputs, saved, outputs[0], outputs[1]);
+        return attention_backward(inputs, saved, {{}, nullptr, outputs[0], outputs[1]});
       case Role::backward:
-        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2]);
+        return attention_backward(inputs, saved, {outputs[0], float_output, outputs[1], outputs[2]});
       case Role::backward_all:
-        return attention_backward(inputs, saved, outputs[0], float_output, outputs[1], outputs[2], outputs + 3);
+        return attention_backward(inputs, saved, {outputs[0], float_output, outputs[1], outputs[2], outputs + 3});
       case Role::backward_extra:
         break;  // declined
     }

@@ -6,17 +6,13 @@
 
 namespace natten::cpu::backward {
 
-/// Null where not wanted. dk and dv come together, and those of extra tokens with all others.
-struct Gradients {
-  const Tensor* query = nullptr;
-  float* rpb = nullptr;
-  const Tensor* key = nullptr;
-  const Tensor* value = nullptr;
-  const Tensor* extra = nullptr;  ///< of keys and of values
+struct Pass {
+  const AttentionInputs& inputs;
+  const SavedForward& saved;
+  const Gradients& gradients;
+  const ExtraTokens& extra;  ///< whose part in dq is always wanted
 
-  const ExtraTokens* extra_tokens = nullptr;  ///< whose part in dq is always wanted
-
-  Wanted wanted() const { return {query != nullptr, key != nullptr}; }
+  Wanted wanted() const { return {gradients.query.has_value(), gradients.key.has_value()}; }
 };
 
 }  // namespace natten::cpu::backward

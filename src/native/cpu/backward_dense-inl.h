@@ -21,9 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 /// Long windows along one axis: blocks of keys and of queries are dense, those that are not of a window become zeros.
 class DenseSweep final : public BackwardSweep {
  public:
-  DenseSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
-             const Task& task)
-      : BackwardSweep(inputs, saved, gradients, task) {
+  DenseSweep(const backward::Pass& pass, const Task& task) : BackwardSweep(pass, task) {
     is_dense_ = true;
     packs_late_ = true;
     checks_finite_ = true;
@@ -53,8 +51,8 @@ class DenseSweep final : public BackwardSweep {
       dense.is_owned = size_of(owned_of(tile)) > 0;
       dense_tiles_.push_back(dense);
     }
+    chunk_ = in_chunks ? tuning::kDenseChunk : places_;
     if (in_chunks) {
-      chunk_ = tuning::kDenseChunk;
       const Span all = all_keys();
       for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
         const TileSpan tiles = tiles_of({begin, std::min(begin + chunk_, all.end)});
@@ -63,7 +61,7 @@ class DenseSweep final : public BackwardSweep {
       ring_start_ = own_size_;
       waits_in_rows_ = static_cast<std::int64_t>(heads_ * ring_tiles_ * dquery_size() * sizeof(float)) > sweep_limit();
       if (!waits_in_rows_) waiting_size_ = dquery_size();
-      if (gradients.query != nullptr) own_size_ += heads_ * ring_tiles_ * waiting_size_;
+      if (pass.gradients.query.has_value()) own_size_ += heads_ * ring_tiles_ * waiting_size_;
     }
   }
 
@@ -93,46 +91,15 @@ class DenseSweep final : public BackwardSweep {
   }
   Span all_keys() const { return {part_[2].keys.start - first_place_, part_[2].keys.end - first_place_}; }
 
+  /// One row of keys, in chunks: the tiles that attend some keys pass by them, packed again for the next. In between,
+  /// the gradients of their queries wait in a ring. All keys of windows that fit the cache are one chunk.
   void multiply_block(std::int64_t k0, const Span& k1s) override {
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
-      const std::int64_t block_row = k1 - k1s.start;
-      const Span owned = !is_owned_key(k0, k1) ? Span{0, 0}
-                         : is_folded_
-                             ? all_keys()
-                             : Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_};
-      if (chunk_ > 0) {
-        sweep_chunks(k0, k1, owned);
-        continue;
-      }
-      for (const QueryRow& row : rows_[block_row]) sweep_tiles(block_row, row, owned);
-    }
-  }
-
-  void pack_pair(const QueryRow& row, std::size_t tile) {
-    for (std::size_t i = tile; i < std::min(tile + kDenseTiles, tiles_.size()); ++i) {
-      pack_tile(row.q0, row.q1, row.head, tiles_[i], row.tiles + (i - tile) * tile_size_);
-    }
-  }
-
-  /// Windows that fit the cache: every tile is packed, done with and stored.
-  void sweep_tiles(std::int64_t block_row, QueryRow row, const Span& owned) {
-    float* const packed = row.tiles;
-    for (std::size_t t = 0; t < tiles_.size(); t += kDenseTiles) {
-      row.tiles = packed;
-      pack_pair(row, t);
-      row.tiles = packed - t * tile_size_;
-      multiply_tiles(block_row, row, t, {0, places_}, owned);
-      for (std::size_t i = t; i < std::min(t + kDenseTiles, tiles_.size()); ++i) {
-        if (row.owned && gradients_.query != nullptr) {
-          store_tile(row.q0, row.q1, row.head, tiles_[i], packed + (i - t) * tile_size_);
-        }
-      }
-    }
-  }
-
-  /// Longer ones: the tiles that attend some keys pass by them, packed again for the next. In between, the gradients of
-  /// their queries wait in a ring.
-  void sweep_chunks(std::int64_t k0, std::int64_t k1, const Span& owned) {
+    const std::int64_t k1 = k1s.start;
+    const bool is_owned = is_owned_key(k0, k1);
+    const Span owned = !is_owned ? Span{0, 0}
+                       : is_folded_
+                           ? all_keys()
+                           : Span{part_[2].owned_keys.start - first_place_, part_[2].owned_keys.end - first_place_};
     const Span all = all_keys();
     std::size_t started = 0;
     for (std::int64_t begin = all.start; begin < all.end; begin += chunk_) {
@@ -150,31 +117,27 @@ class DenseSweep final : public BackwardSweep {
           sweep_pair(row, t, keys, owned, t >= started);
       }
       started = std::max(started, tiles.end);
-      const Span ours{std::max(owned.start, keys.start), std::min(owned.end, keys.end)};
-      for (const KeyTensor& key : dkeys_) {
-        if (key.tensor == nullptr || size_of(ours) <= 0) continue;
-        store_rows(dkey_memory_ + key.offset + (ours.start - begin) * key.pitch(), key.pitch(), size_of(ours), key.dim,
-                   region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first_place_ + ours.start),
-                   is_streamed_);
-      }
+      if (is_owned) store_keys(k0, k1, {first_place_ + keys.start, first_place_ + keys.end}, dkey_memory_);
     }
     chunk_start_ = 0;
   }
 
   void sweep_pair(QueryRow row, std::size_t tile, const Span& keys, const Span& owned, bool is_first) {
     float* const packed = row.tiles;
-    is_first_pack_ = is_first;
-    pack_pair(row, tile);
     const std::size_t end = std::min(tile + kDenseTiles, tiles_.size());
+    is_first_pack_ = is_first;
+    for (std::size_t t = tile; t < end; ++t) {
+      pack_tile(row.q0, row.q1, row.head, tiles_[t], packed + (t - tile) * tile_size_);
+    }
     const auto waiting = [&](std::size_t t) {
       return own_memory_ + ring_start_ + (row.head * ring_tiles_ + t % ring_tiles_) * waiting_size_;
     };
-    const bool is_kept = row.owned && gradients_.query != nullptr;
+    const bool is_kept = row.owned && pass_.gradients.query.has_value();
     for (std::size_t t = tile; t < end && is_kept && !is_first; ++t) {
       resume(row.q0, row.q1, row.head, tiles_[t], packed + (t - tile) * tile_size_, waiting(t));
     }
     row.tiles = packed - tile * tile_size_;
-    multiply_tiles(0, row, tile, keys, owned);
+    multiply_tiles(row, tile, keys, owned);
     if (!is_kept) return;
     const bool is_last = dense_tiles_[end - 1].keys.end <= keys.end;
     for (std::size_t t = tile; t < end; ++t) {
@@ -185,7 +148,7 @@ class DenseSweep final : public BackwardSweep {
   }
 
   /// Some tiles with the keys of a chunk: those of the first tile alone, of both, of the second alone.
-  void multiply_tiles(std::int64_t block_row, const QueryRow& row, std::size_t tile, Span keys, const Span& owned) {
+  void multiply_tiles(const QueryRow& row, std::size_t tile, Span keys, const Span& owned) {
     const DenseTile& first = dense_tiles_[tile];
     const bool is_pair = tile + 1 < dense_tiles_.size();
     const DenseTile& last = dense_tiles_[is_pair ? tile + 1 : tile];
@@ -197,7 +160,7 @@ class DenseSweep final : public BackwardSweep {
       const std::int64_t begin = std::max(keys.start, range.start), end = std::min(keys.end, range.end);
       if (begin >= end) return;
       for_each_piece(static_cast<int>(end - begin), tuning::kDenseKeys,
-                     [&](int key, int count) { multiply_keys(block_row, row, t, tiles, begin + key, count, owned); });
+                     [&](int key, int count) { multiply_keys(row, t, tiles, begin + key, count, owned); });
     };
     if (!is_pair) return multiply(tile, 1, first.keys);
     const std::int64_t both = std::min(last.keys.start, first.keys.end);
@@ -206,13 +169,11 @@ class DenseSweep final : public BackwardSweep {
     multiply(tile + 1, 1, {std::max(last.keys.start, first.keys.end), last.keys.end});
   }
 
-  void multiply_keys(std::int64_t block_row, const QueryRow& row, std::size_t tile, int tiles, std::int64_t key,
-                     int count, const Span& owned) {
+  void multiply_keys(const QueryRow& row, std::size_t tile, int tiles, std::int64_t key, int count, const Span& owned) {
     float *probabilities = scores_[0], *dlogits = scores_[1];
     float* packed = row.tiles + tile * tile_size_;
-    const float* key_row = key_memory_ + block_row * key_row_size_;
     const std::int64_t place = key - chunk_start_;  // in the packed rows
-    const float* keys = key_row + keys_[0].offset + place * pitch_;
+    const float* keys = key_memory_ + keys_[0].offset + place * pitch_;
     const auto call = [&](const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t b_next,
                           std::int64_t b_step, std::int64_t k, float* sums, std::int64_t sums_next,
                           std::int64_t sums_row) {
@@ -221,26 +182,25 @@ class DenseSweep final : public BackwardSweep {
     multiply_dense<false>(
         call(keys, pitch_, 1, packed + query_t_, tile_size_, kLanes, dim_, probabilities, score_size_, kLanes), count,
         tiles);
-    multiply_dense<false>(call(key_row + keys_[1].offset + place * value_pitch_, value_pitch_, 1, packed + dout_t_,
+    multiply_dense<false>(call(key_memory_ + keys_[1].offset + place * value_pitch_, value_pitch_, 1, packed + dout_t_,
                                tile_size_, kLanes, value_dim_, dlogits, score_size_, kLanes),
                           count, tiles);
     for (int t = 0; t < tiles; ++t) {
-      const auto finish = inputs_.rpb == nullptr ? &DenseSweep::finish<false> : &DenseSweep::finish<true>;
+      const auto finish = pass_.inputs.rpb == nullptr ? &DenseSweep::finish<false> : &DenseSweep::finish<true>;
       (this->*finish)(row, tile + t, key, count, probabilities + t * score_size_, dlogits + t * score_size_);
     }
-    if (row.owned && gradients_.query != nullptr) {
+    if (row.owned && pass_.gradients.query.has_value()) {
       multiply_dense<true>(
           call(keys, 1, pitch_, dlogits, score_size_, kLanes, count, packed + dquery_t_, tile_size_, kLanes),
           static_cast<int>(dim_), tiles);
     }
     const std::int64_t begin = std::max(key, owned.start), end = std::min(key + count, owned.end);
     if (begin >= end) return;
-    float* sums = dkey_memory_ + block_row * dkey_row_size_;
     const std::int64_t scores = (begin - key) * kLanes;
     add_queries(tile, tiles, probabilities + scores, packed + dout_, value_pitch_, begin, end,
-                sums + dkeys_[1].offset + (begin - chunk_start_) * value_pitch_);
+                dkey_memory_ + dkeys_[1].offset + (begin - chunk_start_) * value_pitch_);
     add_queries(tile, tiles, dlogits + scores, packed + query_, pitch_, begin, end,
-                sums + dkeys_[0].offset + (begin - chunk_start_) * pitch_);
+                dkey_memory_ + dkeys_[0].offset + (begin - chunk_start_) * pitch_);
   }
 
   /// sums[key] += scores[key][query] * query, over the queries of the tiles
@@ -302,7 +262,7 @@ class DenseSweep final : public BackwardSweep {
     const auto log2e = hn::Set(d, kLog2E);
     const auto is_empty = are_lowest(lse);
     const Span common = hn::AllFalse(d, is_empty) ? windows.common : Span{0, 0};
-    const float* bias = bias_of(inputs_.rpb, row);
+    const float* bias = bias_of(pass_.inputs.rpb, row);
     float* dbias = kBias && region_.task.drpb != nullptr && row.owned
                        ? region_.task.drpb + row.head * bias_table_ + row.bias
                        : nullptr;

@@ -24,24 +24,22 @@ namespace hn = hwy::HWY_NAMESPACE;
 /// dS = P (dP - delta), dq = scale dS K, dk = scale dS^T Q, dv = P^T dout.
 class BackwardSweep : public TileSweep {
  public:
-  BackwardSweep(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
-                const Task& task)
-      : TileSweep(inputs.problem, task, gradients.wanted()),
-        inputs_(inputs),
-        saved_(saved),
-        gradients_(gradients),
-        scale_(static_cast<float>(inputs.problem.scale)),
-        dim_(inputs.problem.head_dim),
-        value_dim_(inputs.problem.value_dim),
+  BackwardSweep(const backward::Pass& pass, const Task& task)
+      : TileSweep(pass.inputs.problem, task, pass.wanted()),
+        pass_(pass),
+        scale_(static_cast<float>(problem_.scale)),
+        dim_(problem_.head_dim),
+        value_dim_(problem_.value_dim),
         pitch_(round_up(dim_, kLanes)),
         value_pitch_(round_up(value_dim_, kLanes)) {
-    keys_[0] = {&inputs.key, dim_};
-    keys_[1] = {&inputs.value, value_dim_};
-    if (gradients.key != nullptr) {
-      dkeys_[0] = {gradients.key, dim_};
-      dkeys_[1] = {gradients.value, value_dim_};
+    const Gradients& gradients = pass.gradients;
+    keys_[0] = {&pass.inputs.key, dim_};
+    keys_[1] = {&pass.inputs.value, value_dim_};
+    if (gradients.key.has_value()) {
+      dkeys_[0] = {&*gradients.key, dim_};
+      dkeys_[1] = {&*gradients.value, value_dim_};
     }
-    const Problem& p = inputs.problem;
+    const Problem& p = problem_;
     is_streamed_ = p.batch * p.key_tokens() * p.heads * dim_ * 4 >= tuning::kStreamBytes;
     widest_ = std::max(dim_, value_dim_);
     const auto place = [this](std::int64_t floats) {
@@ -56,10 +54,10 @@ class BackwardSweep : public TileSweep {
     dout_ = place(value_pitch_ * kLanes);
     lse_ = place(kLanes);
     delta_ = place(kLanes);
-    if (gradients.query != nullptr && gradients.query->type != FloatType::float32) {
+    if (gradients.query.has_value() && gradients.query->type != FloatType::float32) {
       waiting_size_ = round_up((kLanes * dim_ + 1) / 2, kLanes);  // lower halves
     }
-    if (gradients.extra_tokens->count() > 0) own_size_ = ExtraGradients::size();
+    if (pass.extra.count() > 0) own_size_ = ExtraGradients::size();
   }
 
  protected:
@@ -67,9 +65,9 @@ class BackwardSweep : public TileSweep {
     const TileTag d;
     float *query = to + query_, *dout = to + dout_;
     const std::int64_t head = query_head(task_head);
-    load_tile(region_.query_rows(inputs_.query, head, q0, q1, tile.query), tile, dim_, query, pitch_);
-    load_tile(region_.out_rows(saved_.dout, head, q0, q1, tile.query), tile, value_dim_, dout, value_pitch_);
-    load_tile(region_.out_rows(saved_.out, head, q0, q1, tile.query), tile, value_dim_, buffer_, value_pitch_);
+    load_tile(region_.query_rows(pass_.inputs.query, head, q0, q1, tile.query), tile, dim_, query, pitch_);
+    load_tile(region_.out_rows(pass_.saved.dout, head, q0, q1, tile.query), tile, value_dim_, dout, value_pitch_);
+    load_tile(region_.out_rows(pass_.saved.out, head, q0, q1, tile.query), tile, value_dim_, buffer_, value_pitch_);
     // The scale belongs to the logits, which are base-2 logarithms here, and to dk.
     transpose_in(query, pitch_, round_up(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
     const auto scale = hn::Set(d, scale_);
@@ -86,8 +84,9 @@ class BackwardSweep : public TileSweep {
       for (std::int64_t c = lane * value_pitch_; c < (lane + 1) * value_pitch_; c += kLanes) {
         sum = hn::MulAdd(hn::Load(d, buffer_ + c), hn::Load(d, dout + c), sum);
       }
-      to[lse_ + lane] = saved_.lse[entry] * kLog2E;
-      to[delta_ + lane] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[entry]);
+      to[lse_ + lane] = pass_.saved.lse[entry] * kLog2E;
+      to[delta_ + lane] =
+          hn::GetLane(hn::SumOfLanes(d, sum)) - (pass_.saved.dlse == nullptr ? 0.0f : pass_.saved.dlse[entry]);
     });
     if (has_empty(to)) {
       met_empty_ = true;
@@ -97,14 +96,12 @@ class BackwardSweep : public TileSweep {
     check_finite(query, kLanes * pitch_);
     check_finite(dout, kLanes * value_pitch_);
     const Span owned = owned_of(tile);
-    if (gradients_.extra_tokens->count() == 0 || !is_first_pack_ || !is_owned_query(q0, q1) || size_of(owned) <= 0)
-      return;
+    if (pass_.extra.count() == 0 || !is_first_pack_ || !is_owned_query(q0, q1) || size_of(owned) <= 0) return;
     const auto lanes = hn::Iota(d, 0.0f);
     const auto counted = hn::And(hn::Ge(lanes, hn::Set(d, static_cast<float>(owned.start - tile.query))),
                                  hn::Lt(lanes, hn::Set(d, static_cast<float>(owned.end - tile.query))));
-    ExtraGradients{
-        *gradients_.extra_tokens, region_.task.plan->batch, region_.task.kv_heads.start, dim_, value_dim_, own_memory_,
-        region_.task.dextra}
+    ExtraGradients{pass_.extra, region_.task.plan->batch, region_.task.kv_heads.start, dim_, value_dim_,
+                   own_memory_, region_.task.dextra}
         .add(to + query_t_, to + dout_t_, query, dout, to + lse_, to + delta_, counted, to + dquery_t_);
   }
 
@@ -123,7 +120,7 @@ class BackwardSweep : public TileSweep {
       }
     }
     store_transposed(from + dquery_t_, dim_, scale_, tile, [&](std::int64_t query) {
-      return region_.query_rows(*gradients_.query, query_head(head), q0, q1, query);
+      return region_.query_rows(*pass_.gradients.query, query_head(head), q0, q1, query);
     });
   }
 
@@ -155,7 +152,7 @@ class BackwardSweep : public TileSweep {
     for_each_head(!with_all, [&](std::int64_t q1, std::int64_t head, float* row) {
       is_first_pack_ = group_[0]->queries[q0].keys.start == k0 && contains(k1s, group_[1]->queries[q1].keys.start);
       pack_tile(q0, q1, head, tile, row);
-      if (is_first_pack_ || gradients_.query == nullptr || !is_owned_query(q0, q1)) return;
+      if (is_first_pack_ || !pass_.gradients.query || !is_owned_query(q0, q1)) return;
       resume(q0, q1, head, tile, row, waiting(q0, q1, head, t));
     });
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
@@ -164,7 +161,7 @@ class BackwardSweep : public TileSweep {
       list_rows(k0, k1, {q0, q0 + 1}, {std::max(q1s.start, attend.start), std::min(q1s.end, attend.end)}, rows);
       if (!rows.empty()) multiply_row(tile, 0, k1 - k1s.start, is_owned_key(k0, k1));
     }
-    if (gradients_.query == nullptr) return;
+    if (!pass_.gradients.query) return;
     for_each_head(true, [&](std::int64_t q1, std::int64_t head, float* row) {
       is_done(q0, q1, k0, k1s) ? store_tile(q0, q1, head, tile, row)
                                : suspend(q0, q1, head, tile, row, waiting(q0, q1, head, t));
@@ -229,7 +226,7 @@ class BackwardSweep : public TileSweep {
     return {owned.start - tile.query, owned.end - tile.query};
   }
   TensorRows owned_rows(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile) const {
-    return region_.query_rows(*gradients_.query, query_head(head), q0, q1, owned_of(tile).start);
+    return region_.query_rows(*pass_.gradients.query, query_head(head), q0, q1, owned_of(tile).start);
   }
 
   void multiply(const Tile& tile, std::int64_t tile_start, const QueryRow* rows, int count, int owned, int slot,
@@ -241,13 +238,12 @@ class BackwardSweep : public TileSweep {
     float *probabilities = scores_[0], *dlogits = scores_[1];
     point_to(pointers_[0], query_t_);
     point_to(pointers_[1], dout_t_);
-    call_tiles(kMultiply, tile, keys, dim_, pointers_[0], count, slots, probabilities);
-    call_tiles(kMultiply, tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots,
-               dlogits);
+    multiply_slots(tile, keys, dim_, pointers_[0], count, slots, probabilities);
+    multiply_slots(tile, packed_keys(1, tile, block_row) + slot, value_dim_, pointers_[1], count, slots, dlogits);
     for (int r = 0; r < count; ++r) {
       const bool is_masked = tile.is_masked || (met_empty_ && has_empty(rows[r].tiles + tile_start));
       const auto finish =
-          inputs_.rpb == nullptr
+          pass_.inputs.rpb == nullptr
               ? (is_masked ? &BackwardSweep::finish_scores<false, true> : &BackwardSweep::finish_scores<false, false>)
               : (is_masked ? &BackwardSweep::finish_scores<true, true> : &BackwardSweep::finish_scores<true, false>);
       (this->*finish)(tile, rows[r], tile_start, slot, slots, probabilities + r * score_size_,
@@ -277,7 +273,7 @@ class BackwardSweep : public TileSweep {
     const auto delta = hn::Load(d, row.tiles + tile_start + delta_);
     const auto log2e = hn::Set(d, kLog2E);
     const auto is_empty = are_lowest(lse);
-    const float* bias = bias_of(inputs_.rpb, row);
+    const float* bias = bias_of(pass_.inputs.rpb, row);
     for (int s = 0; s < slots; ++s, logits += kLanes, dlogits += kLanes) {
       auto logit = hn::Sub(hn::Load(d, logits), lse);
       if constexpr (kBias) logit = hn::MulAdd(log2e, bias_lanes(tile, bias + slot + s), logit);
@@ -293,9 +289,7 @@ class BackwardSweep : public TileSweep {
     }
   }
 
-  const AttentionInputs& inputs_;
-  const SavedForward& saved_;
-  const backward::Gradients& gradients_;
+  const backward::Pass& pass_;
   const float scale_;
   const std::int64_t dim_, value_dim_, pitch_, value_pitch_;
   // Places in a packed tile: transposed [channel][lane]; [lane][pitch]; [lane].

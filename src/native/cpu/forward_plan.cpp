@@ -1,23 +1,12 @@
 #include "native/cpu/forward_plan.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "native/cpu/matrix_plan.h"
 #include "native/cpu/target.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/thread_pool.h"
 #include "native/cpu/tuning.h"
 
-namespace natten::cpu {
-namespace forward {
-
-// One task of the kernel of that name.
-void run_task(const Pass& pass, const Task& task);
-void run_lanes_task(const Pass& pass, const Task& task);
-void run_direct_task(const Pass& pass, const Task& task);
-// False, with nothing done, where a value is not finite.
-bool run_matrix_task(const Pass& pass, const Task& task);
+namespace natten::cpu::forward {
 
 Design choose_design(const Problem& p) {
   const Design design = choose_vector_design(p);
@@ -46,6 +35,10 @@ std::int64_t few_segments(const Problem& p) {
   for (const Axis& axis : p.axes) tasks *= axis.dilation;
   return std::clamp<std::int64_t>(keys * row / tuning::kFewSegmentBytes, 1,
                                   std::max<std::int64_t>(tuning::kFewTasks / std::max<std::int64_t>(tasks, 1), 1));
+}
+
+std::int64_t few_sums_size(const Problem& p) {
+  return whole_lines(p.queries(2) * p.heads * (whole_lines(p.value_dim) + 2));
 }
 
 bool is_segmented(const Problem& p) {
@@ -152,51 +145,4 @@ Description describe(const Problem& p) {
   return {name, "tasks of " + tile + ", " + cpu_target()};
 }
 
-}  // namespace forward
-
-void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse) {
-  using namespace forward;
-  const Problem& p = inputs.problem;
-  if (p.batch == 0) return;
-  const Grid outputs = output_grid(p);
-  if (inputs.lengths != nullptr) {
-    // What lies behind a sample's lengths is zero.
-    parallel_for(outputs.size(), static_cast<double>(outputs.size() * p.heads * p.value_dim), [&](std::int64_t i) {
-      const std::int64_t batch = i / outputs.per_sample();
-      const Place at = outputs.place(i % outputs.per_sample());
-      for (std::int64_t head = 0; head < p.heads; ++head) {
-        std::memset(row_of(out, batch, at, head), 0, p.value_dim * element_size(out.type));
-      }
-      std::fill_n(lse + i * p.heads, p.heads, 0.0f);
-    });
-  }
-
-  const Partition partition = partition_of(p);
-  const double flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) *
-                       static_cast<double>((p.kernel_volume() + p.extra_tokens) * (p.head_dim + p.value_dim));
-  ExtraTokens extra(p, inputs.extra_key, inputs.extra_value);
-  const Pass pass{inputs, out, lse, extra};
-  const Design design = choose_vector_design(p);
-  if (design != Design::few_queries) extra.load();
-  const auto run_vectors = design == Design::query_lanes ? run_lanes_task
-                           : design == Design::direct    ? run_direct_task
-                                                         : run_task;
-  const bool is_matrix = choose_design(p) == Design::matrix;
-  const auto run = [&](const Task& task) {
-    if (!is_matrix) return run_vectors(pass, task);
-    if (run_matrix_task(pass, task)) return;
-    Task one = task;
-    for (std::int64_t head = task.kv_heads.start; head < task.kv_heads.end; ++head) {
-      one.kv_heads = {head, head + 1};
-      run_vectors(pass, one);
-    }
-  };
-  for_each_wave(inputs, Cut::queries, [&](const std::vector<SamplePlan>& plans) {
-    const TaskList tasks(p, plans, partition, Cut::queries);
-    const double share = static_cast<double>(plans.size()) / static_cast<double>(p.batch);
-    if (design == Design::few_queries) return run_few_queries(pass, tasks, share * flops);
-    parallel_for(tasks.size(), share * flops, [&](std::int64_t i) { run(tasks[i]); });
-  });
-}
-
-}  // namespace natten::cpu
+}  // namespace natten::cpu::forward

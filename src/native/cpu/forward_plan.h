@@ -36,23 +36,14 @@ bool is_segmented(const Problem& problem);
 
 /// Of "few queries": segments that the keys of a task are cut into, which threads share.
 std::int64_t few_segments(const Problem& problem);
+/// Floats of the sums of one of them.
+std::int64_t few_sums_size(const Problem& problem);
 
 struct Pass {
   const AttentionInputs& inputs;
   const Tensor& out;
   float* lse;
   const ExtraTokens& extra;
-};
-
-/// All tasks of "few queries".
-void run_few_queries(const Pass& pass, const TaskList& tasks, double flops);
-
-/// A piece of one of them.
-struct FewTask {
-  const Task& task;
-  std::int64_t segment, segments;
-  float* sums;   ///< of the segment; of the first one where they are joined
-  bool is_join;  ///< of the sums of all segments
 };
 
 }  // namespace natten::cpu::forward

@@ -16,9 +16,11 @@
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
 
+using forward::Pass;
+
 class ForwardTask {
  protected:
-  ForwardTask(const forward::Pass& pass, const Task& task)
+  ForwardTask(const Pass& pass, const Task& task)
       : pass_(pass),
         p_(pass.inputs.problem),
         region_(task),
@@ -43,7 +45,16 @@ class ForwardTask {
                            [&](int lane, std::int64_t entry) { pass_.lse[entry] = end_.lse[lane]; });
   }
 
-  const forward::Pass& pass_;
+  /// Position biases of a row of keys, from the last axis' first entry on.
+  const float* bias_of(std::int64_t head, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const {
+    return pass_.inputs.rpb + head * bias_entries(p_) + region_.bias_row(q0, q1, k0, k1);
+  }
+  /// The same of windows that hold one row of keys.
+  const float* bias_of(std::int64_t head, std::int64_t q0, std::int64_t q1) const {
+    return bias_of(head, q0, q1, group_[0]->queries[q0].keys.start, group_[1]->queries[q1].keys.start);
+  }
+
+  const Pass& pass_;
   const Problem& p_;
   const Region region_;
   const std::array<Axis, kAxes>& axes_;

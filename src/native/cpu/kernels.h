@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "definition/problem.h"
 
@@ -41,7 +42,7 @@ struct AttentionInputs {
 /// out [B, O0, O1, O2, Hq, Dv], lse dense float32 [B, O0, O1, O2, Hq].
 void attention_forward(const AttentionInputs& inputs, const Tensor& out, float* lse);
 
-/// What both backward kernels read besides the inputs; lse and dlse dense float32 [B, O0, O1, O2, Hq].
+/// What the backward pass reads besides the inputs; lse and dlse dense float32 [B, O0, O1, O2, Hq].
 struct SavedForward {
   Tensor out;
   const float* lse = nullptr;
@@ -49,15 +50,16 @@ struct SavedForward {
   const float* dlse = nullptr;  ///< null: zero
 };
 
-/// dq like query; drpb dense float32 like rpb, or null.
-void attention_backward_query(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb);
-/// dk like key, dv like value.
-void attention_backward_key_value(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dk,
-                                  const Tensor& dv);
-/// All of the above from one sweep, which computes the logits once instead of twice. `dextra`: gradients of extra_key
-/// and of extra_value, or null.
-void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Tensor& dq, float* drpb,
-                        const Tensor& dk, const Tensor& dv, const Tensor* dextra = nullptr);
+/// Those that are wanted. query, key and value like the inputs, rpb dense float32 or null; those of key and value come
+/// together; extra, of extra_key and of extra_value, with all others, or null.
+struct Gradients {
+  std::optional<Tensor> query{};
+  float* rpb = nullptr;
+  std::optional<Tensor> key{}, value{};
+  const Tensor* extra = nullptr;
+};
+/// One sweep computes all that are wanted, and the logits once.
+void attention_backward(const AttentionInputs& inputs, const SavedForward& saved, const Gradients& gradients);
 
 // Split form. logits, attn and their gradients are [B, O0, O1, O2, Hq, K0*K1*K2]; docs/concepts.md says which key is in
 // which slot. Empty slots of `logits` are -inf, of `dattn` 0, and the values of `attn` and `dlogits` there are ignored.

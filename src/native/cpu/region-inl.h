@@ -53,6 +53,13 @@ struct Region {
   TensorRows out_rows(const Tensor& out, std::int64_t head, std::int64_t q0, std::int64_t q1, std::int64_t q2) const {
     return rows(out, head, group[0]->queries[q0].output, group[1]->queries[q1].output, group[2]->outputs, q2);
   }
+  /// In the table of position biases of a head, the first entry of a row of keys of a row of queries.
+  std::int64_t bias_row(std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const {
+    const auto& axes = task.plan->sample.axes;
+    return (rpb_index(axes[0], group[0]->queries[q0].place, k0) * (2 * axes[1].kernel_size - 1) +
+            rpb_index(axes[1], group[1]->queries[q1].place, k1)) *
+           (2 * axes[2].kernel_size - 1);
+  }
   /// Calls visit(lane, entry) for `count` queries of the last axis from q2 on: entries of a dense array
   /// [B, O0, O1, O2, Hq].
   template <class Visit>

@@ -1,4 +1,4 @@
-// The split form (split.cpp). Its six functions are three sweeps: products of a query with the keys of its window,
+// The split form. Its six functions are three sweeps: products of a query with the keys of its window,
 // sums of a window's keys weighted by slot, and the transpose of that sum.
 #pragma once
 
@@ -6,8 +6,15 @@
 
 namespace natten::cpu::split {
 
-/// `keys` and `queries` have `dim` channels, `slots` one element per slot and query. Each kernel writes one of them.
+enum class Kind {
+  products,  ///< slots = factor * query . key + rpb
+  sums,      ///< query = factor * sum over slots of slot * key; drpb
+  key_sums,  ///< key = factor * sum over the queries that attend it of slot * query
+};
+
+/// `keys` and `queries` have `dim` channels, `slots` one element per slot and query. Each kind writes one of them.
 struct Call {
+  Kind kind;
   Tensor keys;
   Tensor queries;
   bool over_tokens;  ///< `queries` has a row per token, not per output position

@@ -51,6 +51,7 @@ class SweepMemory {
         group_(region_.group),
         part_(region_.part),
         heads_(problem.heads / problem.kv_heads),
+        bias_table_(bias_entries(problem)),
         checks_finite_(axes_[2].is_causal && axes_[2].gna_stride > 1) {
     make_row();
   }
@@ -100,9 +101,7 @@ class SweepMemory {
         for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
           if (is_owned_query(q0, q1) != owned) continue;
           const auto &first = group_[0]->queries[q0], &second = group_[1]->queries[q1];
-          const std::int64_t bias = (rpb_index(axes_[0], first.place, k0) * (2 * axes_[1].kernel_size - 1) +
-                                     rpb_index(axes_[1], second.place, k1)) *
-                                    (2 * axes_[2].kernel_size - 1);
+          const std::int64_t bias = region_.bias_row(q0, q1, k0, k1);
           const std::int64_t slot = (slot_of_key(axes_[0], first.place, first.keys.start, k0) * axes_[1].kernel_size +
                                      slot_of_key(axes_[1], second.place, second.keys.start, k1)) *
                                     axes_[2].kernel_size;
@@ -129,9 +128,6 @@ class SweepMemory {
   void plan_memory() {
     const auto tiles = static_cast<std::int64_t>(tiles_.size());
     row_size_ = tile_size_ * (is_dense_ ? kDenseTiles : packs_late_ ? 1 : tiles);
-    bias_table_ = 1;
-    for (const Axis& axis : axes_) bias_table_ *= 2 * axis.kernel_size - 1;
-
     // Loads of a tile reach kLanes - 1 places past its last key. An odd number of cache lines spreads the channels
     // over the sets of the cache.
     const std::int64_t line = 16;
@@ -149,7 +145,7 @@ class SweepMemory {
     block_rows_ = packs_anew() ? std::max<std::int64_t>(sweep_limit() / (tuning::kAnewBlocks * key_bytes), 1)
                                : std::clamp<std::int64_t>(tuning::kKeyBlockBytes / key_bytes, 1, tuning::kKeyBlockRows);
     block_rows_ = std::min(block_rows_, std::max<std::int64_t>(size_of(part_[1].keys), 1));
-    if (chunk_ > 0) block_rows_ = 1;
+    if (is_dense_) block_rows_ = 1;
 
     // Rows of queries in use at a time: a ring along the outermost axis that has several.
     ring_[0] = ring_[1] = 1;
@@ -187,7 +183,7 @@ class SweepMemory {
   std::int64_t packed_size(const KeyTensor& key) const {
     return is_dense_ ? packed_places() * key.pitch() : row_pitch_ * key.packed_dim();
   }
-  std::int64_t packed_places() const { return chunk_ > 0 ? std::min(places_, chunk_) : places_; }
+  std::int64_t packed_places() const { return is_dense_ ? std::min(places_, chunk_) : places_; }
 
   void take_memory(Scratch& scratch) {
     const std::int64_t slots = ring_[0] * ring_[1];
@@ -246,16 +242,16 @@ class SweepMemory {
   const std::array<Axis, kAxes>& axes_;
   const AxisGroup* const* const group_;
   const AxisPart* const part_;
-  const std::int64_t heads_;     ///< query heads of the key head
-  bool checks_finite_;           ///< an empty slot may be a key that other queries attend
-  bool met_infinity_ = false;    ///< or a NaN, see check_finite()
-  std::int64_t score_size_ = 0;  ///< floats of a row's scores, [slot][lane]
-  float* scores_[2] = {};        ///< of some rows each
-  float* buffer_ = nullptr;      ///< [lane][pitch of the widest rows, or slots]
-  float** pointers_[3] = {};     ///< of some rows each
+  const std::int64_t heads_;       ///< query heads of the key head
+  const std::int64_t bias_table_;  ///< entries of one head
+  bool checks_finite_;             ///< an empty slot may be a key that other queries attend
+  bool met_infinity_ = false;      ///< or a NaN, see check_finite()
+  std::int64_t score_size_ = 0;    ///< floats of a row's scores, [slot][lane]
+  float* scores_[2] = {};          ///< of some rows each
+  float* buffer_ = nullptr;        ///< [lane][pitch of the widest rows, or slots]
+  float** pointers_[3] = {};       ///< of some rows each
   std::vector<Tile> tiles_;
   std::int64_t first_place_, places_;  ///< of the packed rows of keys
-  std::int64_t bias_table_ = 0;        ///< entries of one head
   std::int64_t key_row_size_ = 0, dkey_row_size_ = 0;
   float *key_memory_ = nullptr, *dkey_memory_ = nullptr, *own_memory_ = nullptr;
 
@@ -264,9 +260,9 @@ class SweepMemory {
   KeyTensor dkeys_[2];             ///< summed, [place][channel pitch]
   std::int64_t tile_size_ = 0;     ///< floats of a packed tile of queries
   std::int64_t widest_ = 1;        ///< channels of the widest tensor
-  bool is_dense_ = false;          ///< rows of keys are packed as they are, [place][channel pitch]
+  bool is_dense_ = false;          ///< multiply_block() packs rows of keys, as they are: [place][channel pitch]
   bool packs_late_ = false;        ///< no ring of packed queries: multiply_block() packs and stores some at a time
-  std::int64_t chunk_ = 0;         ///< not 0: multiply_block() also packs and stores so many keys at a time
+  std::int64_t chunk_ = 0;         ///< keys of a dense block that multiply_block() packs and stores at a time
   std::int64_t own_size_ = 0;      ///< floats of memory of the subclass's own
   std::int64_t waiting_size_ = 0;  ///< floats of what is kept of a tile that is packed again
   bool is_streamed_ = false;       ///< results are too large to stay in a cache

@@ -8,7 +8,6 @@
 #endif
 
 #include <cstdint>
-#include <type_traits>
 
 #include "hwy/highway.h"
 #include "native/cpu/tile_products-inl.h"
@@ -89,27 +88,6 @@ void multiply_channels(const DirectTile& tile, const float* queries, const float
         sum = v == 0 && !kAdd ? hn::Mul(query[v], x) : hn::MulAdd(query[v], x, sum);
       }
       hn::Store(sum, d, to);
-    }
-  }
-}
-
-/// Calls visit(integral_constant of vectors, first channel) for `dim` channels.
-template <class Visit>
-HWY_INLINE void for_each_channels(std::int64_t dim, Visit&& visit) {
-  for (std::int64_t channel = 0; channel < dim;) {
-    const std::int64_t vecs = (dim - channel + kLanes - 1) / kLanes;
-    if (vecs >= kMostDirectVecs) {
-      visit(std::integral_constant<int, kMostDirectVecs>(), channel);
-      channel += kMostDirectVecs * kLanes;
-    } else if (vecs >= 4 && kMostDirectVecs > 4) {
-      visit(std::integral_constant<int, 4>(), channel);
-      channel += 4 * kLanes;
-    } else if (vecs >= 2) {
-      visit(std::integral_constant<int, 2>(), channel);
-      channel += 2 * kLanes;
-    } else {
-      visit(std::integral_constant<int, 1>(), channel);
-      channel += kLanes;
     }
   }
 }

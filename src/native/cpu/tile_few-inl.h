@@ -230,7 +230,6 @@ HWY_INLINE void add_few_values(const FewRows<T>& values, std::int64_t count, con
 class FewSums {
  public:
   FewSums(float* memory, std::int64_t rows, std::int64_t pitch) : memory_(memory), rows_(rows), pitch_(pitch) {}
-  static std::int64_t size(std::int64_t rows, std::int64_t pitch) { return round_up(rows * (pitch + 2), 16); }
 
   float* of(std::int64_t row) const { return memory_ + row * pitch_; }
 

@@ -1,5 +1,5 @@
-// The three products of the backward pass on one tile of queries, and the transposes around them. Included once per
-// SIMD target. Lanes are queries of a tile in the first two, channels in the third.
+// The three products of "shift" on one tile of queries, of which the forward pass has the first, and the transposes
+// around them. Lanes are queries of a tile in the first two, channels in the third. Included once per SIMD target.
 #if defined(NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_
 #undef NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_
@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "hwy/highway.h"
@@ -74,7 +75,83 @@ HWY_INLINE TileVec load_keys(const float* from, TileIndices indices) {
   return keys;
 }
 
+// The keys of a few slots stay in registers while the rows of queries pass by: sums, keys and one row of queries fit
+// the registers.
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+inline constexpr int kScoreRegisters = 8, kMostScoreRows = 2, kMostScoreSlots = 2;
+#elif HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+inline constexpr int kScoreRegisters = 16, kMostScoreRows = 6, kMostScoreSlots = 5;
+#elif HWY_ARCH_ARM
+// GCC keeps only about 21 sums in the registers of NEON.
+inline constexpr int kScoreRegisters = 26, kMostScoreRows = 9, kMostScoreSlots = 7;
+#else
+inline constexpr int kScoreRegisters = 32, kMostScoreRows = 9, kMostScoreSlots = 7;
+#endif
+constexpr int most_score_slots(int rows) {
+  const int slots = (kScoreRegisters - 1) / (rows + 1);
+  return slots < kMostScoreSlots ? slots : kMostScoreSlots;
+}
+
 /// Operands of one call: rows of queries, and some consecutive slots of one row of keys.
+struct ScoreCall {
+  const float* keys;  ///< transposed [channel][pitch], at the first slot of the first query
+  std::int64_t pitch;
+  std::int64_t channels;
+  const std::int32_t* offsets;  ///< Tile::offset
+  const float* const* queries;  ///< of every row, transposed [channel][lane]
+  float* const* scores;         ///< of every row, [slot][lane]
+  std::int64_t slot;            ///< the first; an offset in `keys` and `scores`
+};
+
+/// scores[row][slot] = sum over channels of query * key
+template <int kRows, int kSlots, bool kShift>
+void multiply_scores(const ScoreCall& call) {
+  const TileTag d;
+  const TileIndices indices = hn::SetTableIndices(d, call.offsets);
+  TileVec sums[kRows][kSlots];
+  const float* queries[kRows];
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    queries[r] = call.queries[r];
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) sums[r][s] = hn::Zero(d);
+  }
+  const float* keys = call.keys + call.slot;
+  for (std::int64_t c = 0; c < call.channels; ++c, keys += call.pitch) {
+    TileVec key[kSlots];
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) key[s] = load_keys<kShift>(keys + s, indices);
+    NATTEN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      TileVec query = hn::Load(d, queries[r] + c * kLanes);
+      if constexpr (kSlots > 1) keep_in_register(query);
+      NATTEN_UNROLL
+      for (int s = 0; s < kSlots; ++s) sums[r][s] = hn::MulAdd(query, key[s], sums[r][s]);
+    }
+  }
+  NATTEN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    float* scores = call.scores[r] + call.slot * kLanes;
+    NATTEN_UNROLL
+    for (int s = 0; s < kSlots; ++s) hn::Store(sums[r][s], d, scores + s * kLanes);
+  }
+}
+
+// multiply_scores by its sizes: [rows - 1][slots - 1][is_shift].
+using ScoreFunction = void (*)(const ScoreCall&);
+using ScoreTable = std::array<std::array<ScoreFunction, 2>, kMostScoreSlots>;
+
+template <int kRows, int... kSlot>
+constexpr ScoreTable score_slots(std::integer_sequence<int, kSlot...>) {
+  return {{{{multiply_scores<kRows, kSlot + 1, false>, multiply_scores<kRows, kSlot + 1, true>}}...}};
+}
+template <int... kRow>
+constexpr std::array<ScoreTable, sizeof...(kRow)> score_rows(std::integer_sequence<int, kRow...>) {
+  return {{score_slots<kRow + 1>(std::make_integer_sequence<int, most_score_slots(kRow + 1)>())...}};
+}
+inline constexpr auto kMultiplyScores = score_rows(std::make_integer_sequence<int, kMostScoreRows>());
+
+/// Operands of add_keys_tile.
 struct TileCall {
   const float* keys;  ///< transposed [channel][pitch], at the first slot of the first query
   std::int64_t pitch;
@@ -84,39 +161,6 @@ struct TileCall {
   float* scores;                ///< [row][slot][lane], at the first slot
   std::int64_t score_row;       ///< floats from row to row of `scores`
 };
-
-/// scores[row][slot] = sum over channels of query * key
-template <int kRows, int kSlots, bool kShift>
-void multiply_tile(const TileCall& call) {
-  const TileTag d;
-  const TileIndices indices = hn::SetTableIndices(d, call.offsets);
-  TileVec sums[kRows][kSlots];
-  NATTEN_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    NATTEN_UNROLL
-    for (int s = 0; s < kSlots; ++s) sums[r][s] = hn::Zero(d);
-  }
-  const float* queries[kRows];
-  NATTEN_UNROLL
-  for (int r = 0; r < kRows; ++r) queries[r] = call.queries[r];
-  const float* keys = call.keys;
-  for (std::int64_t c = 0; c < call.channels; ++c, keys += call.pitch) {
-    TileVec query[kRows];
-    NATTEN_UNROLL
-    for (int r = 0; r < kRows; ++r) query[r] = hn::Load(d, queries[r] + c * kLanes);
-    NATTEN_UNROLL
-    for (int s = 0; s < kSlots; ++s) {
-      const TileVec key = load_keys<kShift>(keys + s, indices);
-      NATTEN_UNROLL
-      for (int r = 0; r < kRows; ++r) sums[r][s] = hn::MulAdd(query[r], key, sums[r][s]);
-    }
-  }
-  NATTEN_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    NATTEN_UNROLL
-    for (int s = 0; s < kSlots; ++s) hn::Store(sums[r][s], d, call.scores + r * call.score_row + s * kLanes);
-  }
-}
 
 /// queries[row] += sum over slots of scores[row][slot] * key
 template <int kRows, int kSlots, bool kShift>
@@ -212,14 +256,6 @@ using KeysFunction = void (*)(const KeysCall&);
 using RowTable = std::array<std::array<TileFunction, 2>, kMostRows>;
 
 template <int kSlots, int... kRow>
-constexpr RowTable multiply_rows(std::integer_sequence<int, kRow...>) {
-  return {{{{multiply_tile<kRow + 1, kSlots, false>, multiply_tile<kRow + 1, kSlots, true>}}...}};
-}
-template <int... kSlot>
-constexpr std::array<RowTable, sizeof...(kSlot)> multiply_slots(std::integer_sequence<int, kSlot...>) {
-  return {{multiply_rows<kSlot + 1>(std::make_integer_sequence<int, most_rows(kSlot + 1)>())...}};
-}
-template <int kSlots, int... kRow>
 constexpr RowTable add_keys_rows(std::integer_sequence<int, kRow...>) {
   return {{{{add_keys_tile<kRow + 1, kSlots, false>, add_keys_tile<kRow + 1, kSlots, true>}}...}};
 }
@@ -232,7 +268,6 @@ constexpr std::array<std::array<KeysFunction, 2>, sizeof...(kSlot)> add_queries_
     std::integer_sequence<int, kSlot...>) {
   return {{{{add_queries_tile<kSlot + 1, 1>, add_queries_tile<kSlot + 1, 2>}}...}};
 }
-inline constexpr auto kMultiply = multiply_slots(std::make_integer_sequence<int, kMostSlots>());
 inline constexpr auto kAddKeys = add_keys_slots(std::make_integer_sequence<int, kMostSlots>());
 inline constexpr auto kAddQueries = add_queries_slots(std::make_integer_sequence<int, kMostKeys>());
 
@@ -255,6 +290,24 @@ HWY_INLINE void for_each_piece(int count, int most, Visit&& visit) {
     visit(begin, size);
     begin += size;
   }
+}
+
+/// Calls visit(integral_constant of vectors, first channel) for whole vectors: kMost of them while there are as many,
+/// then half as many.
+template <int kMost, class Visit>
+HWY_INLINE void for_each_vectors(std::int64_t width, Visit&& visit, std::int64_t channel = 0) {
+  for (; channel + kMost * kLanes <= width; channel += kMost * kLanes) {
+    visit(std::integral_constant<int, kMost>(), channel);
+  }
+  if constexpr (kMost > 1) for_each_vectors<kMost / 2>(width, visit, channel);
+}
+
+/// Any number of slots, of at most kMostScoreRows rows.
+HWY_INLINE void multiply_scores(ScoreCall call, int rows, int slots, bool is_shift) {
+  for_each_piece(slots, most_score_slots(rows), [&](int slot, int count) {
+    call.slot = slot;
+    kMultiplyScores[rows - 1][count - 1][is_shift](call);
+  });
 }
 
 #if HWY_TARGET != HWY_SCALAR

@@ -216,22 +216,32 @@ class TileSweep : protected SweepMemory {
                is_streamed_);
   }
 
-  template <class Table>
-  void call_tiles(const Table& table, const Tile& tile, const float* keys, std::int64_t channels, float* const* queries,
-                  int rows, int slots, float* scores) {
-    for_each_piece(slots, kMostSlots, [&](int slot, int slot_count) {
-      for_each_piece(rows, most_rows(slot_count), [&](int row, int row_count) {
-        table[slot_count - 1][row_count - 1][tile.is_shift]({keys + slot, row_pitch_, channels, tile.offset,
-                                                             queries + row, scores + row * score_size_ + slot * kLanes,
-                                                             score_size_});
-      });
+  /// scores[row][slot] = the products of rows of queries with some slots, from packed keys of the first of these on.
+  void multiply_slots(const Tile& tile, const float* keys, std::int64_t channels, float* const* queries, int rows,
+                      int slots, float* scores) const {
+    // Slots beyond those that fit the registers read the queries again.
+    const auto most = static_cast<int>(
+        std::clamp<std::int64_t>(tuning::kScoreQueryBytes / (4 * kLanes * channels), 1, kMostScoreRows));
+    for_each_piece(rows, most, [&](int row, int count) {
+      float* score_rows[kMostScoreRows];
+      for (int r = 0; r < count; ++r) score_rows[r] = scores + (row + r) * score_size_;
+      multiply_scores({keys, row_pitch_, channels, tile.offset, queries + row, score_rows, 0}, count, slots,
+                      tile.is_shift);
     });
   }
 
   /// Adds the keys of some slots from `first` on, weighted by their scores, to rows of queries.
   void add_keys(const Tile& tile, const float* keys, std::int64_t channels, float* const* queries, int rows, int first,
                 int slots, float* scores) {
-    if (!is_careful(tile)) return call_tiles(kAddKeys, tile, keys, channels, queries, rows, slots, scores);
+    if (!is_careful(tile)) {
+      return for_each_piece(slots, kMostSlots, [&](int slot, int slot_count) {
+        for_each_piece(rows, most_rows(slot_count), [&](int row, int row_count) {
+          kAddKeys[slot_count - 1][row_count - 1][tile.is_shift](
+              {keys + slot, row_pitch_, channels, tile.offset, queries + row,
+               scores + row * score_size_ + slot * kLanes, score_size_});
+        });
+      });
+    }
     const TileTag d;
     const TileIndices indices = hn::SetTableIndices(d, tile.offset);
     for (int s = 0; s < slots; ++s) {
@@ -292,6 +302,19 @@ class TileSweep : protected SweepMemory {
     }
   }
 
+  /// Stores sums at owned keys of `keys`. A row of a dense block begins with these.
+  void store_keys(std::int64_t k0, std::int64_t k1, const Span& keys, float* row) const {
+    if (is_folded_) fold_sums(row);
+    const std::int64_t first = is_dense_ ? keys.start : first_place_;
+    const Span owned{std::max(part_[2].owned_keys.start, keys.start), std::min(part_[2].owned_keys.end, keys.end)};
+    for (const KeyTensor& key : dkeys_) {
+      if (key.tensor == nullptr || size_of(owned) <= 0) continue;
+      store_rows(row + key.offset + (owned.start - first) * key.pitch(), key.pitch(), size_of(owned), key.dim,
+                 region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, owned.start), is_streamed_);
+    }
+    copy_carried(k0, k1, {final_keys_.end, strip_keys_.end}, row, true);
+  }
+
   void multiply_row(const Tile& tile, std::int64_t tile_start, std::int64_t block_row, bool owned_key) {
     const std::vector<QueryRow>& rows = rows_[block_row];
     const int kernel_size = static_cast<int>(axes_[2].kernel_size);
@@ -326,11 +349,6 @@ class TileSweep : protected SweepMemory {
   }
 
   void pack_keys(const KeyTensor& key, std::int64_t k0, std::int64_t k1, float* to) const {
-    if (is_dense_) {
-      const std::int64_t first = strip_keys_.start;
-      return load_rows(region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, first), size_of(strip_keys_),
-                       key.dim, to + (first - first_place_) * key.pitch(), key.pitch());
-    }
     for (std::int64_t place = strip_keys_.start; place < strip_keys_.end;) {
       // Aligned stores: the first vector may be a partial one.
       const std::int64_t x = place - first_place_;
@@ -352,19 +370,19 @@ class TileSweep : protected SweepMemory {
   void pack_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
     const bool with_all = any_owned_key(k0, k1s);
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end && !is_dense_; ++k1) {
       float* row = key_memory_ + (k1 - k1s.start) * key_row_size_;
       for (const KeyTensor& key : keys_) {
-        if (key.tensor != nullptr && chunk_ == 0) pack_keys(key, k0, k1, row + key.offset);
+        if (key.tensor != nullptr) pack_keys(key, k0, k1, row + key.offset);
       }
-      if (chunk_ == 0) check_finite(row + keys_[0].offset, packed_size(keys_[0]));
+      check_finite(row + keys_[0].offset, packed_size(keys_[0]));
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end; ++q0) {
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
         if (!packs_late_ && (with_all || is_owned_query(q0, q1))) pack_query_row(q0, q1);
       }
     }
-    if (with_all && chunk_ == 0) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
+    if (with_all && !is_dense_) std::fill_n(dkey_memory_, block_rows_ * dkey_row_size_, 0.0f);
     for (std::int64_t k1 = k1s.start; k1 < k1s.end; ++k1) {
       if (is_owned_key(k0, k1)) copy_carried(k0, k1, carried_, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_, false);
     }
@@ -379,8 +397,8 @@ class TileSweep : protected SweepMemory {
   void sweep_block(std::int64_t k0, const Span& k1s) {
     const Span q0s = attending(0, {k0, k0 + 1}), q1s = attending(1, k1s);
     multiply_block(k0, k1s);
-    for (std::int64_t k1 = k1s.start; k1 < k1s.end && chunk_ == 0; ++k1) {
-      if (is_owned_key(k0, k1)) store_keys(k0, k1, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
+    for (std::int64_t k1 = k1s.start; k1 < k1s.end && !is_dense_; ++k1) {
+      if (is_owned_key(k0, k1)) store_keys(k0, k1, final_keys_, dkey_memory_ + (k1 - k1s.start) * dkey_row_size_);
     }
     for (std::int64_t q0 = q0s.start; q0 < q0s.end && !packs_late_; ++q0) {
       for (std::int64_t q1 = q1s.start; q1 < q1s.end; ++q1) {
@@ -403,18 +421,6 @@ class TileSweep : protected SweepMemory {
       save ? std::copy_n(sums, count, carry) : std::copy_n(carry, count, sums);
       carry += count;
     }
-  }
-
-  void store_keys(std::int64_t k0, std::int64_t k1, float* row) const {
-    if (is_folded_) fold_sums(row);
-    const Span owned{std::max(part_[2].owned_keys.start, final_keys_.start),
-                     std::min(part_[2].owned_keys.end, final_keys_.end)};
-    for (const KeyTensor& key : dkeys_) {
-      if (key.tensor == nullptr || size_of(owned) <= 0) continue;
-      store_rows(row + key.offset + (owned.start - first_place_) * key.pitch(), key.pitch(), size_of(owned), key.dim,
-                 region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, owned.start), is_streamed_);
-    }
-    copy_carried(k0, k1, {final_keys_.end, strip_keys_.end}, row, true);
   }
 
   void store_query_row(std::int64_t q0, std::int64_t q1) {

@@ -150,8 +150,7 @@ Partition sweep_partition(const Problem& p) {
 }
 
 TaskSums::TaskSums(const Problem& p, float* drpb, const ExtraTokens* dextra) : drpb_(drpb), dextra_(dextra) {
-  if (drpb != nullptr) tables_ = p.heads / p.kv_heads;
-  for (const Axis& axis : p.axes) tables_ *= 2 * axis.kernel_size - 1;
+  if (drpb != nullptr) tables_ = p.heads / p.kv_heads * bias_entries(p);
   if (drpb != nullptr) std::fill_n(drpb, tables_ * p.kv_heads, 0.0f);
   extra_start_ = whole_lines(tables_);
   if (dextra != nullptr) extra_size_ = dextra->size();

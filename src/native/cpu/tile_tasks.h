@@ -15,6 +15,11 @@
 
 namespace natten::cpu {
 
+/// Entries of the position biases of a head.
+inline std::int64_t bias_entries(const Problem& p) {
+  return (2 * p.axes[0].kernel_size - 1) * (2 * p.axes[1].kernel_size - 1) * (2 * p.axes[2].kernel_size - 1);
+}
+
 /// What the tasks of one sample share.
 struct SamplePlan {
   std::int64_t batch;

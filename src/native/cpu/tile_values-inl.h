@@ -295,24 +295,6 @@ HWY_INLINE void add_values(const ValueRows& r, const QueryWindows& windows) {
   add_values_of_pattern<kFewQueries, kVectors>(r, windows);
 }
 
-/// Calls add(integral_constant of vectors, first channel) for parts of `pitch` channels.
-template <class Add>
-HWY_INLINE void for_each_value_part(std::int64_t pitch, Add&& add) {
-  for (std::int64_t channel = 0; channel < pitch;) {
-    const std::int64_t left = (pitch - channel) / kLanes;
-    if (left >= kMostVectors) {
-      add(std::integral_constant<int, kMostVectors>(), channel);
-      channel += kMostVectors * kLanes;
-    } else if (left >= 2 && kMostVectors > 2) {
-      add(std::integral_constant<int, 2>(), channel);
-      channel += 2 * kLanes;
-    } else {
-      add(std::integral_constant<int, 1>(), channel);
-      channel += kLanes;
-    }
-  }
-}
-
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 #endif  // NATTEN_NATIVE_CPU_TILE_VALUES_INL_H_

@@ -38,8 +38,8 @@ class EmptyQuery : public EveryTarget {
     // Other queries attend the infinite values: finite ones for their gradients.
     for (const std::int64_t i : empty) value[i * dim] = 1;
     attention_forward(inputs, tensor(out), lse.data());
-    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr}, tensor(dq), nullptr, tensor(dk),
-                       tensor(dv));
+    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr},
+                       {tensor(dq), nullptr, tensor(dk), tensor(dv)});
     const auto to_double = [](const std::vector<float>& x) { return Values(x.begin(), x.end()); };
     oracle::Arrays given;
     given.query = to_double(query), given.key = to_double(key), given.value = to_double(value);

@@ -117,9 +117,11 @@ class KernelCase {
     auto got_dq = output(query_shape(), p_.query_type), got_drpb = dense_output(rpb_shape());
     auto got_dk = output(key_shape(p_.head_dim), p_.key_type), got_dv = output(key_shape(p_.value_dim), p_.value_type);
     run({&got_dq, &got_drpb}, [&] {
-      attention_backward_query(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr);
+      attention_backward(inputs(), saved, {got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr});
     });
-    run({&got_dk, &got_dv}, [&] { attention_backward_key_value(inputs(), saved, got_dk->tensor(), got_dv->tensor()); });
+    run({&got_dk, &got_dv}, [&] {
+      attention_backward(inputs(), saved, {{}, nullptr, got_dk->tensor(), got_dv->tensor()});
+    });
     arrays_.out = out->get();
     arrays_.lse = lse->get();
     const oracle::Gradients want = reference_->attention_gradients();
@@ -135,8 +137,9 @@ class KernelCase {
     auto got_dextra_value = output(extra_shape(p_.value_dim), p_.value_type);
     run({&got_dq, &got_drpb, &got_dk, &got_dv, &got_dextra_key, &got_dextra_value}, [&] {
       const Tensor dextra[] = {got_dextra_key->tensor(), got_dextra_value->tensor()};
-      attention_backward(inputs(), saved, got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr, got_dk->tensor(),
-                         got_dv->tensor(), p_.extra_tokens > 0 ? dextra : nullptr);
+      attention_backward(inputs(), saved,
+                         {got_dq->tensor(), p_.has_rpb ? got_drpb->floats() : nullptr, got_dk->tensor(),
+                          got_dv->tensor(), p_.extra_tokens > 0 ? dextra : nullptr});
     });
     compare_gradients();
     compare("dextra_key", *got_dextra_key, want.extra_key, 1e-4);

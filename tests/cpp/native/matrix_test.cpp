@@ -143,8 +143,8 @@ TEST_P(Matrix, WhatIsNotFinite) {
         lse[i].resize(tokens * 2);
         const AttentionInputs inputs{p, tensor(0), tensor(1), tensor(2), nullptr, nullptr};
         attention_forward(inputs, tensor(4), lse[i].data());
-        attention_backward(inputs, {tensor(4), lse[i].data(), tensor(3), nullptr}, tensor(5), nullptr, tensor(6),
-                           tensor(7));
+        attention_backward(inputs, {tensor(4), lse[i].data(), tensor(3), nullptr},
+                           {tensor(5), nullptr, tensor(6), tensor(7)});
         for (int a = 4; a < 8; ++a) {
           for (const std::uint16_t bits : arrays[a]) out[i].push_back(to_float(BFloat{bits}));
         }

@@ -56,7 +56,7 @@ std::size_t scratch_of(const Problem& p, bool is_forward) {
   if (is_forward) {
     attention_forward(inputs, tensor(3), lse.data());
   } else {
-    attention_backward(inputs, {tensor(3), lse.data(), tensor(4), nullptr}, tensor(5), nullptr, tensor(6), tensor(7));
+    attention_backward(inputs, {tensor(3), lse.data(), tensor(4), nullptr}, {tensor(5), nullptr, tensor(6), tensor(7)});
   }
   return take_largest_scratch();
 }
@@ -96,7 +96,7 @@ std::size_t planned_scratch(const Problem& p, bool is_forward) {
   take_largest_scratch();
   set_scratch_limit(0);
   EXPECT_THROW(is_forward ? attention_forward(inputs, query, &none)
-                          : attention_backward(inputs, {query, &none, query, nullptr}, query, nullptr, key, key),
+                          : attention_backward(inputs, {query, &none, query, nullptr}, {query, nullptr, key, key}),
                std::bad_alloc);
   set_scratch_limit(std::numeric_limits<std::size_t>::max());
   return take_largest_scratch();

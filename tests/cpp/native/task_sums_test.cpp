@@ -70,8 +70,8 @@ TEST_P(FewTasks, ATaskThatIsDoneAgain) {
   const Values want = oracle::Reference(p, given).attention_gradients().rpb;
   for (const std::int64_t limit : {1, 0}) {
     set_task_sums_limit(limit);
-    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr}, tensor(arrays[5]), drpb.data(),
-                       tensor(arrays[6]), tensor(arrays[7]));
+    attention_backward(inputs, {tensor(out), lse.data(), tensor(dout), nullptr},
+                       {tensor(arrays[5]), drpb.data(), tensor(arrays[6]), tensor(arrays[7])});
     expect_close("drpb", to_double(drpb), want, FloatType::float32, 1e-4);
   }
 }

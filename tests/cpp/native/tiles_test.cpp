@@ -134,8 +134,8 @@ TEST_P(Tiles, NotANumberStaysInItsWindows) {
       attention_forward(inputs, all.tensor(out), lse.data());
       Poisoned::poison(values[poisoned]);
       auto &dq = values[5], &dk = values[6], &dv = values[7];
-      attention_backward(inputs, {all.tensor(out), lse.data(), all.tensor(dout), nullptr}, all.tensor(dq), nullptr,
-                         all.tensor(dk), all.tensor(dv));
+      attention_backward(inputs, {all.tensor(out), lse.data(), all.tensor(dout), nullptr},
+                         {all.tensor(dq), nullptr, all.tensor(dk), all.tensor(dv)});
       SCOPED_TRACE("K " + std::to_string(axis.kernel_size) + " array " + std::to_string(poisoned));
       poisoned == 1 ? all.expect("dq", dq, true) : all.expect("dk", dk, false);
       if (poisoned != 1) all.expect("dv", dv, false);

@@ -1,39 +1,36 @@
 // The forward pass on a matrix unit: tiles of 16 queries in a box, and all keys of the box around their windows, some
-// of them in vain. Lanes are keys in the softmax, where masks hide what a query does not attend.
+// of them in vain. Lanes are keys in the softmax, where masks hide what a query does not attend. Included once per
+// SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_MATRIX_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_MATRIX_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_MATRIX_INL_H_
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "native/cpu/forward_plan.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/target.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_matrix.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
+#include "native/cpu/forward_plan.h"
 #include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/scratch.h"
+#include "native/cpu/target.h"
 #include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace natten::cpu::HWY_NAMESPACE {
-namespace {
+#include "native/cpu/tuning.h"
 
 #if HWY_TARGET == HWY_AVX3
-
-using forward::Pass;
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
 
 class MatrixForward : MatrixMemory {
  public:
-  MatrixForward(const Pass& pass, const Task& task)
+  MatrixForward(const forward::Pass& pass, const Task& task)
       : MatrixMemory(pass.inputs, task, {true, false}, 0, {{&pass.inputs.key, pass.inputs.problem.head_dim}},
                      {&pass.inputs.value, pass.inputs.problem.value_dim}, {}),
         pass_(pass),
@@ -198,7 +195,7 @@ class MatrixForward : MatrixMemory {
     });
   }
 
-  const Pass& pass_;
+  const forward::Pass& pass_;
   TileEnd end_;
   const MatrixUnit unit_;
   const bool is_streamed_;   ///< results are too large to stay in a cache
@@ -215,31 +212,7 @@ class MatrixForward : MatrixMemory {
   TileVec max_, total_;           ///< of every query
 };
 
-bool run_matrix_of_target(const Pass& pass, const Task& task) {
-  return MatrixForward(pass, task).run();
-}
-
-#else
-
-// Targets with a matrix unit are AVX3 to Highway.
-bool run_matrix_of_target(const forward::Pass&, const Task&) {
-  return false;
-}
-
-#endif
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::forward {
-
-HWY_EXPORT(run_matrix_of_target);
-
-bool run_matrix_task(const Pass& pass, const Task& task) {
-  return NATTEN_DISPATCH(run_matrix_of_target)(pass, task);
-}
-
-}  // namespace natten::cpu::forward
-#endif  // HWY_ONCE
+#endif  // HWY_TARGET == HWY_AVX3
+#endif  // NATTEN_NATIVE_CPU_FORWARD_MATRIX_INL_H_

@@ -1,36 +1,29 @@
 // The "shift" forward kernel. Lanes are consecutive queries of the last axis; keys are packed transposed, so that the
 // keys of one slot are one load, shifted by the slot, which serves all rows of queries whose windows hold that row of
 // keys. Scores of these rows stay in the cache until the last row of their windows has passed; the values' lanes are
-// channels.
+// channels. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_SHIFT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_SHIFT_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_SHIFT_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_SHIFT_INL_H_
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <vector>
 
-#include "native/cpu/forward_plan.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_shift.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
 #include "native/cpu/forward_memory-inl.h"
 #include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
-#include "native/cpu/tile_scores-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_values-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
-namespace {
-
-using forward::Pass;
 
 class ForwardSweep : ForwardMemory {
  public:
@@ -235,10 +228,7 @@ class ForwardSweep : ForwardMemory {
       ScoreCall call{nullptr, key_pitch_, dim_, tile.offset, query_rows, score_rows, 0};
       for (std::int64_t k0 = k0s.start; k0 < k0s.end; ++k0) {
         call.keys = packed_keys(head / heads_, k0, k1) + tile.slot0 - first_place_;
-        for_each_piece(slots, most_score_slots(rows), [&](std::int64_t slot, int slot_count) {
-          call.slot = slot;
-          kMultiplyScores[rows - 1][slot_count - 1][tile.is_shift](call);
-        });
+        multiply_scores(call, rows, static_cast<int>(slots), tile.is_shift);
         for (int r = 0; r < rows; ++r) score_rows[r] += score_planes[r];
       }
     });
@@ -281,13 +271,14 @@ class ForwardSweep : ForwardMemory {
     row.slots = slots;
     row.pitch = value_pitch_;
     for (const QueryWindows& windows : tile.windows) {
-      for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
-        row.probabilities = scores + windows.first;
-        row.factor = end_.factors + windows.first;
-        row.value = (tile.slot0 - first_place_) * value_step_ + channel;
-        row.sums = buffer_ + windows.first * value_pitch_ + channel;
-        add_values<kVectors>(row, windows);
-      });
+      for_each_vectors<kMostVectors>(value_pitch_,
+                                     [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
+                                       row.probabilities = scores + windows.first;
+                                       row.factor = end_.factors + windows.first;
+                                       row.value = (tile.slot0 - first_place_) * value_step_ + channel;
+                                       row.sums = buffer_ + windows.first * value_pitch_ + channel;
+                                       add_values<kVectors>(row, windows);
+                                     });
     }
   }
 
@@ -295,16 +286,12 @@ class ForwardSweep : ForwardMemory {
                 float* scores) const {
     const TileTag d;
     const hn::Rebind<std::int32_t, TileTag> di;
-    const auto &outer = group_[0]->queries[q0], &inner = group_[1]->queries[q1];
     const std::int64_t slots = axes_[2].kernel_size;
-    const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
     const auto log2e = hn::Set(d, kLog2E);
-    const std::int64_t plane = plane_of(inner.keys);
+    const std::int64_t plane = plane_of(group_[1]->queries[q1].keys);
     for (std::int64_t k0 = rows.k0s.start; k0 < rows.k0s.end; ++k0) {
       for (std::int64_t k1 = rows.k1s.start; k1 < rows.k1s.end; ++k1) {
-        const std::int64_t entry0 = rpb_index(axes_[0], outer.place, k0), entry1 = rpb_index(axes_[1], inner.place, k1);
-        const std::int64_t row = head * (2 * axes_[0].kernel_size - 1) + entry0;
-        const float* bias = pass_.inputs.rpb + (row * bias1 + entry1) * bias2;
+        const float* bias = bias_of(head, q0, q1, k0, k1);
         float* s = scores + (k0 - rows.k0s.start) * plane + (k1 - rows.k1s.start) * slots * kLanes;
         for (std::int64_t slot = tile.first_slot; slot < slots; ++slot) {
           const auto entry = tile.one_bias ? hn::Set(d, bias[tile.bias[0] + slot])
@@ -333,22 +320,6 @@ class ForwardSweep : ForwardMemory {
   }
 };
 
-void run_task_of_target(const Pass& pass, const Task& task) {
-  ForwardSweep(pass, task).run();
-}
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::forward {
-
-HWY_EXPORT(run_task_of_target);
-
-void run_task(const Pass& pass, const Task& task) {
-  NATTEN_DISPATCH(run_task_of_target)(pass, task);
-}
-
-}  // namespace natten::cpu::forward
-#endif  // HWY_ONCE
+#endif  // NATTEN_NATIVE_CPU_FORWARD_SHIFT_INL_H_

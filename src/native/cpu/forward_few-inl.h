@@ -1,38 +1,32 @@
 // The "few queries" forward kernel, for steps of decoding: a few queries that attend long windows along one axis, where
 // memory binds. Keys and values are read in place, all heads of a token before the next ones, each once for all query
 // heads that share it. Lanes are channels while queries meet keys, then keys in the softmax, then channels again for
-// the values. Threads share the keys: the sums of segments of them are joined in their order.
+// the values. Threads share the keys: the sums of segments of them are joined in their order. Included once
+// per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_FEW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_FEW_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_FEW_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_FEW_INL_H_
+#endif
+
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "native/cpu/forward_plan.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/thread_pool.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_few.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
 #include "native/cpu/forward_task-inl.h"
+#include "native/cpu/scratch.h"
 #include "native/cpu/tile_direct-inl.h"
 #include "native/cpu/tile_few-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
+#include "native/cpu/tuning.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
-namespace {
-
-using forward::FewTask;
-using forward::Pass;
 
 class FewQueries : ForwardTask {
  public:
@@ -50,7 +44,7 @@ class FewQueries : ForwardTask {
       scores_ = scratch.take<float>(all_rows * kBlock);
       partial_ = scratch.take<float>(kFewRows * kLanes * kLanes);
       buffer_ = scratch.take<float>(kLanes * std::max(pitch_, value_pitch_));
-      if (segments == 1) segment_sums = scratch.take<float>(FewSums::size(all_rows, value_pitch_));
+      if (segments == 1) segment_sums = scratch.take<float>(forward::few_sums_size(p_));
     });
     const FewSums sums(segment_sums, all_rows, value_pitch_);
     sums.clear();
@@ -62,11 +56,6 @@ class FewQueries : ForwardTask {
       add_block({k, std::min(k + kBlock, end)}, keys.end, sums);
     }
     if (segments == 1) store(sums, 1);
-  }
-
-  /// Floats of the sums of a segment. Tasks may have fewer rows: those of a dilation group, or of a shorter sample.
-  static std::int64_t segment_size(const Problem& p) {
-    return FewSums::size(p.queries(2) * p.heads, round_up(p.value_dim, kLanes));
   }
 
   /// The results, from the sums of all segments.
@@ -181,13 +170,7 @@ class FewQueries : ForwardTask {
 
   void add_bias(std::int64_t head, const AxisGroup::Query& query, const Span& keys, const Span& window,
                 float* scores) const {
-    const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
-    const auto &outer = region_.group[0]->queries[q0()], &inner = region_.group[1]->queries[q1()];
-    const std::int64_t plane =
-        head * (2 * axes_[0].kernel_size - 1) + rpb_index(axes_[0], outer.place, outer.keys.start);
-    const float* bias = pass_.inputs.rpb +
-                        (plane * bias1 + rpb_index(axes_[1], inner.place, inner.keys.start)) * bias2 +
-                        rpb_index(axes_[2], query.place, window.start);
+    const float* bias = bias_of(head, q0(), q1()) + rpb_index(axes_[2], query.place, window.start);
     float* score = scores + (window.start - keys.start);
     for (std::int64_t k = 0; k < size_of(window); ++k) score[k] += kLog2E * bias[k];
   }
@@ -218,7 +201,7 @@ class FewQueries : ForwardTask {
   void store(const FewSums& sums, std::int64_t segments) const {
     const TileTag d;
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
-      const Normalizer normalizer = sums.join(index, segments, segment_size(p_), has_extra());
+      const Normalizer normalizer = sums.join(index, segments, forward::few_sums_size(p_), has_extra());
       float* out = sums.of(index);
       const float lse = hn::GetLane(normalizer.lse);
       for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
@@ -238,39 +221,6 @@ class FewQueries : ForwardTask {
   float *queries_, *scores_, *partial_, *buffer_;
 };
 
-void run_few_task_of_target(const Pass& pass, const FewTask& part) {
-  FewQueries few(pass, part.task);
-  part.is_join ? few.join(part.segments, part.sums) : few.run(part.segment, part.segments, part.sums);
-}
-
-std::int64_t few_sums_size_of_target(const Problem& p) {
-  return FewQueries::segment_size(p);
-}
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::forward {
-
-HWY_EXPORT(run_few_task_of_target);
-HWY_EXPORT(few_sums_size_of_target);
-
-void run_few_queries(const Pass& pass, const TaskList& tasks, double flops) {
-  const std::int64_t segments = few_segments(pass.inputs.problem) + (pass.extra.count() > 0 ? 1 : 0);
-  const std::int64_t size = NATTEN_DISPATCH(few_sums_size_of_target)(pass.inputs.problem);
-  float* sums;
-  const Scratch memory(
-      [&](Scratch& scratch) { sums = scratch.take<float>(segments > 1 ? tasks.size() * segments * size : 0); });
-  const auto run = [&](std::int64_t task, std::int64_t segment, float* to, bool is_join) {
-    NATTEN_DISPATCH(run_few_task_of_target)(pass, {tasks[task], segment, segments, to, is_join});
-  };
-  parallel_for(tasks.size() * segments, flops,
-               [&](std::int64_t i) { run(i / segments, i % segments, sums + (segments > 1 ? i * size : 0), false); });
-  if (segments == 1) return;
-  for (std::int64_t task = 0; task < tasks.size(); ++task) run(task, 0, sums + task * segments * size, true);
-}
-
-}  // namespace natten::cpu::forward
-#endif  // HWY_ONCE
+#endif  // NATTEN_NATIVE_CPU_FORWARD_FEW_INL_H_

@@ -1,33 +1,29 @@
 // The "direct" forward kernel, for short windows along one axis, where memory binds: keys and values are copied for a
 // tile, not transposed. Lanes are channels while queries meet keys, then queries in the softmax, then channels again
-// for the values. Borders, empty slots and dilation are only other keys.
+// for the values. Borders, empty slots and dilation are only other keys. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_DIRECT_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_DIRECT_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_DIRECT_INL_H_
+#endif
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "native/cpu/forward_plan.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_direct.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
 #include "native/cpu/forward_task-inl.h"
+#include "native/cpu/scratch.h"
 #include "native/cpu/tile_direct-inl.h"
 #include "native/cpu/tile_products-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
+#include "native/cpu/tuning.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
-namespace {
-
-using forward::Pass;
 
 class DirectSweep : ForwardTask {
  public:
@@ -131,7 +127,7 @@ class DirectSweep : ForwardTask {
   /// Base-2 logits of a tile, [slot][lane].
   void multiply(const DirectTile& tile, const RowsAhead& ahead) {
     const TileTag d;
-    for_each_channels(pitch_, [&]<int kVecs>(std::integral_constant<int, kVecs>, std::int64_t channel) {
+    for_each_vectors<kMostDirectVecs>(pitch_, [&]<int kVecs>(std::integral_constant<int, kVecs>, std::int64_t channel) {
       if (channel == 0) {
         multiply_channels<kVecs, false>(tile, queries_, rows_, pitch_, ahead, partial_);
       } else {
@@ -146,14 +142,15 @@ class DirectSweep : ForwardTask {
 
   /// sums_ = factors * probabilities * values
   void add_values(const DirectTile& tile) {
-    for_each_channels(value_pitch_, [&]<int kVecs>(std::integral_constant<int, kVecs>, std::int64_t channel) {
-      constexpr int kCount = direct_queries(kVecs);
-      // The tile's last lanes repeat a query.
-      for (int q = 0; q < tile.count; q += kCount) {
-        add_direct_values<kVecs, kCount>(tile, q, rows_ + channel, scores_, end_.factors, sums_ + channel,
-                                         value_pitch_);
-      }
-    });
+    for_each_vectors<kMostDirectVecs>(value_pitch_,
+                                      [&]<int kVecs>(std::integral_constant<int, kVecs>, std::int64_t channel) {
+                                        constexpr int kCount = direct_queries(kVecs);
+                                        // The tile's last lanes repeat a query.
+                                        for (int q = 0; q < tile.count; q += kCount) {
+                                          add_direct_values<kVecs, kCount>(tile, q, rows_ + channel, scores_,
+                                                                           end_.factors, sums_ + channel, value_pitch_);
+                                        }
+                                      });
   }
 
   void add_bias(std::int64_t head, const DirectTile& tile) const {
@@ -193,22 +190,6 @@ class DirectSweep : ForwardTask {
   float* query_t_ = nullptr;  ///< transposed, where there are extra tokens
 };
 
-void run_direct_task_of_target(const Pass& pass, const Task& task) {
-  DirectSweep(pass, task).run();
-}
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::forward {
-
-HWY_EXPORT(run_direct_task_of_target);
-
-void run_direct_task(const Pass& pass, const Task& task) {
-  NATTEN_DISPATCH(run_direct_task_of_target)(pass, task);
-}
-
-}  // namespace natten::cpu::forward
-#endif  // HWY_ONCE
+#endif  // NATTEN_NATIVE_CPU_FORWARD_DIRECT_INL_H_

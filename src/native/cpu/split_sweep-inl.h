@@ -1,20 +1,19 @@
-// The split form: logits and weighted sums as calls of their own, and their gradients.
-#include "native/cpu/split.h"
+// The three sweeps of the split form. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_SPLIT_SWEEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_SPLIT_SWEEP_INL_H_
+#undef NATTEN_NATIVE_CPU_SPLIT_SWEEP_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_SPLIT_SWEEP_INL_H_
+#endif
 
-#include <limits>
+#include <algorithm>
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/split.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
+#include "native/cpu/split.h"
 #include "native/cpu/tile_sweep-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
-namespace {
-
 /// What the three sweeps of the split form share: a packed tile holds one vector of channels per query, and its slots,
 /// [slot][lane]. In memory the slots of a query are one row, and those of neighbouring queries far apart: every row is
 /// read or written once, not a few slots for every row of keys, unless the slots are too many for that.
@@ -114,8 +113,7 @@ class ProductsSweep final : public SplitSweep {
                 std::int64_t block_row, bool) override {
     const TileTag d;
     point_to(pointers_[0], rows, count, tile_start);
-    call_tiles(kMultiply, tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots,
-               scores_[0]);
+    multiply_slots(tile, packed_keys(0, tile, block_row) + slot, call_.dim, pointers_[0], count, slots, scores_[0]);
     const auto empty_value = hn::Set(d, call_.empty);
     for (int r = 0; r < count; ++r) {
       const QueryRow& row = rows[r];
@@ -191,91 +189,6 @@ class KeySumsSweep final : public SplitSweep {
   }
 };
 
-void run_products(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
-  ProductsSweep(inputs, call, task).run();
-}
-void run_sums(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
-  SumsSweep(inputs, call, task).run();
-}
-void run_key_sums(const AttentionInputs& inputs, const split::Call& call, const Task& task) {
-  KeySumsSweep(inputs, call, task).run();
-}
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu {
-
-HWY_EXPORT(run_products);
-HWY_EXPORT(run_sums);
-HWY_EXPORT(run_key_sums);
-
-namespace {
-
-using split::Call;
-
-double flops_of(const Problem& p, const Call& call) {
-  return 2.0 * static_cast<double>(p.batch * p.heads * p.queries()) * static_cast<double>(p.kernel_volume() * call.dim);
-}
-
-void products(const AttentionInputs& inputs, const Call& call) {
-  const Problem& p = inputs.problem;
-  if (inputs.lengths != nullptr) fill(call.slots, output_grid(p), p.heads, p.kernel_volume(), 0.0f);
-  run_tasks(inputs, flops_of(p, call), {p, nullptr, nullptr}, [&](const Task& task) {
-    NATTEN_DISPATCH(run_products)(inputs, call, task);
-  });
-}
-
-void sums(const AttentionInputs& inputs, const Call& call) {
-  const Problem& p = inputs.problem;
-  const bool is_strided = p.axes[0].stride * p.axes[1].stride * p.axes[2].stride > 1;
-  if ((call.over_tokens && is_strided) || inputs.lengths != nullptr) {
-    fill(call.queries, call.over_tokens ? query_grid(p) : output_grid(p), p.heads, call.dim, 0.0f);
-  }
-  run_tasks(inputs, flops_of(p, call), {p, call.drpb, nullptr}, [&](const Task& task) {
-    NATTEN_DISPATCH(run_sums)(inputs, call, task);
-  });
-}
-
-void key_sums(const AttentionInputs& inputs, const Call& call) {
-  const Problem& p = inputs.problem;
-  if (inputs.lengths != nullptr) fill(call.keys, key_grid(p), p.kv_heads, call.dim, 0.0f);
-  run_tasks(inputs, flops_of(p, call), {p, nullptr, nullptr}, [&](const Task& task) {
-    NATTEN_DISPATCH(run_key_sums)(inputs, call, task);
-  });
-}
-
-}  // namespace
-
-void qk(const AttentionInputs& inputs, const Tensor& logits) {
-  const Problem& p = inputs.problem;
-  products(inputs, {inputs.key, inputs.query, true, logits, p.head_dim, static_cast<float>(p.scale),
-                    -std::numeric_limits<float>::infinity(), inputs.rpb});
-}
-
-void qk_backward_query(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dq, float* drpb) {
-  const Problem& p = inputs.problem;
-  sums(inputs, {inputs.key, dq, true, dlogits, p.head_dim, static_cast<float>(p.scale), 0.0f, nullptr, drpb});
-}
-
-void qk_backward_key(const AttentionInputs& inputs, const Tensor& dlogits, const Tensor& dk) {
-  const Problem& p = inputs.problem;
-  key_sums(inputs, {dk, inputs.query, true, dlogits, p.head_dim, static_cast<float>(p.scale)});
-}
-
-void av(const AttentionInputs& inputs, const Tensor& attn, const Tensor& out) {
-  sums(inputs, {inputs.value, out, false, attn, inputs.problem.value_dim});
-}
-
-void av_backward_attn(const AttentionInputs& inputs, const Tensor& dout, const Tensor& dattn) {
-  products(inputs, {inputs.value, dout, false, dattn, inputs.problem.value_dim});
-}
-
-void av_backward_value(const AttentionInputs& inputs, const Tensor& attn, const Tensor& dout, const Tensor& dv) {
-  key_sums(inputs, {dv, dout, false, attn, inputs.problem.value_dim});
-}
-
-}  // namespace natten::cpu
-#endif  // HWY_ONCE
+#endif  // NATTEN_NATIVE_CPU_SPLIT_SWEEP_INL_H_

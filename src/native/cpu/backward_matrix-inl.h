@@ -1,41 +1,40 @@
 // The backward pass of bfloat16 on a matrix unit: all gradients of a task, from boxes of queries and keys as in the
-// forward pass.
+// forward pass. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_BACKWARD_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_BACKWARD_MATRIX_INL_H_
+#undef NATTEN_NATIVE_CPU_BACKWARD_MATRIX_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_BACKWARD_MATRIX_INL_H_
+#endif
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "native/cpu/backward.h"
-#include "native/cpu/target.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/backward_matrix.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
+#include "native/cpu/backward.h"
 #include "native/cpu/matrix_memory-inl.h"
+#include "native/cpu/target.h"
 #include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace natten::cpu::HWY_NAMESPACE {
-namespace {
+#include "native/cpu/tuning.h"
 
 #if HWY_TARGET == HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace natten::cpu::HWY_NAMESPACE {
+
 /// As BackwardSweep, P and dS rounded to bfloat16 for the gradients: dS = P (dP - delta), dq = scale dS K,
 /// dk = scale dS^T Q, dv = P^T dout.
 class MatrixBackward final : MatrixMemory {
  public:
-  MatrixBackward(const AttentionInputs& inputs, const SavedForward& saved, const backward::Gradients& gradients,
-                 const Task& task)
-      : MatrixMemory(inputs, task, gradients.wanted(), kAxes - 1,
-                     {{&inputs.key, inputs.problem.head_dim}, {&inputs.value, inputs.problem.value_dim}},
-                     {&inputs.key, inputs.problem.head_dim}, sums_of(gradients, inputs.problem)),
-        saved_(saved),
-        gradients_(gradients),
+  MatrixBackward(const backward::Pass& pass, const Task& task)
+      : MatrixMemory(
+            pass.inputs, task, pass.wanted(), kAxes - 1,
+            {{&pass.inputs.key, pass.inputs.problem.head_dim}, {&pass.inputs.value, pass.inputs.problem.value_dim}},
+            {&pass.inputs.key, pass.inputs.problem.head_dim}, sums_of(pass.gradients, pass.inputs.problem)),
+        pass_(pass),
         unit_(matrix_unit()),
         scale_(static_cast<float>(p_.scale)),
         is_streamed_(p_.batch * p_.key_tokens() * p_.heads * dim_ * 2 >= tuning::kStreamBytes) {}
@@ -61,7 +60,7 @@ class MatrixBackward final : MatrixMemory {
       for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
       lse_ = scratch.take<float>(kMatrixTile);
       delta_ = scratch.take<float>(kMatrixTile);
-      if (gradients_.extra_tokens->count() == 0) return;
+      if (pass_.extra.count() == 0) return;
       for (int i = 0; i < 2; ++i) {
         float_rows_[i] = scratch.take<float>(kMatrixTile * operands[i]->row);
         float_columns_[i] = scratch.take<float>(kMatrixTile * operands[i]->row);
@@ -133,15 +132,15 @@ class MatrixBackward final : MatrixMemory {
     }
   };
 
-  static std::vector<Packed> sums_of(const backward::Gradients& gradients, const Problem& p) {
-    if (gradients.key == nullptr) return {};
-    return {{gradients.key, p.head_dim}, {gradients.value, p.value_dim}};
+  static std::vector<Packed> sums_of(const Gradients& gradients, const Problem& p) {
+    if (!gradients.key) return {};
+    return {{&*gradients.key, p.head_dim}, {&*gradients.value, p.value_dim}};
   }
   static std::int64_t steps_of(std::int64_t dim) { return round_up(dim, kMatrixStep) / kMatrixStep; }
 
   void run_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
     if (!load_tile(head, band, columns)) return;
-    const bool has_extra = gradients_.query != nullptr && gradients_.extra_tokens->count() > 0;
+    const bool has_extra = pass_.gradients.query.has_value() && pass_.extra.count() > 0;
     if (has_extra) add_extra(head, band, columns);
     static constexpr std::int64_t kFirst = 0;
     const std::int64_t kv_head = head / heads_;
@@ -157,7 +156,7 @@ class MatrixBackward final : MatrixMemory {
                          static_cast<std::int64_t>(rows.tiles.size()), scores_[i], tiles_of_kib_.data(), 64});
       }
       finish_scores(first, count);
-      if (gradients_.query != nullptr) {
+      if (pass_.gradients.query.has_value()) {
         const MatrixProduct product{weights_,
                                     &kFirst,
                                     steps_of_line_.data(),
@@ -182,7 +181,7 @@ class MatrixBackward final : MatrixMemory {
                                reinterpret_cast<float*>(sums.memory), sums.offsets.data() + 2 * first, sums.pitch});
       }
     }
-    if (gradients_.query != nullptr) store_queries(head, band, columns);
+    if (pass_.gradients.query.has_value()) store_queries(head, band, columns);
   }
 
   /// False where something is not finite. Queries without a logit but -inf, and lanes without a query, get weights of
@@ -196,15 +195,15 @@ class MatrixBackward final : MatrixMemory {
     for (const Operand* operand : {&query_, &dout_})
       std::fill_n(operand->raw, kMatrixTile * operand->row, std::uint16_t{0});
     for_each_row(band, [&](std::int64_t lane, std::int64_t q0, std::int64_t q1) {
-      const TensorRows dout = region_.out_rows(saved_.dout, head, q0, q1, columns.query);
+      const TensorRows dout = region_.out_rows(pass_.saved.dout, head, q0, q1, columns.query);
       copy_rows(region_.query_rows(inputs_.query, head, q0, q1, columns.query), columns.count, dim_, query_.row,
                 query_.raw + lane * query_.row, query_.row);
       copy_rows(dout, columns.count, value_dim_, dout_.row, dout_.raw + lane * dout_.row, dout_.row);
       load_rows(dout, columns.count, value_dim_, out_rows_[0], pitch);
-      load_rows(region_.out_rows(saved_.out, head, q0, q1, columns.query), columns.count, value_dim_, out_rows_[1],
+      load_rows(region_.out_rows(pass_.saved.out, head, q0, q1, columns.query), columns.count, value_dim_, out_rows_[1],
                 pitch);
       region_.for_each_entry(p_, head, q0, q1, columns.query, columns.count, [&](int i, std::int64_t entry) {
-        if (saved_.lse[entry] == -kInfinity) {
+        if (pass_.saved.lse[entry] == -kInfinity) {
           std::fill_n(query_.raw + (lane + i) * query_.row, query_.row, std::uint16_t{0});
           std::fill_n(dout_.raw + (lane + i) * dout_.row, dout_.row, std::uint16_t{0});
           return;
@@ -213,8 +212,9 @@ class MatrixBackward final : MatrixMemory {
         for (std::int64_t c = i * pitch; c < (i + 1) * pitch; c += kLanes) {
           sum = hn::MulAdd(hn::Load(d, out_rows_[0] + c), hn::Load(d, out_rows_[1] + c), sum);
         }
-        lse_[lane + i] = saved_.lse[entry] * kLog2E;
-        delta_[lane + i] = hn::GetLane(hn::SumOfLanes(d, sum)) - (saved_.dlse == nullptr ? 0.0f : saved_.dlse[entry]);
+        lse_[lane + i] = pass_.saved.lse[entry] * kLog2E;
+        delta_[lane + i] =
+            hn::GetLane(hn::SumOfLanes(d, sum)) - (pass_.saved.dlse == nullptr ? 0.0f : pass_.saved.dlse[entry]);
       });
     });
     for (const Operand* operand : {&query_, &dout_}) {
@@ -245,8 +245,8 @@ class MatrixBackward final : MatrixMemory {
       }
     });
     std::fill_n(dquery_t_, kMatrixTile * pitch, 0.0f);
-    ExtraGradients{*gradients_.extra_tokens, region_.task.plan->batch, head / heads_, dim_, value_dim_, extra_memory_,
-                   region_.task.dextra}
+    ExtraGradients{pass_.extra,   region_.task.plan->batch, head / heads_, dim_, value_dim_,
+                   extra_memory_, region_.task.dextra}
         .add(float_columns_[0], float_columns_[1], float_rows_[0], float_rows_[1], lse_, delta_,
              hn::Gt(hn::Load(d, is_owned), hn::Zero(d)), dquery_t_);
     transpose_out(dquery_t_, pitch, 1.0f, dquery_, pitch);
@@ -300,8 +300,8 @@ class MatrixBackward final : MatrixMemory {
       if (!contains(part_[0].owned_queries, q0) || !contains(part_[1].owned_queries, q1)) return;
       float* rows = dquery_ + (lane + owned.start - columns.query) * pitch;
       scale_row(rows, size_of(owned) * pitch, scale_);
-      store_rows(rows, pitch, size_of(owned), dim_, region_.query_rows(*gradients_.query, head, q0, q1, owned.start),
-                 is_streamed_);
+      store_rows(rows, pitch, size_of(owned), dim_,
+                 region_.query_rows(*pass_.gradients.query, head, q0, q1, owned.start), is_streamed_);
     });
   }
 
@@ -317,8 +317,7 @@ class MatrixBackward final : MatrixMemory {
     }
   }
 
-  const SavedForward& saved_;
-  const backward::Gradients& gradients_;
+  const backward::Pass& pass_;
   const MatrixUnit unit_;
   const float scale_;
   const bool is_streamed_;  ///< results are too large to stay in a cache
@@ -334,33 +333,7 @@ class MatrixBackward final : MatrixMemory {
   float *float_rows_[2], *float_columns_[2], *dquery_t_, *extra_memory_;
 };
 
-bool run_matrix_of_target(const AttentionInputs& inputs, const SavedForward& saved,
-                          const backward::Gradients& gradients, const Task& task) {
-  return MatrixBackward(inputs, saved, gradients, task).run();
-}
-
-#else
-
-// Targets with a matrix unit are AVX3 to Highway.
-bool run_matrix_of_target(const AttentionInputs&, const SavedForward&, const backward::Gradients&, const Task&) {
-  return false;
-}
-
-#endif
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::backward {
-
-HWY_EXPORT(run_matrix_of_target);
-
-bool run_matrix_task(const AttentionInputs& inputs, const SavedForward& saved, const Gradients& gradients,
-                     const Task& task) {
-  return NATTEN_DISPATCH(run_matrix_of_target)(inputs, saved, gradients, task);
-}
-
-}  // namespace natten::cpu::backward
-#endif  // HWY_ONCE
+#endif  // HWY_TARGET == HWY_AVX3
+#endif  // NATTEN_NATIVE_CPU_BACKWARD_MATRIX_INL_H_

@@ -1,32 +1,28 @@
 // The "query lanes" forward kernel, for long windows along one axis. Lanes are consecutive queries; a key serves all of
 // them as one broadcast, unpacked. The windows of a tile together are a little longer than one: the waste of this
-// design.
+// design. Included once per SIMD target.
+#if defined(NATTEN_NATIVE_CPU_FORWARD_LANES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATTEN_NATIVE_CPU_FORWARD_LANES_INL_H_
+#undef NATTEN_NATIVE_CPU_FORWARD_LANES_INL_H_
+#else
+#define NATTEN_NATIVE_CPU_FORWARD_LANES_INL_H_
+#endif
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "native/cpu/forward_plan.h"
-#include "native/cpu/scratch.h"
-#include "native/cpu/tensor.h"
-#include "native/cpu/tuning.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "native/cpu/forward_lanes.cpp"
-#include "hwy/foreach_target.h"
-// Highway asks that these come after foreach_target.h.
 #include "hwy/highway.h"
-#include "native/cpu/dispatch.h"
 #include "native/cpu/forward_task-inl.h"
+#include "native/cpu/scratch.h"
 #include "native/cpu/tile_dense-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
 #include "native/cpu/tile_values-inl.h"
+#include "native/cpu/tuning.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace natten::cpu::HWY_NAMESPACE {
-namespace {
-
-using forward::Pass;
 
 class LanesSweep : ForwardTask {
  public:
@@ -223,7 +219,8 @@ class LanesSweep : ForwardTask {
       call.probabilities = scores + q;
       call.factor = end_.factors + q;
       call.sums = buffer_ + q * value_pitch_;
-      for_each_value_part(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>, std::int64_t channel) {
+      for_each_vectors<kMostVectors>(value_pitch_, [&]<int kVectors>(std::integral_constant<int, kVectors>,
+                                                                     std::int64_t channel) {
         ValueRows part = call;
         part.value += channel;
         part.sums += channel;
@@ -258,11 +255,7 @@ class LanesSweep : ForwardTask {
 
   void add_bias(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& span, const Span& keys,
                 float* scores) const {
-    const std::int64_t bias1 = 2 * axes_[1].kernel_size - 1, bias2 = 2 * axes_[2].kernel_size - 1;
-    const auto &outer = group_[0]->queries[q0], &inner = group_[1]->queries[q1];
-    const std::int64_t rows =
-        head * (2 * axes_[0].kernel_size - 1) + rpb_index(axes_[0], outer.place, outer.keys.start);
-    const float* bias = pass_.inputs.rpb + (rows * bias1 + rpb_index(axes_[1], inner.place, inner.keys.start)) * bias2;
+    const float* bias = bias_of(head, q0, q1);
     for (std::int64_t q = span.start; q < span.end; ++q) {
       const AxisGroup::Query& query = group_[2]->queries[q];
       const Span window{std::max(query.keys.start, keys.start), std::min(query.keys.end, keys.end)};
@@ -282,22 +275,6 @@ class LanesSweep : ForwardTask {
   float *keys_, *values_, *queries_, *scores_, *buffer_, *sums_;
 };
 
-void run_lanes_task_of_target(const Pass& pass, const Task& task) {
-  LanesSweep(pass, task).run();
-}
-
-}  // namespace
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace natten::cpu::forward {
-
-HWY_EXPORT(run_lanes_task_of_target);
-
-void run_lanes_task(const Pass& pass, const Task& task) {
-  NATTEN_DISPATCH(run_lanes_task_of_target)(pass, task);
-}
-
-}  // namespace natten::cpu::forward
-#endif  // HWY_ONCE
+#endif  // NATTEN_NATIVE_CPU_FORWARD_LANES_INL_H_
