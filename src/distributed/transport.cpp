@@ -12,6 +12,7 @@
 
 #include "distributed/gathers.h"
 #include "distributed/order.h"
+#include "distributed/ring_sockets.h"
 #include "graph/pin.h"
 #include "graph/trace.h"
 #include "mlx/allocator.h"
@@ -26,9 +27,41 @@ namespace {
 
 std::atomic<std::int64_t> sent_so_far{0};
 
-struct Part {
+constexpr std::int64_t kPieceBytes = std::int64_t(1) << 20;
+
+// MLX's groups do not tell their backend: part of the name of its namespace.
+bool is_backend(const Group& group, const char* name) {
+  const mx::distributed::detail::GroupImpl& implementation = *group.raw_group();
+  return std::string(typeid(implementation).name()).find(name) != std::string::npos;
+}
+
+// An array as runs of bytes that lie together, from the outermost axis to the one that holds them.
+struct Strided {
   const char* data;
-  std::size_t bytes;
+  std::size_t run;
+  std::vector<std::pair<std::int64_t, std::ptrdiff_t>> axes;  // length, bytes to the next
+
+  explicit Strided(mx::array& a) : data(a.data<char>()), run(a.itemsize()) {
+    const auto item = static_cast<std::ptrdiff_t>(a.itemsize());
+    for (int i = static_cast<int>(a.ndim()) - 1; i >= 0; --i) {
+      const std::ptrdiff_t step = a.strides(i) * item;
+      if (a.shape(i) == 1) continue;
+      if (axes.empty() && step == static_cast<std::ptrdiff_t>(run)) {
+        run *= a.shape(i);
+      } else {
+        axes.emplace(axes.begin(), a.shape(i), step);
+      }
+    }
+  }
+
+  char* copy(char* to, const char* from, std::size_t axis = 0) const {
+    if (axis == axes.size()) {
+      std::memcpy(to, from, run);
+      return to + run;
+    }
+    for (std::int64_t i = 0; i < axes[axis].first; ++i, from += axes[axis].second) to = copy(to, from, axis + 1);
+    return to;
+  }
 };
 
 // The arrays as one run of bytes. MLX's backends count elements with 32 bits: the widest type that fits carries most.
@@ -73,7 +106,7 @@ class Exchange : public mx::Primitive {
   const char* name() const override { return "NattenExchange"; }
 
   // All in one evaluation: every second rank sends first while its neighbors receive, so that no circle of ranks waits
-  // to get rid of what it sends.
+  // to get rid of what it sends. A rank whose messages need nobody to receive them sends both first.
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     outputs.back().set_data(mx::allocator::malloc(outputs.back().nbytes()));
     *outputs.back().data<float>() = 0.0F;
@@ -86,7 +119,12 @@ class Exchange : public mx::Primitive {
     const auto from_right = in_message(halves, outputs.end() - 1);
     const int size = group_.size(), rank = group_.rank();
     const int right = (rank + 1) % size, left = (rank + size - 1) % size;
-    if (rank % 2 == 0) {
+    if (fit_on_the_way(total(to_right), total(to_left))) {
+      send(to_right, right);
+      send(to_left, left);
+      receive(from_left, left);
+      receive(from_right, right);
+    } else if (rank % 2 == 0) {
       send(to_right, right);
       receive(from_left, left);
       send(to_left, left);
@@ -148,15 +186,17 @@ class Exchange : public mx::Primitive {
     if (total(arrays) == 0) return;
     auto& encoder = mx::cpu::get_command_encoder(stream());
     mx::array message = buffer_of(total(arrays));
-    std::vector<Part> parts;
-    for (mx::array* a : arrays) parts.push_back({a->data<char>(), a->nbytes()});
-    encoder.dispatch([parts, to_bytes = message.data<char>()]() mutable {
-      for (const Part& part : parts) {
-        std::memcpy(to_bytes, part.data, part.bytes);
-        to_bytes += part.bytes;
-      }
+    std::vector<Strided> parts;
+    for (mx::array* a : arrays) {
+      if (a->size() > 0) parts.emplace_back(*a);
+    }
+    encoder.dispatch([parts, bytes = message.data<char>()] {
+      char* to = bytes;
+      for (const Strided& part : parts) to = part.copy(to, part.data);
     });
-    group_.raw_group()->send(message, to, stream());
+    const bool is_right = to == (group_.rank() + 1) % group_.size();
+    in_pieces(message, is_right ? &RingSockets::right : &RingSockets::left, wait_to_send,
+              [&](mx::array& piece) { group_.raw_group()->send(piece, to, stream()); });
     encoder.dispatch([bytes = message.nbytes()] { sent_so_far += static_cast<std::int64_t>(bytes); });
     encoder.add_temporary(message);
   }
@@ -173,8 +213,37 @@ class Exchange : public mx::Primitive {
       offset += a->nbytes();
     }
     if (offset == 0) return;
-    group_.raw_group()->recv(message, from, stream());
+    const bool is_left = from == (group_.rank() + group_.size() - 1) % group_.size();
+    in_pieces(message, is_left ? &RingSockets::left : &RingSockets::right, wait_to_receive,
+              [&](mx::array& piece) { group_.raw_group()->recv(piece, from, stream()); });
     mx::cpu::get_command_encoder(stream()).add_temporary(message);
+  }
+
+  // On a ring, at most as much at once as a connection takes that has room for more: while MLX sends or receives, it
+  // asks in a busy loop. Which connection carries which bytes depends on the pieces, so both ends make the same.
+  template <class Carry>
+  void in_pieces(const mx::array& message, std::vector<int> RingSockets::*side, void (*wait)(const std::vector<int>&),
+                 const Carry& carry) {
+    const RingSockets* sockets = ring_sockets();
+    const auto count = static_cast<std::int64_t>(message.size());
+    const std::int64_t most = sockets ? kPieceBytes / static_cast<std::int64_t>(message.itemsize()) : count;
+    for (std::int64_t start = 0; start < count; start += most) {
+      const std::int64_t length = std::min(most, count - start);
+      mx::array piece({static_cast<int>(length)}, message.dtype(), nullptr, {});
+      piece.copy_shared_buffer(message, {1}, {true, true, true}, static_cast<std::size_t>(length), start);
+      if (sockets) mx::cpu::get_command_encoder(stream()).dispatch([wait, on = sockets->*side] { wait(on); });
+      carry(piece);
+    }
+  }
+
+  const RingSockets* ring_sockets() const {
+    return is_backend(group_, "ring") ? &RingSockets::of_this_process() : nullptr;
+  }
+
+  // Two ranks have one connection for both messages.
+  bool fit_on_the_way(std::size_t right, std::size_t left) const {
+    const RingSockets* sockets = ring_sockets();
+    return sockets != nullptr && (group_.size() == 2 ? right + left : std::max(right, left)) <= sockets->room();
   }
 
   Parcel with_inputs(const Arrays& inputs) const {
@@ -221,10 +290,8 @@ class Exchange : public mx::Primitive {
 };
 
 Delivery exchange_by_messages(const Parcel& parcel, const Arrays& after, const Group& group, mx::Stream s) {
-  Arrays inputs;
-  for (const Arrays* arrays : {&parcel.to_right, &parcel.to_left}) {
-    for (const mx::array& a : *arrays) inputs.push_back(mx::contiguous(a, false, s));
-  }
+  Arrays inputs = parcel.to_right;
+  inputs.insert(inputs.end(), parcel.to_left.begin(), parcel.to_left.end());
   inputs.insert(inputs.end(), after.begin(), after.end());
   std::vector<mx::Shape> shapes = parcel.from_left;
   shapes.insert(shapes.end(), parcel.from_right.begin(), parcel.from_right.end());
@@ -244,9 +311,7 @@ Delivery exchange_by_messages(const Parcel& parcel, const Arrays& after, const G
 Carrier carrier_of(const Group& group) {
   const char* forced = std::getenv("NATTEN_DISTRIBUTED_CARRIER");
   if (forced != nullptr && std::strcmp(forced, "gathers") == 0) return Carrier::gathers;
-  const mx::distributed::detail::GroupImpl& implementation = *group.raw_group();
-  const bool is_nccl = std::string(typeid(implementation).name()).find("nccl") != std::string::npos;
-  return is_nccl ? Carrier::gathers : Carrier::neighbors;
+  return is_backend(group, "nccl") ? Carrier::gathers : Carrier::neighbors;
 }
 
 Delivery exchange(const Parcel& parcel, const Arrays& after, const Group& group, mx::StreamOrDevice stream) {

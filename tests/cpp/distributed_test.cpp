@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "distributed/ring_sockets.h"
 #include "distributed/slabs.h"
 #include "mlx/mlx.h"
 #include "natten/natten.h"
@@ -86,6 +87,20 @@ TEST(DistributedPlan, RowsFromFurtherAwayAreHandedOn) {
 TEST(DistributedPlan, EqualRows) {
   EXPECT_EQ(equal_rows(10, 4), (Ints{3, 3, 2, 2}));
   EXPECT_EQ(equal_rows(2, 3), (Ints{1, 1, 0}));
+}
+
+TEST(DistributedSockets, PortsOfAHostFile) {
+  const std::string path = testing::TempDir() + "natten_ports.json";
+  const auto ports = [&](const char* text) {
+    std::ofstream(path) << text;
+    return ports_in(path);
+  };
+  using Ports = std::vector<std::vector<int>>;
+  EXPECT_EQ(ports("[[\"10.0.0.1:5000\", \"10.0.0.1:5001\"],\n [\"[::1]:80\"]]\n"), (Ports{{5000, 5001}, {80}}));
+  EXPECT_EQ(ports("[{\"ssh\": \"host\", \"ips\": [\"10.0.0.1\"]}]"), Ports{});  // that of the launcher
+  EXPECT_EQ(ports("[[\"10.0.0.1:5000"), Ports{});
+  EXPECT_EQ(ports_in(path + ".none"), Ports{});
+  std::remove(path.c_str());
 }
 
 SlabOptions alone() {

@@ -280,6 +280,29 @@ def messages_on_a_stream_of_their_own() -> None:
 
 
 @case
+def messages_larger_than_a_connection_takes() -> None:
+    """Beside small ones, which are sent first: no order of them ends in a circle of ranks that wait."""
+    if SIZE == 1 or os.environ.get("NATTEN_DISTRIBUTED_CARRIER") == "gathers":
+        return
+    mx.random.seed(18)
+    for sizes in ([650, 650], [40, 1300], [1300, 40]):  # rows of 8 KB; a connection on this machine takes 2 MB or so
+        rows = [sizes[rank % 2] for rank in range(SIZE)]
+        start, stop = sum(rows[:RANK]), sum(rows[: RANK + 1])
+        key = mx.random.normal((1, sum(rows), 4, 256))
+        query, options = key[..., :1, :], {"kernel_size": min(1201, sum(rows)), "stride": 400}
+        query = mx.broadcast_to(query, key.shape)
+        before = distributed.bytes_sent()
+        spread = [
+            distributed.na1d(*(a[:, start:stop] for a in (query, key, key + turn)), group=GROUP, rows=rows, **options)
+            for turn in range(2)
+        ]
+        for turn, out in enumerate(spread):
+            whole = natten_mlx.na1d(query, key, key + turn, **options)
+            assert_close(f"call {turn}", out, whole[:, -(-start // 400) : -(-stop // 400)], 1e-5)  # few queries
+        assert sizes != [650, 650] or distributed.bytes_sent() - before > 2 * 2**20
+
+
+@case
 def rows_may_be_given() -> None:
     call = Call(81)
     call.check(lambda *a: call.spread(*a, rows=call.rows))

@@ -142,6 +142,27 @@ def test_a_group_of_mpi(tmp_path):
     assert not problems_of([run.stdout], 2, len(cases))
 
 
+WAITING = """
+import time
+import mlx.core as mx
+from natten_mlx import distributed
+group = mx.distributed.init(strict=True, backend="ring")
+x = mx.ones((1, 8, 2, 4))
+mx.eval(distributed.na1d(x, x, x, 3, group=group, rows=[8] * 3))
+if group.rank() == 1:
+    time.sleep(2)
+start = time.process_time()
+mx.eval(distributed.na1d(x, x, x, 3, group=group, rows=[8] * 3))
+print(time.process_time() - start)
+"""
+
+
+def test_a_rank_that_waits_for_a_message_leaves_its_core_to_others(tmp_path):
+    results = finish(start_group(tmp_path, 3, "-c", WAITING), 60)
+    assert [code for code, _, _ in results] == [0] * 3, results
+    assert max(float(out) for _, out, _ in results) < 0.5, results  # of the 2 s that the ring would spin
+
+
 FAILING = """
 import mlx.core as mx
 from natten_mlx import distributed
