@@ -84,63 +84,41 @@ std::string Writer::constants() const {
     text += "#define NA_" + name + ' ' + value + '\n';
   };
   // Not through a stream: that would write 1,024 where the program's locale says so.
-  const auto define = [&](const std::string& name, std::int64_t value) { define_text(name, std::to_string(value)); };
+  const auto define = [&](std::initializer_list<std::pair<const char*, std::int64_t>> numbers,
+                          const std::string& after = "", const std::string& before = "") {
+    for (const auto& [name, value] : numbers) define_text(before + name + after, std::to_string(value));
+  };
+  // clang-format off
   for (int a = 0; a < kAxes; ++a) {
-    const std::string axis = "_" + std::to_string(a);
-    define("KERNEL_SIZE" + axis, p_.axes[a].kernel_size);
-    define("STRIDE" + axis, p_.axes[a].stride);
-    define("DILATION" + axis, p_.axes[a].dilation);
-    define("GNA_STRIDE" + axis, p_.axes[a].gna_stride);
-    define("IS_CAUSAL" + axis, p_.axes[a].is_causal ? 1 : 0);
-    define("IS_CIRCULAR" + axis, p_.axes[a].is_circular ? 1 : 0);
-    define("CLASSES" + axis, query_classes(p_.axes[a]));
-    define("STEP" + axis, query_step(p_.axes[a]));
-    define("EXTENT" + axis, plan_.extent[a]);
+    const Axis& axis = p_.axes[a];
+    define({{"KERNEL_SIZE", axis.kernel_size}, {"STRIDE", axis.stride}, {"DILATION", axis.dilation},
+            {"GNA_STRIDE", axis.gna_stride}, {"IS_CAUSAL", axis.is_causal}, {"IS_CIRCULAR", axis.is_circular},
+            {"CLASSES", query_classes(axis)}, {"STEP", query_step(axis)}, {"EXTENT", plan_.extent[a]}},
+           "_" + std::to_string(a));
   }
-  define("HAS_SPANS", p_.spans ? 1 : 0);
-  define("HAS_EXTRA", has_extra_ ? 1 : 0);
+  define({{"HAS_SPANS", p_.spans.has_value()}, {"HAS_EXTRA", has_extra_}});
   define_text("LOG2_E", "1.44269504f");
   define_text("LN_2", "0.693147181f");
-  define("HEAD_GROUP", p_.heads / p_.kv_heads);
-  define("SLOTS", p_.kernel_volume());
-  define("HAS_RPB", p_.has_rpb && kernel_.reads(Array::rpb) ? 1 : 0);
-  define("BIAS_GRADIENT", sums_bias_ ? 1 : 0);
-  define("RPB_SIZE", bias_entries(p_));
-  define("STAGE_COLUMNS", std::max(plan_.stage_columns, 1));
-  define("THREADS", plan_.threads);
-  define("GROUPS", plan_.groups);
-  define("RUN", plan_.run);
-  define("RUN_AXIS", plan_.run_axis);
-  define("LANES", plan_.lanes);
-  define("BATCH", plan_.batch);
-  define("CHUNK", plan_.chunk);
-  define("VECTOR", plan_.vector);
-  for (const bool first : {true, false}) {
-    const Stream& stream = first ? plan_.a : plan_.b;
-    const std::string name = first ? "A_" : "B_";
-    define_text(name + "TYPE", type_name(stream.type, target_.platform));
-    define(name + "CHANNELS", std::max(stream.channels, 1));
-    define(name + "HELD", std::max(stream.slices, 1) * plan_.vector);
-    define(name + "PITCH", std::max(stream.pitch, 1));
+  define({{"HEAD_GROUP", p_.heads / p_.kv_heads}, {"SLOTS", p_.kernel_volume()},
+          {"HAS_RPB", p_.has_rpb && kernel_.reads(Array::rpb)}, {"BIAS_GRADIENT", sums_bias_},
+          {"RPB_SIZE", bias_entries(p_)}, {"STAGE_COLUMNS", std::max(plan_.stage_columns, 1)},
+          {"THREADS", plan_.threads}, {"GROUPS", plan_.groups}, {"RUN", plan_.run}, {"RUN_AXIS", plan_.run_axis},
+          {"LANES", plan_.lanes}, {"BATCH", plan_.batch}, {"CHUNK", plan_.chunk}, {"VECTOR", plan_.vector}});
+  for (const auto& [name, stream] : {std::pair("A_", plan_.a), std::pair("B_", plan_.b)}) {
+    define_text(name + std::string("TYPE"), type_name(stream.type, target_.platform));
+    define({{"CHANNELS", std::max(stream.channels, 1)}, {"HELD", std::max(stream.slices, 1) * plan_.vector},
+            {"PITCH", std::max(stream.pitch, 1)}}, "", name);
   }
   if (plan_.engine == Engine::warpgroup) {
     const bool half = p_.query_type == FloatType::float16;
-    define("WARPGROUPS", plan_.warpgroups);
-    define("PRODUCERS", plan_.producers);
-    define("STAGES", plan_.stages);
-    define("SPLIT_AXIS", plan_.split_axis);
-    define("PING_PONG", plan_.ping_pong);
-    define("HOLD_SHARED", plan_.hold_shared);
-    define("NUMBERS", kernel_.streamed_scalars());
-    define("MASK", static_cast<int>(plan_.mask));
-    define("PRODUCER_REGISTERS", plan_.producer_registers);
-    define("CONSUMER_REGISTERS", plan_.consumer_registers);
-    define("HAS_LENGTHS", p_.has_lengths ? 1 : 0);
+    define({{"WARPGROUPS", plan_.warpgroups}, {"PRODUCERS", plan_.producers}, {"STAGES", plan_.stages},
+            {"SPLIT_AXIS", plan_.split_axis}, {"PING_PONG", plan_.ping_pong}, {"HOLD_SHARED", plan_.hold_shared},
+            {"NUMBERS", kernel_.streamed_scalars()}, {"MASK", static_cast<int>(plan_.mask)},
+            {"PRODUCER_REGISTERS", plan_.producer_registers}, {"CONSUMER_REGISTERS", plan_.consumer_registers},
+            {"HAS_LENGTHS", p_.has_lengths}});
     for (int a = 0; a < kAxes; ++a) {
-      const std::string axis = "_" + std::to_string(a);
-      define("WARPGROUP_EXTENT" + axis, plan_.warpgroup_extent[a]);
-      define("MASK_CHANNELS" + axis, plan_.mask_channels[a]);
-      define("REACH" + axis, plan_.reach[a]);
+      define({{"WARPGROUP_EXTENT", plan_.warpgroup_extent[a]}, {"MASK_CHANNELS", plan_.mask_channels[a]},
+              {"REACH", plan_.reach[a]}}, "_" + std::to_string(a));
     }
     // The largest float16 and its negative; in bfloat16 2^60. A logit that is not above `least` counts as none.
     define_text("ONE", half ? "0x7bff" : "0x5d80");
@@ -148,26 +126,21 @@ std::string Writer::constants() const {
     define_text("LEAST_LOGIT", half ? "(-2e9f)" : "(-6e35f)");
   }
   if (has_matrix_units(plan_.engine)) {
-    define("BLOCK", plan_.block);
-    define("WIDE", plan_.wide);
-    define("A_WIDTH", plan_.a.width);
-    define("B_WIDTH", plan_.b.width);
+    define({{"BLOCK", plan_.block}, {"WIDE", plan_.wide}, {"A_WIDTH", plan_.a.width}, {"B_WIDTH", plan_.b.width}});
     // Words of streamed positions: see bodies/matrix.h.
     const bool by_bits = plan_.mask == MaskKind::bits;
     unsigned guards = 0, nowhere = 0;
     for (int a = kAxes - 1, shift = 0; a >= 0; --a) {
-      const std::string axis = std::to_string(a);
-      define("BITS_" + axis, plan_.bits[a]);
-      define("SHIFT_" + axis, shift);
+      define({{"BITS_", plan_.bits[a]}, {"SHIFT_", shift}}, std::to_string(a));
       nowhere |= ((1u << plan_.bits[a]) - 1) << shift;
       guards |= by_bits ? 0u : 1u << (shift + plan_.bits[a]);
       shift += plan_.bits[a] + (by_bits ? 0 : 1);
     }
-    define("MASK_BITS", by_bits ? 1 : 0);
-    define("STAGED_BIAS", plan_.staged_bias);
+    define({{"MASK_BITS", by_bits}, {"STAGED_BIAS", plan_.staged_bias}});
     define_text("GUARDS", std::to_string(guards) + "u");
     define_text("NOWHERE", std::to_string(nowhere) + "u");
   }
+  // clang-format on
   return text;
 }
 

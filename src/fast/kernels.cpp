@@ -109,18 +109,6 @@ const char* engine_name(Engine engine) {
   return kNames[static_cast<int>(engine)];
 }
 
-bool KernelRow::reads(Array array) const {
-  return std::find(inputs.begin(), inputs.end(), array) != inputs.end();
-}
-
-bool KernelRow::sums_bias(const Problem& problem) const {
-  return problem.has_rpb && std::find(outputs.begin(), outputs.end(), Array::partials) != outputs.end();
-}
-
-bool KernelRow::attends_extra(const Problem& problem) const {
-  return problem.extra_tokens > 0 && reads(Array::extra_key);
-}
-
 std::array<Array, 2> KernelRow::streams() const {
   std::array<Array, 2> found{Array::none, Array::none};
   std::size_t count = 0;

@@ -1,6 +1,7 @@
 // The kernels, one row each: what text generation, plans and costs need to know of them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -42,11 +43,11 @@ struct KernelRow {
 
   bool has_tiles() const { return held != Side::none; }
   bool holds_keys() const { return held == Side::keys; }
-  bool reads(Array array) const;
+  bool reads(Array array) const { return std::count(inputs.begin(), inputs.end(), array) > 0; }
   /// Whether the problem's gradient of rpb is summed up here.
-  bool sums_bias(const Problem& problem) const;
+  bool sums_bias(const Problem& problem) const { return problem.has_rpb && outputs[1] == Array::partials; }
   /// Whether the problem has extra tokens, which are attended here.
-  bool attends_extra(const Problem& problem) const;
+  bool attends_extra(const Problem& problem) const { return problem.extra_tokens > 0 && reads(Array::extra_key); }
   /// Arrays whose rows of channels stream past: A and B of plan.h. Without tiles, the first array of rows.
   std::array<Array, 2> streams() const;
   /// Numbers for each streamed position besides.

@@ -251,10 +251,6 @@ int words_of_position(const Problem& p, const KernelRow& kernel) {
   return p.has_rpb && kernel.reads(Array::rpb) ? 2 : 1;
 }
 
-int Stream::row_bytes() const {
-  return pitch * element_size(type);
-}
-
 int query_classes(const Axis& axis) {
   return static_cast<int>(axis.dilation / std::gcd(axis.stride, axis.dilation));
 }

@@ -19,7 +19,7 @@ struct Stream {
   int slices = 0;  ///< channel vectors per lane
   int pitch = 0;   ///< elements from row to row of threadgroup memory
   int width = 0;   ///< matrix units: channels with zeros up to the multiple that they take
-  int row_bytes() const;
+  int row_bytes() const { return pitch * element_size(type); }
 };
 
 /// How a kernel on matrix units tells pairs that do not meet. A warpgroup's: there are none; by a product; by
