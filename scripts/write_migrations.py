@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from natten_mlx import compat
-from natten_mlx.compat.table import RELEASES, Earlier, Entry, Release
+from natten_mlx.compat._release import Earlier, Entry, Release
+from natten_mlx.compat.table import RELEASES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- Written by scripts/write_migrations.py from python/natten_mlx/compat/table.py. -->\n\n"
