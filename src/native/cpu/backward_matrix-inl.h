@@ -15,7 +15,6 @@
 #include "hwy/highway.h"
 #include "native/cpu/backward.h"
 #include "native/cpu/matrix_memory-inl.h"
-#include "native/cpu/target.h"
 #include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
@@ -35,7 +34,6 @@ class MatrixBackward final : MatrixMemory {
             {{&pass.inputs.key, pass.inputs.problem.head_dim}, {&pass.inputs.value, pass.inputs.problem.value_dim}},
             {&pass.inputs.key, pass.inputs.problem.head_dim}, sums_of(pass.gradients, pass.inputs.problem)),
         pass_(pass),
-        unit_(matrix_unit()),
         scale_(static_cast<float>(p_.scale)),
         is_streamed_(p_.batch * p_.key_tokens() * p_.heads * dim_ * 2 >= tuning::kStreamBytes) {}
 
@@ -46,16 +44,12 @@ class MatrixBackward final : MatrixMemory {
     plan_memory();
     Operand* const operands[] = {&query_, &dout_};
     const std::int64_t dims[] = {dim_, value_dim_};
-    const std::int64_t chunk = tuning::kMatrixChunk, vectors = 2 * chunk;
     const std::int64_t pitch = round_up(dim_, kMatrixTile), value_pitch = round_up(value_dim_, kMatrixTile);
-    weight_row_ = (chunk + 1) * 64;
     const auto take = [&](Scratch& scratch) {
       take_memory(scratch);
       for (int i = 0; i < 2; ++i) operands[i]->take(scratch, dims[i]);
-      for (float*& scores : scores_) scores = scratch.take<float>(vectors * kTileSize);
-      for (char*& halfs : halfs_) halfs = scratch.take<char>(vectors * kMatrixTile * 64);
-      weights_ = scratch.take<char>(kMatrixTile * weight_row_);
-      pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+      for (float*& scores : scores_) scores = scratch.take<float>(kVectors * kTileSize);
+      for (char*& halfs : halfs_) halfs = scratch.take<char>(kVectors * kMatrixTile * 64);
       dquery_ = scratch.take<float>(kMatrixTile * pitch);
       for (float*& rows : out_rows_) rows = scratch.take<float>(kMatrixTile * value_pitch);
       lse_ = scratch.take<float>(kMatrixTile);
@@ -71,12 +65,8 @@ class MatrixBackward final : MatrixMemory {
     if (Scratch::bytes_of(take) > kMatrixScratchBytes) return false;
     const Scratch memory(take);
     clear_memory();
-    for (Operand* operand : operands) operand->clear();
-    for (char* halfs : halfs_) std::fill_n(halfs, vectors * kMatrixTile * 64, char{0});
-    for (std::int64_t i = 0; i < std::max(vectors, steps_of(std::max(dim_, value_dim_))); ++i) {
-      tiles_of_kib_.push_back(i * kMatrixTile * 64);
-      steps_of_line_.push_back(i * 64);
-    }
+    for (const Operand* operand : operands) std::fill_n(operand->pairs, kMatrixTile * operand->columns * 64, char{0});
+    for (char* halfs : halfs_) std::fill_n(halfs, kVectors * kMatrixTile * 64, char{0});
 
     const MatrixRegisters registers(unit_);
     stored_ = slabs_start();
@@ -102,18 +92,13 @@ class MatrixBackward final : MatrixMemory {
     std::uint16_t* raw;         ///< [query][channel]
     std::uint16_t* transposed;  ///< [channel / 2][query][channel % 2]
     char* pairs;                ///< [query / 2][channel][query % 2], and as many zeros
-    std::vector<std::int64_t> tiles;
 
     void take(Scratch& scratch, std::int64_t dim) {
       row = round_up(dim, kMatrixStep);
-      columns = round_up(dim, kMatrixTile) / kMatrixTile;
+      columns = columns_of(dim);
       raw = scratch.take<std::uint16_t>(kMatrixTile * row);
       transposed = scratch.take<std::uint16_t>(kMatrixTile * row);
       pairs = scratch.take<char>(kMatrixTile * columns * 64);
-    }
-    void clear() {
-      std::fill_n(pairs, kMatrixTile * columns * 64, char{0});
-      for (std::int64_t t = 0; t < columns; ++t) tiles.push_back(t * 64);
     }
     void arrange() const {
       transpose_in<false>(reinterpret_cast<const float*>(raw), row / 2, row / 2, 1.0f,
@@ -136,47 +121,25 @@ class MatrixBackward final : MatrixMemory {
     if (!gradients.key) return {};
     return {{&*gradients.key, p.head_dim}, {&*gradients.value, p.value_dim}};
   }
-  static std::int64_t steps_of(std::int64_t dim) { return round_up(dim, kMatrixStep) / kMatrixStep; }
 
   void run_tile(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
     if (!load_tile(head, band, columns)) return;
     const bool has_extra = pass_.gradients.query.has_value() && pass_.extra.count() > 0;
     if (has_extra) add_extra(head, band, columns);
-    static constexpr std::int64_t kFirst = 0;
     const std::int64_t kv_head = head / heads_;
-    const auto as_bytes = [](const std::uint16_t* from) { return reinterpret_cast<const char*>(from); };
     const Operand* const operands[] = {&query_, &dout_};
     for (std::int64_t first = 0; first < pairs_; first += tuning::kMatrixChunk) {
       const std::int64_t count = std::min<std::int64_t>(pairs_ - first, tuning::kMatrixChunk);
-      for (int i = 0; i < 2; ++i) {  // logits, dP
-        const Packed& rows = rows_[i];
-        multiply<false>(unit_,
-                        {rows_of_head(i, kv_head), rows.offsets.data() + 2 * first, rows.tiles.data(), rows.pitch,
-                         as_bytes(operands[i]->transposed), &kFirst, tiles_of_kib_.data(), 64, 2 * count, 1,
-                         static_cast<std::int64_t>(rows.tiles.size()), scores_[i], tiles_of_kib_.data(), 64});
-      }
+      for (int i = 0; i < 2; ++i) multiply_rows(i, kv_head, first, count, operands[i]->transposed, scores_[i]);
       finish_scores(first, count);
       if (pass_.gradients.query.has_value()) {
-        const MatrixProduct product{weights_,
-                                    &kFirst,
-                                    steps_of_line_.data(),
-                                    weight_row_,
-                                    pairs_of_head(kv_head),
-                                    paired_.tiles.data(),
-                                    paired_.offsets.data() + first,
-                                    paired_.pitch,
-                                    1,
-                                    query_.columns,
-                                    count,
-                                    dquery_,
-                                    &kFirst,
-                                    query_.columns * 64};
-        first == 0 && !has_extra ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
+        first == 0 && !has_extra ? multiply_pairs<false>(kv_head, first, count, dquery_)
+                                 : multiply_pairs<true>(kv_head, first, count, dquery_);
       }
       for (std::size_t i = 0; i < sums_over_queries_.size(); ++i) {  // dk, dv
         const Packed& sums = sums_over_queries_[i];
         const Operand& operand = *operands[i];
-        multiply<true>(unit_, {halfs_[i], tiles_of_kib_.data(), &kFirst, 64, operand.pairs, operand.tiles.data(),
+        multiply<true>(unit_, {halfs_[i], tile_offsets_.data(), &kFirst, 64, operand.pairs, line_offsets_.data(),
                                &kFirst, operand.columns * 64, 2 * count, operand.columns, 1,
                                reinterpret_cast<float*>(sums.memory), sums.offsets.data() + 2 * first, sums.pitch});
       }
@@ -222,6 +185,16 @@ class MatrixBackward final : MatrixMemory {
       operand->arrange();
     }
     return is_finite_;
+  }
+
+  /// Whether some bfloat16 are finite, a multiple of 32 of them. The exponent of one that is not carries over.
+  HWY_INLINE void check(const std::uint16_t* from, std::int64_t count) {
+    const hn::Repartition<std::uint16_t, TileTag> d;
+    auto carry = hn::Zero(d);
+    for (std::int64_t c = 0; c < count; c += 2 * kLanes) {
+      carry = hn::Or(carry, hn::Add(hn::And(hn::LoadU(d, from + c), hn::Set(d, 0x7f80)), hn::Set(d, 0x0080)));
+    }
+    is_finite_ &= hn::AllTrue(d, hn::Eq(hn::And(carry, hn::Set(d, 0x8000)), hn::Zero(d)));
   }
 
   /// What the tile's gradients have of extra tokens, as float32: the first terms of dquery_, and these tokens' own.
@@ -280,15 +253,8 @@ class MatrixBackward final : MatrixMemory {
         const auto dlogit0 = dlogit(0), dlogit1 = dlogit(1);
         store_pairs(dlogit0, dlogit1, pair_buffer_ + key * kMatrixTile);
       }
-      transpose_in<false>(reinterpret_cast<const float*>(pair_buffer_), kMatrixTile, kMatrixTile, 1.0f,
-                          reinterpret_cast<float*>(weights_ + pair * 64), weight_row_ / 4);
+      store_weights(pair);
     }
-  }
-
-  static void scale_row(float* row, std::int64_t count, float factor) {
-    const TileTag d;
-    for (std::int64_t c = 0; c < count; c += kLanes)
-      hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, row + c)), d, row + c);
   }
 
   void store_queries(std::int64_t head, const MatrixBand& band, const MatrixColumns& columns) {
@@ -318,16 +284,11 @@ class MatrixBackward final : MatrixMemory {
   }
 
   const backward::Pass& pass_;
-  const MatrixUnit unit_;
   const float scale_;
   const bool is_streamed_;  ///< results are too large to stay in a cache
   Operand query_, dout_;
-  std::int64_t weight_row_;                                 ///< bytes of a query's dS
-  std::vector<std::int64_t> tiles_of_kib_, steps_of_line_;  ///< offsets
-  float* scores_[2];                                        ///< tiles [key][query] of logits and dP
-  char* halfs_[2];                                          ///< of dS and P, rows of 32 queries, half of them zero
-  std::uint32_t* pair_buffer_;                              ///< dS of pairs of keys, [key][query]
-  char* weights_;                                           ///< the same, [query][key][of pair]
+  float* scores_[2];  ///< tiles [key][query] of logits and dP
+  char* halfs_[2];    ///< of dS and P, rows of 32 queries, half of them zero
   float *dquery_, *out_rows_[2], *lse_, *delta_;
   // Where there are extra tokens: queries and dout as rows and as columns, and what these tokens need besides.
   float *float_rows_[2], *float_columns_[2], *dquery_t_, *extra_memory_;

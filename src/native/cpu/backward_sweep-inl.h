@@ -70,10 +70,7 @@ class BackwardSweep : public TileSweep {
     load_tile(region_.out_rows(pass_.saved.out, head, q0, q1, tile.query), tile, value_dim_, buffer_, value_pitch_);
     // The scale belongs to the logits, which are base-2 logarithms here, and to dk.
     transpose_in(query, pitch_, round_up(dim_, 4), scale_ * kLog2E, to + query_t_, kLanes);
-    const auto scale = hn::Set(d, scale_);
-    for (std::int64_t c = 0; c < kLanes * pitch_; c += kLanes) {
-      hn::Store(hn::Mul(scale, hn::Load(d, query + c)), d, query + c);
-    }
+    scale_row(query, kLanes * pitch_, scale_);
     transpose_in(dout, value_pitch_, round_up(value_dim_, 4), 1.0f, to + dout_t_, kLanes);
     std::fill_n(to + dquery_t_, kLanes * round_up(dim_, 4), 0.0f);
     std::fill_n(to + lse_, kLanes, 0.0f);

@@ -79,14 +79,12 @@ class FewQueries : ForwardTask {
   std::int64_t head_of(std::int64_t kv_head, std::int64_t row) const { return kv_head * heads_ + row % heads_; }
 
   void load_queries() const {
-    const TileTag d;
-    const auto scale = hn::Set(d, static_cast<float>(p_.scale) * kLog2E);
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
       float* to = queries_ + index * pitch_;
       load_rows(region_.query_rows(pass_.inputs.query, head_of(kv_head, row), q0(), q1(),
                                    region_.part[2].queries.start + row / heads_),
                 1, p_.head_dim, to, pitch_);
-      for (std::int64_t c = 0; c < pitch_; c += kLanes) hn::Store(hn::Mul(scale, hn::Load(d, to + c)), d, to + c);
+      scale_row(to, pitch_, static_cast<float>(p_.scale) * kLog2E);
       if (comes_in_pairs(p_.key_type, p_.head_dim)) pair_channels(to, p_.head_dim);
     });
   }
@@ -199,14 +197,11 @@ class FewQueries : ForwardTask {
   }
 
   void store(const FewSums& sums, std::int64_t segments) const {
-    const TileTag d;
     for_each_row([&](std::int64_t kv_head, std::int64_t row, std::int64_t index) {
       const Normalizer normalizer = sums.join(index, segments, forward::few_sums_size(p_), has_extra());
       float* out = sums.of(index);
       const float lse = hn::GetLane(normalizer.lse);
-      for (std::int64_t c = 0; c < value_pitch_; c += kLanes) {
-        hn::Store(hn::Mul(normalizer.factor, hn::Load(d, out + c)), d, out + c);
-      }
+      scale_row(out, value_pitch_, hn::GetLane(normalizer.factor));
       if (comes_in_pairs(p_.value_type, p_.value_dim)) unpair_channels(out, p_.value_dim);
       if (normalizer.has_empty) clear_empty_rows(&lse, 1, out, value_pitch_);
       const std::int64_t head = head_of(kv_head, row), query = region_.part[2].queries.start + row / heads_;

@@ -89,9 +89,9 @@ class LanesSweep : ForwardTask {
   void pack_queries(std::int64_t head, std::int64_t q0, std::int64_t q1, const Span& block) {
     float* packed = queries_;
     for (std::int64_t q = block.start; q < block.end; q += kLanes, packed += query_size_) {
-      load_rows(region_.query_rows(pass_.inputs.query, head, q0, q1, q), std::min<std::int64_t>(kLanes, block.end - q),
-                p_.head_dim, buffer_, pitch_);
-      transpose_in(buffer_, pitch_, round_up(p_.head_dim, 4), static_cast<float>(p_.scale) * kLog2E, packed, kLanes);
+      pack_transposed(region_.query_rows(pass_.inputs.query, head, q0, q1, q),
+                      std::min<std::int64_t>(kLanes, block.end - q), p_.head_dim, static_cast<float>(p_.scale) * kLog2E,
+                      buffer_, packed, kLanes);
     }
   }
 

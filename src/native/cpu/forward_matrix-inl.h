@@ -11,14 +11,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "native/cpu/forward_plan.h"
 #include "native/cpu/matrix_memory-inl.h"
 #include "native/cpu/scratch.h"
-#include "native/cpu/target.h"
 #include "native/cpu/tile_extra-inl.h"
 #include "native/cpu/tile_rows-inl.h"
 #include "native/cpu/tile_softmax-inl.h"
@@ -35,7 +33,6 @@ class MatrixForward : MatrixMemory {
                      {&pass.inputs.value, pass.inputs.problem.value_dim}, {}),
         pass_(pass),
         end_(pass.extra, p_),
-        unit_(matrix_unit()),
         is_streamed_(p_.batch * p_.queries() * p_.heads * value_dim_ * 2 >= tuning::kStreamBytes) {}
 
   /// False, with the task undone, where a value is not finite.
@@ -44,28 +41,20 @@ class MatrixForward : MatrixMemory {
     plan_memory();
     pitch_ = round_up(value_dim_, kMatrixTile);
     raw_row_ = round_up(dim_, kMatrixStep);
-    const std::int64_t chunk = tuning::kMatrixChunk, query_size = kMatrixTile * raw_row_;
-    weight_row_ = (chunk + 1) * 64;
+    const std::int64_t query_size = kMatrixTile * raw_row_;
     const Scratch memory([&](Scratch& scratch) {
       take_memory(scratch);
       raw_queries_ = scratch.take<std::uint16_t>(query_size);
       queries_ = scratch.take<std::uint16_t>(query_size);
-      scores_ = scratch.take<float>(2 * chunk * kTileSize);
-      weights_ = scratch.take<char>(kMatrixTile * weight_row_);
-      pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
+      scores_ = scratch.take<float>(kVectors * kTileSize);
       sums_ = scratch.take<float>(kMatrixTile * pitch_);
       end_.take_memory(scratch);
       if (pass_.extra.count() > 0) {
-        for (float*& queries : float_queries_) queries = scratch.take<float>(kMatrixTile * raw_row_);
+        for (float*& queries : float_queries_) queries = scratch.take<float>(query_size);
       }
     });
     clear_memory();
     std::fill_n(raw_queries_, query_size, std::uint16_t{0});  // rows without a query are multiplied too
-    for (std::int64_t s = 0; s < std::max(raw_row_ / kMatrixStep, chunk); ++s) {
-      query_steps_.push_back(s * kMatrixTile * 64);
-      weight_steps_.push_back(s * 64);
-    }
-    for (std::int64_t v = 0; v < 2 * chunk; ++v) score_tiles_.push_back(v * 4 * kTileSize);
     const MatrixRegisters registers(unit_);
     bool is_finite = true;
     for_each_band([&](const Span& q0s, const Span& q1s) {
@@ -94,30 +83,13 @@ class MatrixForward : MatrixMemory {
     if (p_.scale < 0) {  // the sign of the scale
       for (std::int64_t i = 0; i < kMatrixTile * raw_row_; ++i) queries_[i] ^= 0x8000u;
     }
-    static constexpr std::int64_t kFirst = 0;
+    const std::int64_t kv_head = head / heads_;
     for (std::int64_t first = 0; first < pairs_; first += tuning::kMatrixChunk) {
       const std::int64_t count = std::min<std::int64_t>(pairs_ - first, tuning::kMatrixChunk);
-      const auto steps = static_cast<std::int64_t>(rows_[0].tiles.size());
-      const auto columns_of_values = static_cast<std::int64_t>(paired_.tiles.size());
-      multiply<false>(unit_, {rows_of_head(0, head / heads_), rows_[0].offsets.data() + 2 * first,
-                              rows_[0].tiles.data(), rows_[0].pitch, reinterpret_cast<const char*>(queries_), &kFirst,
-                              query_steps_.data(), 64, 2 * count, 1, steps, scores_, score_tiles_.data(), 64});
+      multiply_rows(0, kv_head, first, count, queries_, scores_);
       softmax(first, count);
-      const MatrixProduct product{weights_,
-                                  &kFirst,
-                                  weight_steps_.data(),
-                                  weight_row_,
-                                  pairs_of_head(head / heads_),
-                                  paired_.tiles.data(),
-                                  paired_.offsets.data() + first,
-                                  paired_.pitch,
-                                  1,
-                                  columns_of_values,
-                                  count,
-                                  sums_,
-                                  &kFirst,
-                                  4 * pitch_};
-      first == 0 ? multiply<false>(unit_, product) : multiply<true>(unit_, product);
+      first == 0 ? multiply_pairs<false>(kv_head, first, count, sums_)
+                 : multiply_pairs<true>(kv_head, first, count, sums_);
     }
     finish(head, band, columns);
   }
@@ -154,8 +126,7 @@ class MatrixForward : MatrixMemory {
         total1 = hn::Add(total1, weight1);
         store_pairs(weight0, weight1, pair_buffer_ + key * kMatrixTile);
       }
-      transpose_in<false>(reinterpret_cast<const float*>(pair_buffer_), kMatrixTile, kMatrixTile, 1.0f,
-                          reinterpret_cast<float*>(weights_ + pair * 64), weight_row_ / 4);
+      store_weights(pair);
     }
     auto total = hn::Add(total0, total1);
     if (first > 0) {
@@ -169,12 +140,8 @@ class MatrixForward : MatrixMemory {
 
   /// sums *= factors of TileEnd
   void scale_sums() {
-    const TileTag d;
     for (std::int64_t lane = 0; lane < kMatrixTile; ++lane) {
-      const auto factor = hn::Set(d, end_.factors[lane]);
-      for (std::int64_t c = lane * pitch_; c < (lane + 1) * pitch_; c += kLanes) {
-        hn::Store(hn::Mul(factor, hn::Load(d, sums_ + c)), d, sums_ + c);
-      }
+      scale_row(sums_ + lane * pitch_, pitch_, end_.factors[lane]);
     }
   }
 
@@ -197,16 +164,11 @@ class MatrixForward : MatrixMemory {
 
   const forward::Pass& pass_;
   TileEnd end_;
-  const MatrixUnit unit_;
-  const bool is_streamed_;   ///< results are too large to stay in a cache
-  std::int64_t pitch_;       ///< floats of a row of sums
-  std::int64_t raw_row_;     ///< halfs of a query
-  std::int64_t weight_row_;  ///< bytes of a query's weights
-  std::vector<std::int64_t> query_steps_, weight_steps_, score_tiles_;
+  const bool is_streamed_;                 ///< results are too large to stay in a cache
+  std::int64_t pitch_;                     ///< floats of a row of sums
+  std::int64_t raw_row_;                   ///< halfs of a query
   std::uint16_t *raw_queries_, *queries_;  ///< as they are; [channel / 2][query][channel % 2]
   float* scores_;                          ///< tiles [key][query]
-  std::uint32_t* pair_buffer_;             ///< weights of pairs of keys, [key][query]
-  char* weights_;                          ///< the same, [query][key][of pair]
   float* sums_;
   float* float_queries_[2] = {};  ///< where there are extra tokens: rows, and transposed
   TileVec max_, total_;           ///< of every query

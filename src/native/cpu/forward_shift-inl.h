@@ -160,7 +160,7 @@ class ForwardSweep : ForwardMemory {
     for (std::int64_t k2 = k2s.start; k2 < k2s.end; k2 += kLanes) {
       const std::int64_t count = std::min<std::int64_t>(kLanes, k2s.end - k2), place = k2 - first_place_;
       for (std::int64_t head = heads.start; head < heads.end; ++head) {
-        pack_transposed(region_.key_rows(pass_.inputs.key, head, k0, k1, k2), count, 1.0f,
+        pack_transposed(region_.key_rows(pass_.inputs.key, head, k0, k1, k2), count, dim_, 1.0f, buffer_,
                         packed_keys(head, k0, k1) + place, key_pitch_);
       }
       if (values_in_place_) continue;
@@ -175,21 +175,10 @@ class ForwardSweep : ForwardMemory {
   void pack_queries(const Step& step, const ForwardTile& tile, const Span& heads, float* to) {
     for (std::int64_t q1 = step.rows.start; q1 < step.rows.end; ++q1) {
       for (std::int64_t head = heads.start; head < heads.end; ++head) {
-        pack_transposed(region_.query_rows(pass_.inputs.query, head, step.q0, q1, tile.query), tile.count,
-                        static_cast<float>(p_.scale) * kLog2E,
+        pack_transposed(region_.query_rows(pass_.inputs.query, head, step.q0, q1, tile.query), tile.count, dim_,
+                        static_cast<float>(p_.scale) * kLog2E, buffer_,
                         to + ((head - heads.start) * block_rows_ + q1 - step.rows.start) * query_row_, kLanes);
       }
-    }
-  }
-
-  /// to[channel * pitch + lane] = factor * row[lane][channel]; lanes from `count` on hold anything.
-  void pack_transposed(const TensorRows& all, std::int64_t count, float factor, float* to, std::int64_t pitch) {
-    const TensorRows rows = all.run(count);
-    if (count == kLanes && is_plain(rows, dim_)) {
-      transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, dim_, factor, to, pitch);
-    } else {
-      load_rows(rows, count, dim_, buffer_, pitch_);
-      transpose_in(buffer_, pitch_, round_up(dim_, 4), factor, to, pitch);
     }
   }
 

@@ -17,7 +17,9 @@
 #include "native/cpu/matrix_unit.h"
 #include "native/cpu/region-inl.h"
 #include "native/cpu/scratch.h"
+#include "native/cpu/target.h"
 #include "native/cpu/tile_products-inl.h"
+#include "native/cpu/tuning.h"
 
 #if HWY_TARGET == HWY_AVX3  // to Highway, all targets with a matrix unit are
 HWY_BEFORE_NAMESPACE();
@@ -68,7 +70,6 @@ class MatrixMemory {
     std::int64_t pitch = 0;  ///< bytes from place to place
     char* memory = nullptr;
     std::vector<std::int64_t> offsets = {};  ///< of every 16 keys, or pair of them, of the tile at hand
-    std::vector<std::int64_t> tiles = {};    ///< of channels: offsets of steps of rows, and of columns of pairs
   };
 
   MatrixMemory(const AttentionInputs& inputs, const Task& task, Wanted wanted, int whole_windows,
@@ -93,22 +94,20 @@ class MatrixMemory {
     }
     places_ = size_of(part_[2].keys) + 2 * kMatrixTile;  // tiles may stick out
     // Odd numbers of cache lines spread what is read together over the sets of the cache.
-    for (Packed& rows : rows_) {
-      const std::int64_t steps = round_up(rows.dim, kMatrixStep) / kMatrixStep;
-      rows.pitch = (steps | 1) * 64;
-      for (std::int64_t s = 0; s < steps; ++s) rows.tiles.push_back(s * 64);
+    for (Packed& rows : rows_) rows.pitch = (steps_of(rows.dim) | 1) * 64;
+    paired_.pitch = (columns_of(paired_.dim) | 1) * 64;
+    for (Packed& sums : sums_over_queries_) sums.pitch = (columns_of(sums.dim) | 1) * 64;
+    for (std::int64_t i = 0; i < std::max(kVectors, columns_of(std::max(dim_, value_dim_))); ++i) {
+      tile_offsets_.push_back(i * kMatrixTile * 64);
+      line_offsets_.push_back(i * 64);
     }
-    const std::int64_t paired_tiles = round_up(paired_.dim, kMatrixTile) / kMatrixTile;
-    paired_.pitch = (paired_tiles | 1) * 64;
-    for (std::int64_t t = 0; t < paired_tiles; ++t) paired_.tiles.push_back(t * 64);
-    for (Packed& sums : sums_over_queries_) sums.pitch = (round_up(sums.dim, kMatrixTile) / kMatrixTile | 1) * 64;
     slide_axis_ = slide_axis();
     units_of_slab_ = slide_axis_ == 0 ? unit_of(part_[1].keys.end - 1) + 1 : 1;
     capacity_ = 1;
     for_each_band(
         [&](const Span& q0s, const Span& q1s) { capacity_ = std::max(capacity_, size_of(slabs_of(q0s, q1s))); });
     units_ = size_of(region_.task.kv_heads) * capacity_ * units_of_slab_;
-    raw_pitch_ = paired_tiles * kMatrixTile;
+    raw_pitch_ = columns_of(paired_.dim) * kMatrixTile;
   }
 
   void take_memory(Scratch& scratch) {
@@ -118,6 +117,8 @@ class MatrixMemory {
       sums.memory = scratch.take<char>((packed_rows() + 1) * places_ * sums.pitch);
     paired_.memory = scratch.take<char>(units_ * places_ * paired_.pitch);
     for (std::uint16_t*& raw : raw_) raw = scratch.take<std::uint16_t>(kMatrixTile * raw_pitch_);
+    weights_ = scratch.take<char>(kMatrixTile * kWeightRow);
+    pair_buffer_ = scratch.take<std::uint32_t>(kTileSize);
   }
   void clear_memory() const {
     // Weights are zero there.
@@ -233,12 +234,31 @@ class MatrixMemory {
     return hn::LoadMaskBits(TileTag(), reinterpret_cast<const std::uint8_t*>(&masks_[vector][key]));
   }
 
-  const char* rows_of_head(int which, std::int64_t kv_head) const {
-    return rows_[which].memory + head_units(kv_head) * rows_of_unit_ * places_ * rows_[which].pitch;
+  /// scores[vector][key][query] of the keys, or values, of some pairs: products with [channel / 2][query][channel % 2].
+  void multiply_rows(int which, std::int64_t kv_head, std::int64_t first, std::int64_t count,
+                     const std::uint16_t* queries, float* scores) const {
+    const Packed& rows = rows_[which];
+    multiply<false>(unit_, {rows.memory + head_units(kv_head) * rows_of_unit_ * places_ * rows.pitch,
+                            rows.offsets.data() + 2 * first, line_offsets_.data(), rows.pitch,
+                            reinterpret_cast<const char*>(queries), &kFirst, tile_offsets_.data(), 64, 2 * count, 1,
+                            steps_of(rows.dim), scores, tile_offsets_.data(), 64});
   }
-  const char* pairs_of_head(std::int64_t kv_head) const {
-    return paired_.memory + head_units(kv_head) * places_ * paired_.pitch;
+  /// sums[query][channel] (+)= the products of weights_ with some pairs.
+  template <bool kAdd>
+  void multiply_pairs(std::int64_t kv_head, std::int64_t first, std::int64_t count, float* sums) const {
+    const std::int64_t columns = columns_of(paired_.dim);
+    multiply<kAdd>(unit_,
+                   {weights_, &kFirst, line_offsets_.data(), kWeightRow,
+                    paired_.memory + head_units(kv_head) * places_ * paired_.pitch, line_offsets_.data(),
+                    paired_.offsets.data() + first, paired_.pitch, 1, columns, count, sums, &kFirst, columns * 64});
   }
+  /// Makes weights_ of a pair from pair_buffer_.
+  HWY_INLINE void store_weights(std::int64_t pair) const {
+    transpose_in<false>(reinterpret_cast<const float*>(pair_buffer_), kMatrixTile, kMatrixTile, 1.0f,
+                        reinterpret_cast<float*>(weights_ + pair * 64), kWeightRow / 4);
+  }
+  static std::int64_t steps_of(std::int64_t dim) { return round_up(dim, kMatrixStep) / kMatrixStep; }
+  static std::int64_t columns_of(std::int64_t dim) { return round_up(dim, kMatrixTile) / kMatrixTile; }
 
   /// Stores the sums of all slabs before one that are not stored yet. For tasks of one head.
   void store_slabs(std::int64_t end) {
@@ -263,36 +283,6 @@ class MatrixMemory {
   virtual void store_sums(std::int64_t, std::int64_t, std::int64_t) {}
   virtual ~MatrixMemory() = default;
 
-  /// Copies rows of bfloat16, so that zeros follow up to `padded`.
-  static void copy_rows(const TensorRows& rows, std::int64_t count, std::int64_t dim, std::int64_t padded,
-                        std::uint16_t* to, std::int64_t pitch) {
-    rows.for_each_run(count, reinterpret_cast<const std::uint16_t*>(rows.data),
-                      [&](std::int64_t row, std::int64_t run, const std::uint16_t* from) {
-                        for (std::int64_t i = 0; i < run; ++i) {
-                          copy_row(from + i * rows.stride, dim, padded, to + (row + i) * pitch);
-                        }
-                      });
-  }
-
-  /// Whether some bfloat16 are finite, a multiple of 32 of them. The exponent of one that is not carries over.
-  HWY_INLINE void check(const std::uint16_t* from, std::int64_t count) {
-    const hn::Repartition<std::uint16_t, TileTag> d;
-    auto carry = hn::Zero(d);
-    for (std::int64_t c = 0; c < count; c += 2 * kLanes) {
-      carry = hn::Or(carry, hn::Add(hn::And(hn::LoadU(d, from + c), hn::Set(d, 0x7f80)), hn::Set(d, 0x0080)));
-    }
-    is_finite_ &= hn::AllTrue(d, hn::Eq(hn::And(carry, hn::Set(d, 0x8000)), hn::Zero(d)));
-  }
-
-  static HWY_INLINE void copy_row(const std::uint16_t* from, std::int64_t dim, std::int64_t padded, std::uint16_t* to) {
-    const hn::Repartition<std::uint16_t, TileTag> d;
-    std::int64_t c = 0;
-    for (; c + 2 * kLanes <= dim; c += 2 * kLanes) hn::StoreU(hn::LoadU(d, from + c), d, to + c);
-    if (c == padded) return;
-    std::memcpy(to + c, from + c, (dim - c) * sizeof(*to));
-    std::fill_n(to + dim, padded - dim, std::uint16_t{0});
-  }
-
   const AttentionInputs& inputs_;
   const Problem& p_;
   const Region region_;
@@ -301,7 +291,13 @@ class MatrixMemory {
   const std::int64_t heads_;  ///< query heads of the key head
   const std::int64_t dim_, value_dim_;
   const MatrixTile tile_;
+  const MatrixUnit unit_ = matrix_unit();
+  static constexpr std::int64_t kVectors = 2 * tuning::kMatrixChunk, kWeightRow = (tuning::kMatrixChunk + 1) * 64;
+  static constexpr std::int64_t kFirst = 0;
 
+  char* weights_;                                          ///< [query][key][of pair] of a chunk of pairs
+  std::uint32_t* pair_buffer_;                             ///< of a pair, [key][query]
+  std::vector<std::int64_t> tile_offsets_, line_offsets_;  ///< in bytes, of tiles of 16 lines and of lines
   std::vector<Packed> rows_;
   Packed paired_;
   std::vector<Packed> sums_over_queries_;

@@ -168,12 +168,8 @@ class KeySumsSweep final : public SplitSweep {
 
  private:
   void pack_tile(std::int64_t q0, std::int64_t q1, std::int64_t head, const Tile& tile, float* to) override {
-    const TileTag d;
     load_tile(channel_rows(q0, q1, tile.query, head), tile, call_.dim, to, pitch_);
-    const auto factor = hn::Set(d, call_.factor);
-    for (std::int64_t c = 0; c < pitch_ * kLanes; c += kLanes) {
-      hn::Store(hn::Mul(factor, hn::Load(d, to + c)), d, to + c);
-    }
+    scale_row(to, pitch_ * kLanes, call_.factor);
     check_finite(to, pitch_ * kLanes);
     load_packed_slots(q0, q1, head, tile, to);
   }

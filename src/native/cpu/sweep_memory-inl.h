@@ -62,12 +62,12 @@ class SweepMemory {
     set_places(part_[2].keys);
   }
 
-  /// Of the packed keys: from the first that any tile loads, which is an empty slot where it lies before the axis.
+  /// Of the packed keys: from the first that any tile loads, which is an empty slot where it lies before the axis. Keys
+  /// are packed in aligned vectors.
   void set_places(const Span& keys) {
-    first_place_ = keys.start;
-    if (!is_dense_) {
-      for (const Tile& tile : tiles_) first_place_ = std::min(first_place_, tile.slot0 + tile.first_slot);
-    }
+    std::int64_t before = 0;
+    for (const Tile& tile : tiles_) before = std::max(before, keys.start - tile.slot0 - tile.first_slot);
+    first_place_ = keys.start - (is_dense_ ? 0 : round_up(before, kLanes));
     places_ = keys.end - first_place_;
   }
 

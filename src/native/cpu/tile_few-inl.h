@@ -255,7 +255,7 @@ class FewSums {
     }
     max = hn::GetLane(highest);
     total = factor * total + hn::GetLane(hn::SumOfLanes(d, sum));
-    if (factor != 1.0f) scale(row, factor);
+    if (factor != 1.0f) scale_row(of(row), pitch_, factor);
   }
 
   /// Adds the sums of the segments behind the first one, `step` floats from one to the next, to its own. The last one
@@ -286,12 +286,6 @@ class FewSums {
  private:
   float* maxima(std::int64_t offset) const { return memory_ + offset + rows_ * pitch_; }
   float* totals(std::int64_t offset) const { return maxima(offset) + rows_; }
-  void scale(std::int64_t row, float factor) const {
-    const TileTag d;
-    for (std::int64_t c = 0; c < pitch_; c += kLanes) {
-      hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, of(row) + c)), d, of(row) + c);
-    }
-  }
 
   float* memory_;
   std::int64_t rows_, pitch_;

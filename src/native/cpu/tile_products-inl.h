@@ -394,6 +394,13 @@ HWY_INLINE void transpose_out(const float* from, std::int64_t channels, float fa
 #endif
 }
 
+/// row *= factor, whole vectors
+HWY_INLINE void scale_row(float* row, std::int64_t count, float factor) {
+  const TileTag d;
+  const auto scale = hn::Set(d, factor);
+  for (std::int64_t c = 0; c < count; c += kLanes) hn::Store(hn::Mul(scale, hn::Load(d, row + c)), d, row + c);
+}
+
 }  // namespace natten::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 #endif  // NATTEN_NATIVE_CPU_TILE_PRODUCTS_INL_H_

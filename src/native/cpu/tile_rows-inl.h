@@ -80,6 +80,44 @@ HWY_INLINE void load_rows(const TensorRows& from, std::int64_t rows, std::int64_
   });
 }
 
+#if HWY_TARGET != HWY_SCALAR
+/// Copies rows of bfloat16, so that zeros follow up to `padded`, a multiple of two vectors.
+HWY_INLINE void copy_rows(const TensorRows& rows, std::int64_t count, std::int64_t dim, std::int64_t padded,
+                          std::uint16_t* to, std::int64_t pitch) {
+  const hn::Repartition<std::uint16_t, TileTag> d;
+  rows.for_each_run(count, reinterpret_cast<const std::uint16_t*>(rows.data),
+                    [&](std::int64_t row, std::int64_t run, const std::uint16_t* from) {
+                      std::uint16_t* out = to + row * pitch;
+                      for (std::int64_t i = 0; i < run; ++i, from += rows.stride, out += pitch) {
+                        std::int64_t c = 0;
+                        for (; c + 2 * kLanes <= dim; c += 2 * kLanes) hn::StoreU(hn::LoadU(d, from + c), d, out + c);
+                        if (c == padded) continue;
+                        std::memcpy(out + c, from + c, (dim - c) * sizeof(*out));
+                        std::fill_n(out + dim, padded - dim, std::uint16_t{0});
+                      }
+                    });
+}
+#endif
+
+/// Whether rows can be read as they are, without a copy to float32.
+HWY_INLINE bool is_plain(const TensorRows& rows, std::int64_t dim) {
+  return rows.type == FloatType::float32 && dim % 4 == 0 && rows.is_run();
+}
+
+/// to[channel * pitch + lane] = factor * row[lane][channel] of at most kLanes rows; zeros in the other lanes. `buffer`
+/// has kLanes rows of whole vectors.
+HWY_INLINE void pack_transposed(const TensorRows& all, std::int64_t count, std::int64_t dim, float factor,
+                                float* buffer, float* to, std::int64_t pitch) {
+  const TensorRows rows = all.run(count);
+  if (count == kLanes && is_plain(rows, dim)) {
+    return transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, dim, factor, to, pitch);
+  }
+  const std::int64_t row = round_up(dim, kLanes);
+  load_rows(rows, count, dim, buffer, row);
+  std::fill_n(buffer + count * row, (kLanes - count) * row, 0.0f);
+  transpose_in(buffer, row, round_up(dim, 4), factor, to, pitch);
+}
+
 template <class T>
 void store_rows(const float* HWY_RESTRICT from, std::int64_t pitch, std::int64_t rows, std::int64_t dim, T* to,
                 std::int64_t stride) {
@@ -126,11 +164,6 @@ HWY_INLINE void store_rows(const float* from, std::int64_t pitch, std::int64_t r
                                   : store_rows(first, pitch, count, dim, data, to.stride);
                     });
   });
-}
-
-/// Whether rows can be read as they are, without a copy to float32.
-HWY_INLINE bool is_plain(const TensorRows& rows, std::int64_t dim) {
-  return rows.type == FloatType::float32 && dim % 4 == 0 && rows.is_run();
 }
 
 }  // namespace natten::cpu::HWY_NAMESPACE

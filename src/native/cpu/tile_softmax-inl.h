@@ -166,13 +166,7 @@ struct RunningSums {
 
   /// sums *= factors
   void scale(int count, const float* factors) const {
-    const TileTag d;
-    for (int q = 0; q < count; ++q) {
-      const TileVec factor = hn::Set(d, factors[q]);
-      for (std::int64_t c = q * pitch; c < (q + 1) * pitch; c += kLanes) {
-        hn::Store(hn::Mul(factor, hn::Load(d, sums + c)), d, sums + c);
-      }
-    }
+    for (int q = 0; q < count; ++q) scale_row(sums + q * pitch, pitch, factors[q]);
   }
 };
 

@@ -349,20 +349,10 @@ class TileSweep : protected SweepMemory {
   }
 
   void pack_keys(const KeyTensor& key, std::int64_t k0, std::int64_t k1, float* to) const {
-    for (std::int64_t place = strip_keys_.start; place < strip_keys_.end;) {
-      // Aligned stores: the first vector may be a partial one.
-      const std::int64_t x = place - first_place_;
-      const std::int64_t lane = x % kLanes;
-      const std::int64_t count = std::min(kLanes - lane, strip_keys_.end - place);
-      const TensorRows rows = region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, place).run(count);
-      if (count == kLanes && is_plain(rows, key.dim)) {
-        transpose_in(reinterpret_cast<const float*>(rows.data), rows.stride, key.dim, 1.0f, to + x, row_pitch_);
-      } else {
-        std::fill_n(buffer_, std::max(kLanes * key.pitch(), key.packed_dim()), 0.0f);
-        load_rows(rows, count, key.dim, buffer_ + lane * key.pitch(), key.pitch());
-        transpose_in(buffer_, key.pitch(), key.packed_dim(), 1.0f, to + x - lane, row_pitch_);
-      }
-      place += count;
+    for (std::int64_t place = strip_keys_.start; place < strip_keys_.end; place += kLanes) {
+      pack_transposed(region_.key_rows(*key.tensor, region_.task.kv_heads.start, k0, k1, place),
+                      std::min<std::int64_t>(kLanes, strip_keys_.end - place), key.dim, 1.0f, buffer_,
+                      to + (place - first_place_), row_pitch_);
     }
   }
 

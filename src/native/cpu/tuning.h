@@ -109,7 +109,8 @@ inline constexpr int kAnewBlocks = 4, kAnewQueries = 64;
 /// cache next to a tile.
 inline constexpr int kSlotBlock = 64;
 inline constexpr int kScoreBytes = 16 << 10;
-/// Queries of the rows that meet some slots at a time: they are to stay in the first-level cache.
+/// Queries of the rows that meet some slots at a time: they are to stay in the first-level cache. All rows at once take
+/// 2-D 128x128 D 128 K 7 1.06 to 1.1 times as long.
 inline constexpr std::int64_t kScoreQueryBytes = 32 << 10;
 /// Along a single axis, from this kernel size on blocks of keys and queries are dense: 0.8 times the time of shift at
 /// K 31, 0.5 at K 127, 0.4 at K 2048. Keys of one product (their scores fit the first-level cache), and keys that stay
