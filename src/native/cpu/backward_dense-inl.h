@@ -26,7 +26,7 @@ class DenseSweep final : public BackwardSweep {
     packs_late_ = true;
     checks_finite_ = true;
     const bool in_chunks = axes_[2].kernel_size > tuning::kDenseChunk;
-    if (!in_chunks) fold_row();
+    in_chunks ? make_row() : make_folded_row();
     if (is_folded_ && group_[2]->key_rows.period < axes_[2].kernel_size + kLanes) {
       // Windows of nearly the whole axis: a tile attends every key, once, where unrolled ones would hold some twice.
       period_ = static_cast<std::int32_t>(group_[2]->key_rows.period);

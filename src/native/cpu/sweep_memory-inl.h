@@ -52,9 +52,7 @@ class SweepMemory {
         part_(region_.part),
         heads_(problem.heads / problem.kv_heads),
         bias_table_(bias_entries(problem)),
-        checks_finite_(axes_[2].is_causal && axes_[2].gna_stride > 1) {
-    make_row();
-  }
+        checks_finite_(axes_[2].is_causal && axes_[2].gna_stride > 1) {}
 
   /// Tiles of the last axis and the places of their keys.
   void make_row() {
@@ -232,9 +230,19 @@ class SweepMemory {
   void check_finite(const float* from, std::int64_t count) {
     if (!checks_finite_ || met_infinity_) return;
     const TileTag d;
-    auto sum = hn::Zero(d);
-    for (std::int64_t i = 0; i < count; i += kLanes) sum = hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
-    met_infinity_ = hn::GetLane(hn::SumOfLanes(d, sum)) != 0.0f;
+    TileVec sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;  // one alone would wait for itself
+    const auto added = [&](std::int64_t i, TileVec sum) __attribute__((always_inline)) {
+      return hn::MulAdd(hn::Load(d, from + i), hn::Zero(d), sum);
+    };
+    std::int64_t i = 0;
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+      sum0 = added(i, sum0);
+      sum1 = added(i + kLanes, sum1);
+      sum2 = added(i + 2 * kLanes, sum2);
+      sum3 = added(i + 3 * kLanes, sum3);
+    }
+    for (; i < count; i += kLanes) sum0 = added(i, sum0);
+    met_infinity_ = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)))) != 0.0f;
   }
 
   const Problem& problem_;

@@ -28,9 +28,9 @@ class TileSweep : protected SweepMemory {
   TileSweep& operator=(const TileSweep&) = delete;
 
   void run() {
-    if (places_ <= 0) return;
     const AxisPart unrolled = part_[2];
-    if (!is_dense_) fold_row();
+    if (!is_dense_) make_folded_row();
+    if (places_ <= 0) return;
     std::vector<Tile> tiles = tiles_;
     std::size_t strips = plan_strips(tiles, is_folded_ ? tuning::kFoldedBytes : tuning::kStripBytes);
     if (is_folded_ && strips > 1) {
@@ -45,8 +45,7 @@ class TileSweep : protected SweepMemory {
       packs_late_ = true;
       // Strips only where what waits for the next block, or a row of keys, still exceeds the limit.
       if (!is_folded_) {
-        make_row();
-        if (waiting_size_ == 0) fold_row();
+        waiting_size_ == 0 ? make_folded_row() : make_row();
         tiles = tiles_;
       }
       size = bytes_of(tiles, strips = 1);
@@ -89,16 +88,17 @@ class TileSweep : protected SweepMemory {
   void fold_sums(float* row) const {
     const Span& owned = part_[2].owned_keys;
     for (const KeyTensor& key : dkeys_) {
+      const TileTag d;
       float* sums = row + key.offset - first_place_ * key.pitch();
-      for (std::int64_t place = strip_keys_.start; place < strip_keys_.end; ++place) {
-        if (contains(owned, place)) continue;
-        const std::int64_t inside = place < owned.start ? place + size_of(owned) : place - size_of(owned);
-        for (std::int64_t c = 0; c < key.pitch(); c += kLanes) {
-          const TileTag d;
-          float* sum = sums + inside * key.pitch() + c;
-          hn::Store(hn::Add(hn::Load(d, sum), hn::Load(d, sums + place * key.pitch() + c)), d, sum);
+      const auto add = [&](const Span& outside, std::int64_t turn) {
+        const float* from = sums + outside.start * key.pitch();
+        float* to = sums + (outside.start + turn) * key.pitch();
+        for (std::int64_t i = 0; i < size_of(outside) * key.pitch(); i += kLanes) {
+          hn::Store(hn::Add(hn::Load(d, to + i), hn::Load(d, from + i)), d, to + i);
         }
-      }
+      };
+      add({strip_keys_.start, owned.start}, size_of(owned));
+      add({owned.end, strip_keys_.end}, -size_of(owned));
     }
   }
 
@@ -149,13 +149,13 @@ class TileSweep : protected SweepMemory {
  protected:
   using SweepMemory::SweepMemory;
 
-  /// Where a task has all keys of a circular last axis, it needs no query twice: the sums at places past the ends are
-  /// those of keys inside. A sweep of dense blocks says itself when.
-  void fold_row() {
+  /// make_row(); where a task has all keys of a circular last axis, it needs no query twice: the sums at places past
+  /// the ends are those of keys inside. A sweep of dense blocks says itself when.
+  void make_folded_row() {
     AxisPart& part = region_.part[2];
     const AxisGroup& group = *group_[2];
     const bool is_whole = group.key_rows.period > 0 && size_of(part.owned_keys) == group.key_rows.period;
-    if (!is_whole || size_of(part.queries) <= group.outputs.period) return;
+    if (!is_whole || size_of(part.queries) <= group.outputs.period) return make_row();
     is_folded_ = true;
     AxisPart once = make_part(group, group.owned_queries, {true, false}, true);
     once.owned_keys = part.owned_keys;
@@ -329,7 +329,7 @@ class TileSweep : protected SweepMemory {
   }
 
   std::vector<std::vector<QueryRow>> rows_;  ///< of every row of keys of the block
-  bool is_folded_ = false;                   ///< see fold_row()
+  bool is_folded_ = false;                   ///< see make_folded_row()
 
  private:
   bool is_careful(const Tile& tile) const { return met_infinity_ && tile.is_masked; }
