@@ -292,8 +292,8 @@ KernelText Writer::text() const {
   if (plan_.engine == Engine::warpgroup) {
     k.header += warpgroup_product("multiply_block", p_.query_type, plan_.block, true, false) +
                 warpgroup_product("multiply_block_shared", p_.query_type, plan_.block, false, false) +
-                warpgroup_product("multiply_a", p_.query_type, plan_.a.channels, true, true) +
-                warpgroup_product("multiply_b", p_.query_type, plan_.b.channels, true, true);
+                warpgroup_product("multiply_a", p_.query_type, plan_.a.width, true, true) +
+                warpgroup_product("multiply_b", p_.query_type, plan_.b.width, true, true);
   }
   for (const char* body : shared_bodies(kernel_, plan_.engine, target_.platform, has_extra_)) k.header += body;
   k.header += kernel_.bodies[static_cast<int>(plan_.engine)];

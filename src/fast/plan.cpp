@@ -282,9 +282,9 @@ int Plan::dynamic_bytes() const {
   for (int axis = 0; axis < kAxes && penalties; ++axis) {
     table += (axis == split_axis ? warpgroups : 1) * reach[axis] * (mask_channels[axis] / 2) * 4;
   }
-  const int rows = block * 2 * (a.channels + b.channels);
+  const int rows = block * 2 * (a.width + b.width);
   const int stage = rows + block * numbers + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
-  const int held = hold_shared == 0 ? 0 : 64 * 2 * (a.channels + (hold_shared > 1 ? b.channels : 0));
+  const int held = hold_shared == 0 ? 0 : 64 * 2 * (a.width + (hold_shared > 1 ? b.width : 0));
   return stages * stage + warpgroups * held + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
 }
 

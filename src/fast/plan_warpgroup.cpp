@@ -11,10 +11,10 @@ namespace {
 /// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
 bool suits_warpgroup(const Problem& p, const KernelRow& kernel, Target target) {
   const std::int64_t most = kernel.tile_class == TileClass::forward ? 256 : 128;  // sums of gradients fill registers
-  const auto fits = [&](std::int64_t channels) { return channels % 16 == 0 && channels <= most; };
+  const auto fits = [&](std::int64_t channels) { return channels % 8 == 0 && channels <= most; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !p.has_rpb && !kernel.attends_extra(p);  // producers and mask know one region, that of the windows
+         !p.has_rpb;
 }
 
 /// Axes of more than one token.
@@ -112,6 +112,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   const bool keys = kernel.holds_keys(), forward = kernel.tile_class == TileClass::forward;
   if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
   const Shape shape = forward ? shape_of_forward(p) : shape_of_gradient(p);
+  for (Stream* s : {&plan.a, &plan.b}) s->width = ceil_div(s->channels, 16) * 16;
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
@@ -132,7 +133,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
   // Beside the sums of both gradients registers hold up to 128 channels more.
-  if (!forward) plan.hold_shared = keys && p.head_dim + p.value_dim > 128 ? 2 : 0;
+  if (!forward) plan.hold_shared = keys && plan.a.width + plan.b.width > 128 ? 2 : 0;
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
   plan.extent[plan.split_axis] *= plan.warpgroups;

@@ -232,16 +232,16 @@ int on_warpgroups(const Problem& p) {
 
 TEST(Warpgroups, TakeHalfTypesWithoutBias) {
   for (const FloatType type : {f16, bf16}) {
-    for (const std::int64_t dim : {48, 64, 80, 96, 128}) {
+    for (const std::int64_t dim : {40, 48, 64, 72, 80, 96, 120, 128}) {
       EXPECT_EQ(on_warpgroups(long_attention(type, dim, dim)), 3) << dim;
       EXPECT_EQ(on_warpgroups(long_attention(type, dim, 144 - dim)), 3) << dim;
     }
-    for (const std::int64_t dim : {144, 192, 256}) {  // the forward alone
+    for (const std::int64_t dim : {136, 144, 192, 256}) {  // the forward alone
       EXPECT_EQ(on_warpgroups(long_attention(type, dim, dim)), 1) << dim;
       EXPECT_EQ(on_warpgroups(long_attention(type, 64, dim)), 1) << dim;
       EXPECT_EQ(on_warpgroups(long_attention(type, dim, 64)), 1) << dim;
     }
-    for (const std::int64_t dim : {8, 40, 136}) {
+    for (const std::int64_t dim : {12, 36, 100, 264}) {
       EXPECT_EQ(on_warpgroups(long_attention(type, dim, 64)), 0) << dim;
       EXPECT_EQ(on_warpgroups(long_attention(type, 64, dim)), 0) << dim;
     }

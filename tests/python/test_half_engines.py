@@ -33,6 +33,11 @@ CASES = [
     Case((300,), (90,), batch=2, lengths=((300,), (131,)), is_causal=(True,), heads=2, dim=96, dtype=BF16),
     Case((40, 1, 1), (9, 1, 1), is_causal=(True, False, False), dim=112, dtype=BF16),
     Case((9, 14), (3, 5), heads=2, kv_heads=1, dim=256, dtype=F16),
+    Case((24, 19), (7, 6), heads=2, kv_heads=1, dim=72, dtype=F16),
+    Case((140,), (33,), is_causal=(True,), batch=2, dim=40, value_dim=56, dtype=BF16, scale=-0.4),
+    Case((9, 8, 10), (3, 5, 4), stride=(1, 2, 1), dim=24, value_dim=8, dtype=F16),
+    Case((13, 16), (5, 4), dilation=(2, 3), dim=120, value_dim=104, dtype=F16),
+    Case((60,), (40,), heads=2, dim=200, value_dim=136, dtype=F16, scale=-0.1),
     Case((50,), (17,), dilation=(2,), is_causal=(True,), dim=192, value_dim=64, dtype=BF16),
     Case((6, 7, 5), (3, 4, 3), is_circular=(False, True, False), dim=133, value_dim=160, dtype=F16),
     Case((300,), (90,), span=((100, 120, 50, 230),), heads=4, kv_heads=2, dim=64, dtype=F16),
@@ -124,6 +129,9 @@ EXTRA = [
     Case((12, 15), (5, 6), is_circular=(True, False), heads=2, kv_heads=1, dim=128, extra=17, dtype=F16, rpb=True),
     Case((50,), (17,), dilation=(2,), is_causal=(True,), dim=192, value_dim=64, extra=40, dtype=BF16),
     Case((30,), (6,), is_causal=(True,), span=((29, 1, 24, 6),), heads=4, kv_heads=2, dim=64, extra=130, dtype=F16),
+    Case((32, 32), (16, 16), gna_stride=(16, 8), heads=2, dim=128, extra=77, dtype=F16),
+    Case((22, 19), (7, 6), is_circular=(True, False), heads=2, dim=72, value_dim=88, extra=70, dtype=F16),
+    Case((24, 33), (6, 7), (), (2, 3), (True, False), heads=2, dim=96, value_dim=80, extra=64, dtype=BF16, scale=-0.2),
     Case((40, 11), (5, 4), span=((20, 9, 17, 15), (0, 6, 0, 9)), dim=16, extra=3, dtype=F16, rpb=True),
 ]
 

@@ -213,9 +213,13 @@ NATTEN_FN void copy_rows(NA_THREADGROUP T* to, View<P> from, const NA_THREADGROU
   if (index >= kAtOnce * kVectors) return;
   const P data = from.data + channel * from.channel;
   to += channel;
-  if (kChannels % NA_VECTOR == 0 && from.vectors && channel < kChannels) {
+  if (kChannels % NA_VECTOR == 0 && from.vectors) {
     for (int row = first; row < rows; row += kAtOnce) {
-      copy_to_tile<NA_VECTOR>(to + row * kPitch, data + offsets[row]);
+      if (kWidth <= kChannels || channel < kChannels) {
+        copy_to_tile<NA_VECTOR>(to + row * kPitch, data + offsets[row]);
+      } else {
+        clear_tile<NA_VECTOR>(to + row * kPitch);
+      }
     }
   } else {
     for (int row = first; row < rows; row += kAtOnce) {

@@ -98,5 +98,10 @@ NATTEN_FN void copy_to_tile(T* to, const T* from) {
     copy_async<kBytes>(to + i, from + i);
   }
 }
+template <int N, class T>
+NATTEN_FN void clear_tile(T* to) {
+  const float zeros[N] = {};
+  store_device<N>(to, zeros);
+}
 
 }  // namespace natten

@@ -110,6 +110,10 @@ inline void copy_to_tile(threadgroup T* to, const device T* from) {
     *(threadgroup metal::vec<T, 4>*)(to + i) = *(const device metal::vec<T, 4>*)(from + i);
   }
 }
+template <int N, class T>
+inline void clear_tile(threadgroup T* to) {
+  NA_UNROLL for (int i = 0; i < N; i += 4) * (threadgroup metal::vec<T, 4>*)(to + i) = metal::vec<T, 4>(T(0.0f));
+}
 inline void wait_for_copies() {}
 
 }  // namespace natten

@@ -45,9 +45,9 @@ NATTEN_FN void swap_words(unsigned& low, unsigned& high, int lane, int distance)
   (upper ? low : high) = got;
 }
 
-/// Row r of the thread's sums, times `factor`, to a row of a dense array; 0 where it is not `inside`. Called by all of
-/// the warp.
-template <int kBlocks, class T>
+/// Row r of the thread's sums, times `factor`, to a row of kChannels, a multiple of 8, of a dense array; 0 where it is
+/// not `inside`. Called by all of the warp.
+template <int kChannels, int kBlocks, class T>
 NATTEN_FN void store_sums(T* to, const float (&from)[kBlocks][4], int r, float factor, bool stored, bool inside) {
   const int lane = hardware_lane() % 4;
   NA_UNROLL for (int g = 0; g < kBlocks; g += 4) {
@@ -61,7 +61,7 @@ NATTEN_FN void store_sums(T* to, const float (&from)[kBlocks][4], int r, float f
     swap_words(w[2], w[3], lane, 1);
     swap_words(w[0], w[2], lane, 2);
     swap_words(w[1], w[3], lane, 2);
-    if (stored && g + lane < kBlocks) {
+    if (stored && g + lane < kChannels / 8) {
       *reinterpret_cast<uint4*>(to + 8 * (g + lane)) = make_uint4(w[0], w[1], w[2], w[3]);
     }
   }

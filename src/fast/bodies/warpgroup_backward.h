@@ -12,8 +12,8 @@ struct WarpgroupBackward {
   unsigned held;  ///< address of rows of A in shared memory, which rows of B follow
   unsigned ones[4];
   float lse[2], delta[2];  ///< of queries that are held
-  float sum_a[NA_A_CHANNELS / 8][4];
-  float sum_b[NA_B_CHANNELS / 8][4];
+  float sum_a[NA_A_WIDTH / 8][4];
+  float sum_b[NA_B_WIDTH / 8][4];
   unsigned weights[NA_BLOCK / 16][4], gradients[NA_BLOCK / 16][4];  ///< operands
 
   template <class A, class B, class LseP, class DeltaP>
@@ -42,18 +42,18 @@ struct WarpgroupBackward {
   }
 
   NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
-    multiply_by_held<NA_A_CHANNELS, kInRegisters>(logits, held_a, held, stage);
+    multiply_by_held<NA_A_WIDTH, kInRegisters>(logits, held_a, held, stage);
     if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
     commit_products();
   }
   NATTEN_FN void begin_gradients(float (&products)[NA_BLOCK / 8][4], unsigned stage) {
-    multiply_by_held<NA_B_CHANNELS, kInRegisters>(products, held_b, held + Stages::kHeldA, stage);
+    multiply_by_held<NA_B_WIDTH, kInRegisters>(products, held_b, held + Stages::kHeldA, stage);
     commit_products();
   }
   NATTEN_FN void begin_sums_a(unsigned stage) {
     pin(sum_a);
     begin_products();
-    typedef Panels<NA_A_CHANNELS> Layout;
+    typedef Panels<NA_A_WIDTH> Layout;
     NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
       multiply_a(sum_a, gradients[s], Layout::along(stage) + Layout::along_step(s), 1);
     }
@@ -62,7 +62,7 @@ struct WarpgroupBackward {
   NATTEN_FN void begin_sums_b(unsigned stage) {
     pin(sum_b);
     begin_products();
-    typedef Panels<NA_B_CHANNELS> Layout;
+    typedef Panels<NA_B_WIDTH> Layout;
     NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
       multiply_b(sum_b, weights[s], Layout::along(stage) + Layout::along_step(s), 1);
     }
@@ -113,7 +113,7 @@ struct WarpgroupBackward {
   /// are not finite. Adds to the sums.
   template <class HeldA, class HeldB, class A, class B, class LseP, class DeltaP>
   NATTEN_FN void redo(View<HeldA> held_a, View<HeldB> held_b, View<A> a, View<B> b, View<LseP> lses,
-                      View<DeltaP> deltas, const Items& items) {
+                      View<DeltaP> deltas, View<A> extra_a, View<B> extra_b, int extra, const Items& items) {
     const int lane = hardware_lane() % 4;
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       int extent[3], count = 1;
@@ -124,20 +124,20 @@ struct WarpgroupBackward {
       const HeldA row_a = held_a.data + offset_of(held_a, items.position[r]);
       const HeldB row_b = held_b.data + offset_of(held_b, items.position[r]);
       const int most = __reduce_max_sync(0xffffffffu, count);
-      _Pragma("unroll 1") for (int n = 0; n < most; ++n) {
+      _Pragma("unroll 1") for (int n = -extra; n < most; ++n) {
         const bool on = n < count;
-        const int m = on ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
+        const int m = on && n > 0 ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
         const int p[3] = {items.met[r][0].start + m / columns / rows, items.met[r][1].start + m / columns % rows,
                           items.met[r][2].start + m % columns};
-        const A from_a = a.data + offset_of(a, p);
-        const B from_b = b.data + offset_of(b, p);
+        const MetRow<A> from_a(a, extra_a, n, p);
+        const MetRow<B> from_b(b, extra_b, n, p);
         float logit = 0.0f, product = 0.0f;
         if (on) {
           NA_UNROLL for (int c = lane; c < NA_A_CHANNELS; c += 4) {
-            logit += float(row_a[c * held_a.channel]) * float(from_a[c * a.channel]);
+            logit += float(row_a[c * held_a.channel]) * from_a[c];
           }
           NA_UNROLL for (int c = lane; c < NA_B_CHANNELS; c += 4) {
-            product += float(row_b[c * held_b.channel]) * float(from_b[c * b.channel]);
+            product += float(row_b[c * held_b.channel]) * from_b[c];
           }
         }
         logit = sum_row(logit);
@@ -149,13 +149,13 @@ struct WarpgroupBackward {
         const float gradient = weight * (product - backward_delta(delta_of_query, lse_of_query));
         NA_UNROLL for (int j = 0; j < NA_A_CHANNELS / 8; ++j) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
-            sum_a[j][2 * r + e] += gradient * float(from_a[(8 * j + 2 * lane + e) * a.channel]);
+            sum_a[j][2 * r + e] += gradient * from_a[8 * j + 2 * lane + e];
           }
         }
         if (kQueries) continue;
         NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
-            sum_b[j][2 * r + e] += weight * float(from_b[(8 * j + 2 * lane + e) * b.channel]);
+            sum_b[j][2 * r + e] += weight * from_b[8 * j + 2 * lane + e];
           }
         }
       }
@@ -168,14 +168,14 @@ struct WarpgroupBackward {
       const bool stored = is_stored<kQueries>(tile, r), inside = is_inside<kQueries>(tile, r);
       if (!kQueries) {
         const Offset row = stored ? dense_row<false>(tile, r) : 0;
-        store_sums(to_a + row * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
-        store_sums(to_b + row * NA_B_CHANNELS, sum_b, r, 1.0f, stored, inside);
+        store_sums<NA_A_CHANNELS>(to_a + row * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
+        store_sums<NA_B_CHANNELS>(to_b + row * NA_B_CHANNELS, sum_b, r, 1.0f, stored, inside);
         continue;
       }
       // Of queries in an array like query, with 0 in the rows that a stride skips.
       const QueryRows rows = query_rows_of(tile, r);
       const Offset own = stored ? token_row(tile, rows.own[0], rows.own[1], rows.own[2]) : 0;
-      store_sums(to_a + own * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
+      store_sums<NA_A_CHANNELS>(to_a + own * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
       if (NA_STRIDE_0 * NA_STRIDE_1 * NA_STRIDE_2 == 1 || !stored) continue;
       for (int t0 = rows.start[0]; t0 < rows.end[0]; ++t0) {
         for (int t1 = rows.start[1]; t1 < rows.end[1]; ++t1) {
@@ -192,12 +192,13 @@ struct WarpgroupBackward {
   }
 };
 
-/// One warpgroup's work on the blocks of one tile that it meets. The last products with a block run beside the first
+/// One warpgroup's work on some blocks of one tile. The last products with a block run beside the first
 /// ones with the next, where registers suffice for both.
-template <bool kQueries>
-NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, Ring& ring, Range<int> all,
-                       const Range<int> (&row)[2], Range<int> active, int warpgroup) {
-  constexpr bool kBeside = kQueries && NA_A_CHANNELS + NA_B_CHANNELS <= 128;
+template <bool kExtra, bool kQueries>
+NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, Ring& ring, const Blocks& blocks,
+                       int warpgroup) {
+  constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
+  constexpr bool kBeside = kQueries && NA_A_WIDTH + NA_B_WIDTH <= 128;
   float weights[NA_BLOCK / 8][4];
   int last = -1;  // stage of the block before
   const auto finish_last = [&] {
@@ -207,13 +208,9 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
     release(stages.empty_a(last));
     release(stages.empty_b(last));
   };
-  _Pragma("unroll 1") for (int block = active.start; block < active.end; ++block) {
+  _Pragma("unroll 1") for (int block = blocks.met.start; block < blocks.met.end; ++block) {
     const unsigned a = stages.address + Stages::a(ring.stage), b = stages.address + Stages::b(ring.stage);
     const unsigned numbers = stages.address + Stages::numbers(ring.stage);
-    const auto mask = [&] {
-      const int first = block * NA_BLOCK;
-      if (NA_MASK == kMaskRow && (first < all.start || first + NA_BLOCK > all.end)) mask_row(weights, first, row);
-    };
     wait_until_full(stages.full_a(ring.stage), ring.phase);
     body.begin_logits(weights, a, stages.address + Stages::penalties(ring.stage, warpgroup));
     if constexpr (WarpgroupBackward<kQueries>::kInRegisters) {
@@ -223,7 +220,7 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
       wait_for_products<1>();
       if (kBeside) finish_last();
       pin(weights);
-      mask();
+      if (kCompared) mask_row(weights, block, blocks);
       body.weigh(weights, numbers);
       if (kQueries) {
         hold_back(weights, stages.address);
@@ -239,7 +236,7 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
     } else {  // registers for one of both alone
       wait_for_products<0>();
       pin(weights);
-      mask();
+      if (kCompared) mask_row(weights, block, blocks);
       wait_until_full(stages.full_b(ring.stage), ring.phase);
       body.weigh(weights, numbers);
       pack(body.weights, weights);
@@ -297,10 +294,11 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
       make_penalty_table<kQueries>(stages, tile, f, thread);
       _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
         if constexpr (kQueries) {
-          produce(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), NoNumbers{}, thread);
+          produce_extra(stages, ring, tile, streamed_a, streamed_b, h / NA_HEAD_GROUP, thread);
+          produce<false>(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), NoNumbers{}, thread);
         } else {
           const QueryNumbers numbers(view(lse, Indexed::queries, tile, h), view(delta, Indexed::queries, tile, h));
-          produce(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), numbers, thread);
+          produce<false>(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), numbers, thread);
         }
       }
     }
@@ -318,15 +316,14 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
           const Items items = items_of<kQueries>(tile);
           const FlatRegion f = flat_region_of(tile);
           const WarpgroupSpan span = span_of<kQueries>(tile, f, warpgroup);
-          Range<int> row[2];
-          rows_of(row, tile, items);
+          const Blocks blocks = blocks_of(span, tile, items), tokens = blocks_of_extra(extra_count(streamed_a));
           body.prepare(stages, tile, items, held_of(held_a, tile, Indexed::query_tokens),
                        held_of(held_b, tile, Indexed::queries), lse, delta, warpgroup, scale < 0.0f);
-          const Range<int> active = active_blocks(span);
-          const int past = ceil_div(f.size, NA_BLOCK) - active.end;
+          const int past = ceil_div(f.size, NA_BLOCK) - blocks.met.end;
+          if (NA_HAS_EXTRA) consume<true>(body, stages, ring, tokens, warpgroup);
           _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
-            skip_blocks(stages, ring, active.start);
-            consume(body, stages, ring, span.all, row, active, warpgroup);
+            skip_blocks(stages, ring, blocks.met.start);
+            consume<false>(body, stages, ring, blocks, warpgroup);
             skip_blocks(stages, ring, past);
           }
         }
@@ -343,9 +340,12 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
         clear_blocks(body.sum_a);
         clear_blocks(body.sum_b);
         _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
-          body.redo(held_of(held_a, tile, Indexed::query_tokens), held_of(held_b, tile, Indexed::queries),
-                    view_a(tile, h), view_b(tile, h), view(lse, Indexed::queries, tile, h),
-                    view(delta, Indexed::queries, tile, h), items);
+          const View<StreamedA> a = view_a(tile, h);
+          const View<StreamedB> b = view_b(tile, h);
+          body.redo(held_of(held_a, tile, Indexed::query_tokens), held_of(held_b, tile, Indexed::queries), a, b,
+                    view(lse, Indexed::queries, tile, h), view(delta, Indexed::queries, tile, h),
+                    extra_or(a, streamed_a, tile, h / NA_HEAD_GROUP), extra_or(b, streamed_b, tile, h / NA_HEAD_GROUP),
+                    extra_count(streamed_a), items);
         }
       }
       body.store(tile, to_a, to_b, scale);

@@ -8,7 +8,7 @@ struct WarpgroupForward {
   Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> query;
   unsigned held;  ///< address of its rows in shared memory
   unsigned ones[4];
-  float out[NA_B_CHANNELS / 8][4];
+  float out[NA_B_WIDTH / 8][4];
   float maximum[2];  ///< of logits without the factor; with it in the end
   float sum[2];      ///< of this thread's keys
   unsigned weights[NA_BLOCK / 16][4];
@@ -27,7 +27,7 @@ struct WarpgroupForward {
     if constexpr (kInRegisters) {
       query.load(from, items, lane_of(threadIdx.x));
       if (is_negative) {
-        NA_UNROLL for (int s = 0; s < NA_A_CHANNELS / 16; ++s) {
+        NA_UNROLL for (int s = 0; s < NA_A_WIDTH / 16; ++s) {
           NA_UNROLL for (int h = 0; h < 4; ++h) query.v[s][h] ^= 0x80008000u;
         }
       }
@@ -43,7 +43,7 @@ struct WarpgroupForward {
   }
 
   NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
-    multiply_by_held<NA_A_CHANNELS, kInRegisters>(logits, query, held, stage);
+    multiply_by_held<NA_A_WIDTH, kInRegisters>(logits, query, held, stage);
     if (NA_MASK == kMaskUnits) multiply_block(logits, ones, penalty_descriptor(penalties), 1);
     commit_products();
   }
@@ -51,7 +51,7 @@ struct WarpgroupForward {
   NATTEN_FN void begin_sums(unsigned stage) {
     pin(out);
     begin_products();
-    typedef Panels<NA_B_CHANNELS> Layout;
+    typedef Panels<NA_B_WIDTH> Layout;
     const unsigned long long values = Layout::along(stage);
     NA_UNROLL for (int s = 0; s < NA_BLOCK / 16; ++s) {
       multiply_b(out, weights[s], values + Layout::along_step(s), 1);
@@ -93,7 +93,7 @@ struct WarpgroupForward {
     return grown;
   }
   NATTEN_FN void shrink(const float (&shrunk)[2]) {
-    NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+    NA_UNROLL for (int j = 0; j < NA_B_WIDTH / 8; ++j) {
       NA_UNROLL for (int e = 0; e < 4; ++e) out[j][e] *= shrunk[e / 2];
     }
   }
@@ -101,7 +101,8 @@ struct WarpgroupForward {
   /// The same for one warp without matrix units, without rounding, and with only the pairs that meet: for tiles whose
   /// results are not finite.
   template <class QueryP, class KeyP, class ValueP>
-  NATTEN_FN void redo(View<QueryP> query, View<KeyP> key, View<ValueP> value, const Items& items, float signed_factor) {
+  NATTEN_FN void redo(View<QueryP> query, View<KeyP> key, View<ValueP> value, View<KeyP> extra_key,
+                      View<ValueP> extra_value, int extra, const Items& items, float signed_factor) {
     const int lane = hardware_lane() % 4;
     clear_blocks(out);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
@@ -114,16 +115,16 @@ struct WarpgroupForward {
       }
       const QueryP row = query.data + offset_of(query, items.position[r]);
       const int most = __reduce_max_sync(0xffffffffu, count);
-      _Pragma("unroll 1") for (int n = 0; n < most; ++n) {
+      _Pragma("unroll 1") for (int n = -extra; n < most; ++n) {
         const bool on = n < count;
-        const int m = on ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
+        const int m = on && n > 0 ? n : 0, columns = greater(extent[2], 1), rows = greater(extent[1], 1);
         const int p[3] = {items.met[r][0].start + m / columns / rows, items.met[r][1].start + m / columns % rows,
                           items.met[r][2].start + m % columns};
-        const KeyP k = key.data + offset_of(key, p);
+        const MetRow<KeyP> k(key, extra_key, n, p);
         float logit = 0.0f;
         if (on) {
           NA_UNROLL for (int c = lane; c < NA_A_CHANNELS; c += 4) {
-            logit += float(row[c * query.channel]) * float(k[c * key.channel]);
+            logit += float(row[c * query.channel]) * k[c];
           }
         }
         logit = sum_row(logit) * signed_factor;
@@ -132,10 +133,10 @@ struct WarpgroupForward {
         const float weight = exp2_of(logit - highest);
         maximum[r] = highest;
         sum[r] = sum[r] * shrunk + (lane == 0 ? weight : 0.0f);
-        const ValueP v = value.data + offset_of(value, p);
+        const MetRow<ValueP> v(value, extra_value, n, p);
         NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
-            out[j][2 * r + e] = out[j][2 * r + e] * shrunk + weight * float(v[(8 * j + 2 * lane + e) * value.channel]);
+            out[j][2 * r + e] = out[j][2 * r + e] * shrunk + weight * v[8 * j + 2 * lane + e];
           }
         }
       }
@@ -151,24 +152,22 @@ struct WarpgroupForward {
       if (stored && tile.lane == 0) {
         lse[row] = inside ? (is_empty ? -NA_INFINITY : maximum[r] + log2_of(all)) * NA_LN_2 : 0.0f;
       }
-      store_sums(to + row * NA_B_CHANNELS, out, r, inverse, stored, inside && !is_empty);
+      store_sums<NA_B_CHANNELS>(to + row * NA_B_CHANNELS, out, r, inverse, stored, inside && !is_empty);
     }
   }
 };
 
-/// A warpgroup's work on the blocks of one tile that it meets, after which `body` has its sums: a block's logits'
-/// products run beside the products of the block before with values.
-NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, Range<int> all,
-                       const Range<int> (&row)[2], Range<int> blocks, Range<int> shared, int warpgroup) {
+/// A warpgroup's work on some blocks of one tile, after which `body` has their sums: a block's logits' products run
+/// beside the products of the block before with values. In `shared` blocks it takes turns with the other warpgroup.
+template <bool kExtra>
+NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, const Blocks& blocks,
+                       Range<int> shared, int warpgroup) {
+  constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
   const auto begin_logits = [&] {
     body.begin_logits(logits, stages.address + Stages::a(keys.stage),
                       stages.address + Stages::penalties(keys.stage, warpgroup));
-  };
-  const auto mask = [&](int block) {
-    const int first = block * NA_BLOCK;
-    if (NA_MASK == kMaskRow && (first < all.start || first + NA_BLOCK > all.end)) mask_row(logits, first, row);
   };
   wait_until_full(stages.full_a(keys.stage), keys.phase);
   begin_logits();
@@ -176,10 +175,12 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
   pin(logits);
   release(stages.empty_a(keys.stage));
   keys.advance();
-  mask(blocks.start);
-  body.weigh(logits, shrunk);  // there are no sums yet that could shrink
+  if (kCompared) mask_row(logits, blocks.met.start, blocks);
+  body.weigh(logits, shrunk);
+  if (NA_HAS_EXTRA && !kExtra)
+    body.shrink(shrunk);  // there are no sums yet that could shrink, but those of additional tokens
   pack(body.weights, logits);
-  _Pragma("unroll 1") for (int block = blocks.start + 1; block < blocks.end; ++block) {
+  _Pragma("unroll 1") for (int block = blocks.met.start + 1; block < blocks.met.end; ++block) {
     wait_until_full(stages.full_a(keys.stage), keys.phase);
     const bool in_turn = NA_PING_PONG && block >= shared.start && block < shared.end;
     if (in_turn) named_barrier(1 + warpgroup, 256);
@@ -190,7 +191,7 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
     wait_for_products<1>();
     pin(logits);
     release(stages.empty_a(keys.stage));
-    mask(block);
+    if (kCompared) mask_row(logits, block, blocks);
     const bool grown = body.weigh(logits, shrunk);
     hold_back(body.sum[0] + body.sum[1], stages.address);
     wait_for_products<0>();
@@ -231,8 +232,9 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
       const FlatRegion f = flat_region_of(tile);
       const int thread = threadIdx.x - 128 * NA_WARPGROUPS;
       make_penalty_table<true>(stages, tile, f, thread);
-      produce(stages, ring, tile, f, view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
-              view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), NoNumbers{}, thread);
+      produce_extra(stages, ring, tile, key, value, head / NA_HEAD_GROUP, thread);
+      produce<false>(stages, ring, tile, f, view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
+                     view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), NoNumbers{}, thread);
     }
   } else {
     take_registers();
@@ -248,18 +250,21 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
         Items items = items_of<true>(tile);
         const FlatRegion f = flat_region_of(tile);
         const WarpgroupSpan span = span_of<true>(tile, f, warpgroup);
-        const Range<int> active = active_blocks(span);
-        Range<int> shared = {0, 0}, row[2];
+        const Blocks blocks = blocks_of(span, tile, items), tokens = blocks_of_extra(extra_count(key));
+        Range<int> shared = {0, 0}, shared_tokens = {0, 0};
         if (NA_PING_PONG) {
           const Range<int> other = active_blocks(span_of<true>(tile, f, 1 - warpgroup));
-          shared = Range<int>{greater(active.start, other.start) + 1, lesser(active.end, other.end)};
+          shared = Range<int>{greater(blocks.met.start, other.start) + 1, lesser(blocks.met.end, other.end)};
+          if (other.end > 0) shared_tokens = Range<int>{1, tokens.met.end};
         }
-        rows_of(row, tile, items);
-        skipped = ceil_div(f.size, NA_BLOCK) - active.end;
-        if (active.end > 0) {
+        skipped = ceil_div(f.size, NA_BLOCK) - blocks.met.end;
+        if (blocks.met.end == 0) {
+          skipped += tokens.met.end;
+        } else {
           body.prepare(stages, tile, items, view(query, Indexed::query_tokens, tile, head), warpgroup, scale < 0.0f);
-          skip_blocks(stages, ring, active.start);
-          consume(body, stages, ring, span.all, row, active, shared, warpgroup);
+          if (NA_HAS_EXTRA) consume<true>(body, stages, ring, tokens, shared_tokens, warpgroup);
+          skip_blocks(stages, ring, blocks.met.start);
+          consume<false>(body, stages, ring, blocks, shared, warpgroup);
           if (kAgain) {
             Axes again = axes;
             forget(again);
@@ -274,9 +279,11 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
             body.maximum[r] *= body.factor;
           }
           if (any_lane(!good)) {
-            body.redo(view(query, Indexed::query_tokens, tile, head),
-                      view(key, Indexed::keys, tile, head / NA_HEAD_GROUP),
-                      view(value, Indexed::keys, tile, head / NA_HEAD_GROUP), items, scale * NA_LOG2_E);
+            const View<KeyP> keys = view(key, Indexed::keys, tile, head / NA_HEAD_GROUP);
+            const View<ValueP> values = view(value, Indexed::keys, tile, head / NA_HEAD_GROUP);
+            body.redo(view(query, Indexed::query_tokens, tile, head), keys, values,
+                      extra_or(keys, key, tile, head / NA_HEAD_GROUP),
+                      extra_or(values, value, tile, head / NA_HEAD_GROUP), extra_count(key), items, scale * NA_LOG2_E);
           }
         }
       }

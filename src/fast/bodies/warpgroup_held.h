@@ -20,7 +20,7 @@ struct RowsToHold {
   }
   template <int kChannels, class P>
   NATTEN_FN void copy(const Stages& stages, const Tile& tile, View<P> from, int to) const {
-    const Source<kChannels, P, kHeldRows> source(from, tile);
+    const Source<kChannels, P, kHeldRows> source(from);
     source.template copy<kOfWarp>(stages.address, stages.base, to, source.distance_of(position), position,
                                   kOfWarp * warp, kOfWarp);
   }
@@ -32,7 +32,7 @@ struct RowsToHold {
   /// Changes the signs of the warp's rows, between copy() and finish().
   template <int kChannels>
   NATTEN_FN void negate(const Stages& stages, int at) const {
-    typedef Panels<kChannels, kHeldRows> Layout;
+    typedef Panels<padded_channels(kChannels), kHeldRows> Layout;
     wait_for_copies();
     __syncwarp();
     for (int panel = 0; panel < Layout::kBytes / Layout::kPanelBytes; ++panel) {
@@ -44,14 +44,14 @@ struct RowsToHold {
 };
 
 /// Begins the product of held rows with a stage's rows, which are its columns.
-template <int kChannels, bool kInRegisters, class Rows>
+template <int kWidth, bool kInRegisters, class Rows>
 NATTEN_FN void multiply_by_held(float (&c)[NA_BLOCK / 8][4], const Rows& registers, unsigned held, unsigned stage) {
-  typedef Panels<kChannels> Layout;
-  typedef Panels<kChannels, kHeldRows> HeldLayout;
+  typedef Panels<kWidth> Layout;
+  typedef Panels<kWidth, kHeldRows> HeldLayout;
   pin(c);
   begin_products();
   const unsigned long long right = Layout::across(stage);
-  NA_UNROLL for (int s = 0; s < kChannels / 16; ++s) {
+  NA_UNROLL for (int s = 0; s < kWidth / 16; ++s) {
     if constexpr (kInRegisters) {
       multiply_block(c, registers.v[s], right + Layout::across_step(s), s > 0);
     } else {

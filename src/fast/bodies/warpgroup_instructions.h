@@ -43,6 +43,11 @@ template <class P>
 NATTEN_FN void copy_piece(unsigned to, P from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+/// The same, or zeros.
+template <class P>
+NATTEN_FN void copy_piece(unsigned to, P from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
+}
 NATTEN_FN void copy_number(unsigned to, const float* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }

@@ -1,8 +1,6 @@
 // Which pairs of a block do not meet (NA_MASK): a comparison where the region is one row, else a product.
 namespace natten {
 
-constexpr int kMaskUnits = 1, kMaskRow = 2;  // NA_MASK, if anything has to be masked
-
 /// Of logits, to powers of two; below it the penalties of pairs that do not meet are not penalties.
 constexpr float kLeastFactor = 1e-6f;
 
@@ -98,12 +96,14 @@ NATTEN_FN void load_ones(unsigned (&to)[4], bool negative) {
   NA_UNROLL for (int h = 0; h < 4; ++h) asm volatile("" : "+r"(to[h]));  // now, not among products
 }
 
-/// Where the region is one row, a comparison masks.
-NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int first, const Range<int> (&row)[2]) {
+/// Where the region is one row, or additional tokens, a comparison masks the blocks that not all meet.
+NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int block, const Blocks& blocks) {
+  const int first = block * NA_BLOCK;
+  if (first >= blocks.all.start && first + NA_BLOCK <= blocks.all.end) return;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
     NA_UNROLL for (int e = 0; e < 4; ++e) {
       const int n = first + 8 * i + hardware_lane() % 4 * 2 + e % 2;
-      if (n < row[e / 2].start || n >= row[e / 2].end) logits[i][e] = -NA_INFINITY;
+      if (n < blocks.row[e / 2].start || n >= blocks.row[e / 2].end) logits[i][e] = -NA_INFINITY;
     }
   }
 }

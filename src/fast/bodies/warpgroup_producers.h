@@ -10,22 +10,32 @@ constexpr int kWarpRows = kEvenRows < 32 ? kEvenRows : 32;
 /// them can be, for what makes producers slow is latency: few registers, long chains.
 template <int kChannels, class P, int kLayoutRows = NA_BLOCK>
 struct Source {
-  typedef Panels<kChannels, kLayoutRows> Layout;
-  static constexpr int kPieces = kChannels / 8;
+  static constexpr int kWidth = padded_channels(kChannels);
+  typedef Panels<kWidth, kLayoutRows> Layout;
+  static constexpr int kPieces = kWidth / 8;
+  static constexpr bool kPadded = kWidth > kChannels;    ///< with a piece of zeros
   static constexpr bool kWholeRows = 32 % kPieces == 0;  ///< a warp copies whole rows at once
   View<P> from;
   int step[3];
   bool fast;  ///< whether copy() takes the distance, and not the position
 
-  NATTEN_FN Source(View<P> view, const Tile& tile) : from(view) {
+  NATTEN_FN explicit Source(View<P> view) : from(view) {
     Offset most = 0;
     NA_UNROLL for (int a = 0; a < 3; ++a) {
       step[a] = int(view.step[a] / 8);
-      const int positions = greater(tile.groups[a].places, tile.groups[a].queries);
-      most += (view.step[a] < 0 ? -view.step[a] : view.step[a]) / 8 * positions;
+      most += (view.step[a] < 0 ? -view.step[a] : view.step[a]) / 8 * view.period[a];
     }
     fast = view.vectors && most < 1 << 30;
-    from.data += fast && kWholeRows ? hardware_lane() % kPieces * 8 : 0;
+    from.data += fast && kWholeRows ? known(hardware_lane() % kPieces) * 8 : 0;
+  }
+  /// The piece, or one that exists in its place.
+  NATTEN_FN static int known(int piece) { return kPadded ? lesser(piece, kPieces - 2) : piece; }
+  NATTEN_FN static void copy_known(unsigned to, P from, int piece) {
+    if (kPadded) {
+      copy_piece(to, from, piece < kPieces - 1);
+    } else {
+      copy_piece(to, from);
+    }
   }
   NATTEN_FN int distance_of(const int (&p)[3]) const { return p[0] * step[0] + p[1] * step[1] + p[2] * step[2]; }
 
@@ -48,10 +58,11 @@ struct Source {
           const int n = (some + i) * 32 + lane, row = n / kPieces, ahead = (some + i) * (32 / kPieces);
           if (some + i >= kCopies || (!kAllRows && row >= rows)) continue;
           if constexpr (kWholeRows) {
-            copy_piece((to ^ Layout::turn(ahead) * 16) + ahead * Layout::kRowBytes, from.data + 8 * Offset(at[i]));
+            copy_known((to ^ Layout::turn(ahead) * 16) + ahead * Layout::kRowBytes, from.data + 8 * Offset(at[i]),
+                       lane % kPieces);
           } else {
-            copy_piece(stage + Layout::place(first_row + row, n % kPieces),
-                       from.data + 8 * (Offset(at[i]) + n % kPieces));
+            copy_known(stage + Layout::place(first_row + row, n % kPieces),
+                       from.data + 8 * (Offset(at[i]) + known(n % kPieces)), n % kPieces);
           }
         }
       };
@@ -68,12 +79,13 @@ struct Source {
       const long long at = __shfl_sync(0xffffffffu, offset, row);
       if (row >= rows) continue;
       const unsigned to = Layout::place(first_row + row, piece);
-      const P data = from.data + at + piece * 8 * from.channel;
+      const P data = from.data + at + known(piece) * 8 * from.channel;
       if (from.vectors) {
-        copy_piece(stage + to, data);
+        copy_known(stage + to, data, piece);
       } else {
         NA_A_TYPE* const target = reinterpret_cast<NA_A_TYPE*>(base + place + to);
-        NA_UNROLL for (int e = 0; e < 8; ++e) target[e] = data[e * from.channel];
+        const bool exists = !kPadded || piece < kPieces - 1;
+        NA_UNROLL for (int e = 0; e < 8; ++e) target[e] = exists ? data[e * from.channel] : NA_A_TYPE(0.0f);
       }
     }
   }
@@ -114,16 +126,17 @@ NATTEN_FN void make_penalty_table(const Stages& stages, const Tile& tile, const 
 
 /// A producer's work on one tile, once the table of penalties is made. On a circular axis the region begins in the
 /// first turn, and goes around at most three times; A and B are of the same side, so their rows are the same.
-template <class A, class B, class Numbers>
+/// Additional tokens have no penalties.
+template <bool kExtra, class A, class B, class Numbers>
 NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const FlatRegion& f, View<A> a, View<B> b,
                        const Numbers& numbers, int thread) {
-  const Source<NA_A_CHANNELS, A> from_a(a, tile);
-  const Source<NA_B_CHANNELS, B> from_b(b, tile);
+  const Source<NA_A_CHANNELS, A> from_a(a);
+  const Source<NA_B_CHANNELS, B> from_b(b);
   constexpr int kPassRows = kProducerWarps * kWarpRows, kPasses = (NA_BLOCK + kPassRows - 1) / kPassRows;
   int start[3];
   NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
     start[axis] = tile.region[axis].start;
-    if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) start[axis] = wrapped(start[axis], a.period[axis]);
+    if (NA_BY_AXIS(NA_IS_CIRCULAR, axis) && !kExtra) start[axis] = wrapped(start[axis], a.period[axis]);
   }
   for (int first = 0; first < f.size; first += NA_BLOCK) {
     const int stage = ring.stage;
@@ -138,7 +151,7 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
         flat_coordinates(c, f, lesser(n, f.size - 1));
         NA_UNROLL for (int axis = 0; axis < 3; ++axis) {
           p[axis] = c[axis] + start[axis];
-          if (NA_BY_AXIS(NA_IS_CIRCULAR, axis)) p[axis] = without_turns(p[axis], a.period[axis]);
+          if (NA_BY_AXIS(NA_IS_CIRCULAR, axis) && !kExtra) p[axis] = without_turns(p[axis], a.period[axis]);
         }
       }
       const int rows = lesser(kWarpRows, NA_BLOCK - warp_row);
@@ -147,8 +160,8 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
       if (is_a) {
         const int distance = from_a.distance_of(p);
         distance_b[of_a] = from_b.distance_of(p);
-        unsigned penalties[NA_WARPGROUPS][8];
-        if (NA_MASK == kMaskUnits) load_penalties(penalties, stages.table(), c, n < f.size);
+        unsigned penalties[NA_WARPGROUPS][8] = {};
+        if (NA_MASK == kMaskUnits && !kExtra) load_penalties(penalties, stages.table(), c, n < f.size);
         if (pass == 0) wait_for(stages.empty_a(stage), ring.phase ^ 1);
         if (NA_MASK == kMaskUnits && has_row) {
           NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
@@ -168,6 +181,17 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
     fill(stages.full_b(stage));
     ring.advance();
   }
+}
+
+/// The same with the tokens that all of the tile's queries attend besides.
+template <class KeyP, class ValueP>
+NATTEN_FN void produce_extra(const Stages& stages, Ring& ring, const Tile& tile, const Tensor<KeyP>& key,
+                             const Tensor<ValueP>& value, int head, int thread) {
+#if NA_HAS_EXTRA
+  const Tile tokens = extra_tile(tile, key.extra_count);
+  produce<true>(stages, ring, tokens, flat_region_of(tokens), extra_view(key, tile, head),
+                extra_view(value, tile, head), NoNumbers{}, thread);
+#endif
 }
 
 }  // namespace natten

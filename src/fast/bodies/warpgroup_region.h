@@ -4,6 +4,8 @@
 // time.
 namespace natten {
 
+constexpr int kMaskUnits = 1, kMaskRow = 2;  // NA_MASK (warpgroup_mask.h), if anything has to be masked
+
 /// The region of a tile as a flat list, the split axis outermost.
 constexpr int kOuter = NA_SPLIT_AXIS, kMiddle = NA_SPLIT_AXIS == 0 ? 1 : 0, kInner = NA_SPLIT_AXIS == 2 ? 1 : 2;
 
@@ -91,6 +93,46 @@ NATTEN_FN Range<int> active_blocks(const WarpgroupSpan& s) {
   return s.any.end == 0 ? Range<int>{0, 0} : Range<int>{s.any.start / NA_BLOCK, ceil_div(s.any.end, NA_BLOCK)};
 }
 
+/// Blocks that a consumer takes one after the other: of the flat region, or of additional tokens, which come before it.
+struct Blocks {
+  Range<int> met;     ///< of which its box meets some
+  Range<int> all;     ///< positions that all of the box meet
+  Range<int> row[2];  ///< what the thread's two positions meet, where a comparison tells
+};
+
+#if NA_HAS_EXTRA
+template <class P>
+NATTEN_FN int extra_count(const Tensor<P>& t) {
+  return t.extra_count;
+}
+template <class P>
+NATTEN_FN View<P> extra_or(View<P>, const Tensor<P>& t, const Tile& tile, int head) {
+  return extra_view(t, tile, head);
+}
+#else
+template <class P>
+NATTEN_FN int extra_count(const Tensor<P>&) {
+  return 0;
+}
+template <class P>
+NATTEN_FN View<P> extra_or(View<P> window, const Tensor<P>&, const Tile&, int) {
+  return window;
+}
+#endif
+
+/// One row of what a position meets: of additional tokens where n < 0, else that of `p`.
+template <class P>
+struct MetRow {
+  P data;
+  Offset channel;
+  NATTEN_FN MetRow(View<P> window, View<P> extra, int n, const int (&p)[3]) {
+    const bool is_extra = NA_HAS_EXTRA && n < 0;
+    data = is_extra ? extra.data + (-1 - n) * extra.step[2] : window.data + offset_of(window, p);
+    channel = is_extra ? extra.channel : window.channel;
+  }
+  NATTEN_FN float operator[](int c) const { return float(data[c * channel]); }
+};
+
 /// Coordinates in its box of the item of a thread that holds `position`.
 NATTEN_FN void box_coordinates(int (&to)[3], int position, int item) {
   NA_UNROLL for (int a = 2; a >= 0; --a) {
@@ -110,12 +152,17 @@ NATTEN_FN Tile warpgroup_tile(Axes axes, int group, int head, int heads, const i
   }
   return tile_of<kQueries>(site);
 }
-/// What the thread's two positions meet of a region that is one row.
-NATTEN_FN void rows_of(Range<int> (&row)[2], const Tile& tile, const Items& items) {
+NATTEN_FN Blocks blocks_of(const WarpgroupSpan& span, const Tile& tile, const Items& items) {
+  Blocks blocks = {active_blocks(span), span.all, {}};
   NA_UNROLL for (int r = 0; r < 2; ++r) {
-    row[r] = Range<int>{items.met[r][kOuter].start - tile.region[kOuter].start,
-                        items.met[r][kOuter].end - tile.region[kOuter].start};
+    blocks.row[r] = Range<int>{items.met[r][kOuter].start - tile.region[kOuter].start,
+                               items.met[r][kOuter].end - tile.region[kOuter].start};
   }
+  return blocks;
+}
+NATTEN_FN Blocks blocks_of_extra(int count) {
+  const Range<int> all = {0, count};
+  return Blocks{{0, ceil_div(count, NA_BLOCK)}, all, {all, all}};
 }
 /// A consumer's place in a tile.
 NATTEN_FN void take_place(Tile& tile, int box) {

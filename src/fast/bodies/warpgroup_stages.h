@@ -1,6 +1,11 @@
 // The ring of NA_STAGES stages in shared memory, which producers fill and consumers give back, and how rows lie in one.
 namespace natten {
 
+/// Channels of a row of an array with those of zeros up to the multiple of 16 that matrix units take.
+NATTEN_FN constexpr int padded_channels(int channels) {
+  return (channels + 15) / 16 * 16;
+}
+
 // Shared memory of a stage: rows of kPanel channels side by side in panels, 16-byte pieces swizzled by row such that
 // both directions of reading are free of bank conflicts. A descriptor names it to the matrix units.
 template <int kChannels, int kRows = NA_BLOCK>
@@ -49,10 +54,10 @@ constexpr int kHeldRows = 64;  ///< of a warpgroup
 /// Everything in shared memory: stages, held rows where they are not in registers, penalties, numbers of streamed
 /// positions (two planes), the table of penalties, barriers.
 struct Stages {
-  static constexpr int kA = Panels<NA_A_CHANNELS>::kBytes, kB = Panels<NA_B_CHANNELS>::kBytes;
+  static constexpr int kA = Panels<NA_A_WIDTH>::kBytes, kB = Panels<NA_B_WIDTH>::kBytes;
   // Of a warpgroup: rows of A, and where two arrays are held in shared memory of B.
-  static constexpr int kHeldA = NA_HOLD_SHARED > 0 ? Panels<NA_A_CHANNELS, kHeldRows>::kBytes : 0;
-  static constexpr int kHeld = kHeldA + (NA_HOLD_SHARED > 1 ? Panels<NA_B_CHANNELS, kHeldRows>::kBytes : 0);
+  static constexpr int kHeldA = NA_HOLD_SHARED > 0 ? Panels<NA_A_WIDTH, kHeldRows>::kBytes : 0;
+  static constexpr int kHeld = kHeldA + (NA_HOLD_SHARED > 1 ? Panels<NA_B_WIDTH, kHeldRows>::kBytes : 0);
   static constexpr int kPenalties = NA_MASK == kMaskUnits ? NA_WARPGROUPS * kPenaltyBytes : 0;
   static constexpr int kNumbers = NA_NUMBERS * NA_BLOCK * 4;
   static constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;

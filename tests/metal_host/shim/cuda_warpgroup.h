@@ -38,6 +38,12 @@ template <class P>
 inline void copy_piece(unsigned to, P from) {
   copy_async<16>(metal_host_shared_pointer(to), from);
 }
+template <class P>
+inline void copy_piece(unsigned to, P from, bool exists) {
+  if (exists) return copy_piece(to, from);
+  unsigned long long* const zeros = static_cast<unsigned long long*>(metal_host_shared_pointer(to));
+  zeros[0] = zeros[1] = 0;
+}
 inline void copy_number(unsigned to, const float* from) {
   copy_async<4>(metal_host_shared_pointer(to), from);
 }
