@@ -17,7 +17,12 @@ CudaProgram cuda_program(const KernelSource& kernel, bool wide) {
   program.name = kernel.name + (wide ? "_wide" : "");
   program.is_wide = wide;
   std::string parameters;
-  for (const ArraySpec& input : kernel.inputs) {
+  for (std::size_t i = 0; i < kernel.inputs.size(); ++i) {
+    const ArraySpec& input = kernel.inputs[i];
+    if (input.name == kScaleName) {
+      program.scale = i;
+      continue;
+    }
     parameters += (parameters.empty() ? "const " : ", const ") + std::string(type_name(input.type, Platform::cuda)) +
                   "* " + input.name;
   }
@@ -47,6 +52,10 @@ CudaProgram cuda_program(const KernelSource& kernel, bool wide) {
   for (const ArraySpec& input : kernel.inputs) {
     program.takes_shape.push_back(add_array(input.name + "_shape", input.shape.size(), false));
     program.takes_strides.push_back(add_array(input.name + "_strides", input.shape.size(), wide));
+  }
+  if (program.scale) {
+    parameters += ", float na_float";
+    arrays += std::string("const float ") + kScaleName + "[] = {na_float};\n";
   }
   program.text = text::types_cuda + kernel.header +
                  "extern \"C\" __global__ void __launch_bounds__(NA_THREADS, NA_GROUPS) " + program.name + "(" +

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,11 +17,13 @@ struct CudaProgram {
   std::string name;  ///< of its one function
   std::string text;
   std::vector<bool> takes_shape, takes_strides;  ///< of each input
+  std::optional<std::size_t> scale;              ///< the input that is a parameter in the place of an array
   bool is_wide = false;                          ///< strides are 64-bit numbers
 };
 
-/// Parameters of the function: inputs, outputs, then the integers of `append_scalars`. Strides of 64 bits cost
-/// registers and instructions, so there is a program of its own for arrays that have them.
+/// Parameters of the function: inputs but the scale, outputs, then the integers of `append_scalars`, then the scale,
+/// which MLX would leave in the host's memory, where every threadgroup would read it. Strides of 64 bits cost registers
+/// and instructions, so there is a program of its own for arrays that have them.
 CudaProgram cuda_program(const KernelSource& kernel, bool wide = false);
 
 /// Whether strides of axes with more than one position need 64 bits.

@@ -391,6 +391,7 @@ KernelLaunch kernel_launch(const Problem& p, KernelId kernel, Target target) {
             row.has_tiles() ? static_cast<int>(heads) : 1, 1};
   if (row.has_tiles()) k.shared_bytes = plan.shared_bytes();
   k.dynamic_bytes = plan.dynamic_bytes();
+  k.scale = static_cast<float>(p.scale);
   return k;
 }
 

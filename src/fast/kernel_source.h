@@ -65,6 +65,7 @@ struct KernelLaunch {
   std::array<int, 3> threadgroup{1, 1, 1};  ///< threads; x is a multiple of 32
   int shared_bytes = 0;                     ///< static threadgroup memory
   int dynamic_bytes = 0;                    ///< CUDA: of dynamic shared memory, `na_memory` in the source
+  float scale = 1.0f;                       ///< the value of the input of that name
 };
 
 /// Generated signature, by MLX's rules: each input `name`, then `name_shape`, `name_strides`, `name_ndim` if that word

@@ -55,22 +55,29 @@ class Precompiled {
     program_.text = {};
   }
 
-  Node node(const KernelLaunch& launch, const Arrays& inputs, mx::Stream stream) {
+  /// Leaves the arrays in `inputs` that the node takes.
+  Node node(const KernelLaunch& launch, Arrays& inputs, mx::Stream stream) {
     std::vector<int> scalars;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].ndim() != launch.inputs[i].shape.size()) throw std::logic_error("an input of another rank");
       append_scalars(scalars, program_, i, {inputs[i].shape().begin(), inputs[i].shape().end()},
                      {inputs[i].strides().begin(), inputs[i].strides().end()});
     }
+    if (program_.scale) inputs.erase(inputs.begin() + static_cast<std::ptrdiff_t>(*program_.scale));
     const std::lock_guard lock(mutex_);
-    if (last_ && scalars_ == scalars && grid_ == launch.grid && last_->stream() == stream) return last_;
+    if (last_ && scalars_ == scalars && scale_ == launch.scale && grid_ == launch.grid && last_->stream() == stream) {
+      return last_;
+    }
     const Types outputs(launch.outputs);
-    last_ = mx::fast::precompiled_cuda_kernel(
-                program_.name, code_->code(), inputs, outputs.shapes, outputs.dtypes, {scalars.begin(), scalars.end()},
-                triple(launch.grid), triple(launch.threadgroup), launch.dynamic_bytes, std::nullopt, false, stream)
+    std::vector<mx::fast::ScalarArg> parameters(scalars.begin(), scalars.end());
+    if (program_.scale) parameters.emplace_back(launch.scale);
+    last_ = mx::fast::precompiled_cuda_kernel(program_.name, code_->code(), inputs, outputs.shapes, outputs.dtypes,
+                                              parameters, triple(launch.grid), triple(launch.threadgroup),
+                                              launch.dynamic_bytes, std::nullopt, false, stream)
                 .front()
                 .primitive_ptr();
     scalars_ = std::move(scalars);
+    scale_ = launch.scale;
     grid_ = launch.grid;
     return last_;
   }
@@ -84,6 +91,7 @@ class Precompiled {
   std::mutex mutex_;
   Node last_;
   std::vector<int> scalars_;
+  float scale_ = 0.0f;
   std::array<int, 3> grid_{};
 };
 
@@ -93,7 +101,7 @@ class PrecompiledKernel {
   PrecompiledKernel(const Problem& problem, KernelId id, Target target, const KernelSource& source)
       : problem_(problem), id_(id), target_(target), narrow_(cuda_program(source), target.capability) {}
 
-  Node node(const KernelLaunch& launch, const Arrays& inputs, mx::Stream stream) {
+  Node node(const KernelLaunch& launch, Arrays& inputs, mx::Stream stream) {
     for (const mx::array& input : inputs) {
       if (needs_wide({input.shape().begin(), input.shape().end()}, {input.strides().begin(), input.strides().end()})) {
         std::call_once(wide_is_made_, [this] {
@@ -229,7 +237,7 @@ class Launch : public mx::Primitive {
     const std::size_t first = outputs.size() - constants_.size();
     for (std::size_t i = 0; i < constants_.size(); ++i) outputs[first + i].copy_shared_buffer(constants_[i]);
     for (const Step& step : steps_) {
-      const Arrays from = select(step.inputs);
+      Arrays from = select(step.inputs);
       Arrays to = select(step.outputs);
       const Node node = step.node ? step.node : step.kernel->precompiled->node(step.launch, from, stream());
       (node.get()->*eval)(from, to);

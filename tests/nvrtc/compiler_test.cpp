@@ -340,6 +340,13 @@ TEST(Program, PassesShapesAndStridesAsIntegers) {
   scalars.clear();
   append_scalars(scalars, narrow, 0, shape, strides);
   EXPECT_EQ(scalars, (std::vector<int>{2, 3, 0, -2}));
+  EXPECT_FALSE(narrow.scale);
+  kernel.inputs.push_back({kScaleName, ElementType::float32, {1}});
+  const CudaProgram scaled = cuda_program(kernel);
+  EXPECT_EQ(scaled.scale, 2u);
+  EXPECT_NE(scaled.text.find("natten_k(const __half* na_a, const int* na_c, float* na_b, int na_integer_0, int "
+                             "na_integer_1, int na_integer_2, int na_integer_3, float na_float)"),
+            std::string::npos);
   EXPECT_TRUE(needs_wide(shape, strides));
   const std::int32_t one[] = {1, 3};
   EXPECT_FALSE(needs_wide(one, strides));  // of one position a stride means nothing
