@@ -7,17 +7,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <stdexcept>
 
 namespace natten::distributed {
 
 namespace {
 
 constexpr int kMostSockets = 4096;
-constexpr int kLongestWait = 10'000;  // ms
 
 int port_of(const sockaddr_storage& address) {
   if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
@@ -36,10 +37,26 @@ bool is_one_of(const std::vector<int>& ports, int port) {
   return std::find(ports.begin(), ports.end(), port) != ports.end();
 }
 
-void wait_for(const std::vector<int>& sockets, short event) {
-  std::vector<pollfd> events;
-  for (const int socket : sockets) events.push_back({socket, event, 0});
-  if (!events.empty()) poll(events.data(), static_cast<nfds_t>(events.size()), kLongestWait);
+#ifdef MSG_NOSIGNAL
+constexpr int kSendFlags = MSG_NOSIGNAL;
+#else
+constexpr int kSendFlags = 0;  // macOS: an option of the socket
+#endif
+
+/// Calls carry() for what is left until all is done; sleeps where nothing can be carried. Sockets do not block.
+template <class Carry>
+void carry_all(int socket, short event, std::size_t bytes, const Carry& carry) {
+  while (bytes > 0) {
+    const ssize_t done = carry(bytes);
+    if (done > 0) {
+      bytes -= static_cast<std::size_t>(done);
+    } else if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      pollfd wanted{socket, event, 0};
+      poll(&wanted, 1, -1);
+    } else if (done == 0 || errno != EINTR) {
+      throw std::runtime_error("natten::distributed: the connection to a neighboring rank was lost");
+    }
+  }
 }
 
 // The rank on the left connected to one of this rank's ports, and this rank to one of those of the rank on the right.
@@ -102,12 +119,24 @@ std::size_t RingSockets::room() const {
   return static_cast<std::size_t>(smallest) / 2;  // the system counts what it needs besides the bytes
 }
 
-void wait_to_receive(const std::vector<int>& sockets) {
-  wait_for(sockets, POLLIN);
+void send_bytes(int socket, const char* data, std::size_t bytes) {
+#ifndef MSG_NOSIGNAL
+  const int on = 1;
+  setsockopt(socket, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
+#endif
+  carry_all(socket, POLLOUT, bytes, [&](std::size_t left) {
+    const ssize_t sent = send(socket, data, left, kSendFlags);
+    if (sent > 0) data += sent;
+    return sent;
+  });
 }
 
-void wait_to_send(const std::vector<int>& sockets) {
-  wait_for(sockets, POLLOUT);
+void receive_bytes(int socket, char* data, std::size_t bytes) {
+  carry_all(socket, POLLIN, bytes, [&](std::size_t left) {
+    const ssize_t got = recv(socket, data, left, 0);
+    if (got > 0) data += got;
+    return got;
+  });
 }
 
 }  // namespace natten::distributed

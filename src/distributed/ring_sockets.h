@@ -1,4 +1,5 @@
-// The connections of MLX's ring, to sleep on until a message is there: the ring itself waits in a busy loop.
+// The connections of MLX's ring, to send and receive on and to sleep meanwhile: the ring itself waits in a busy loop,
+// and its thread of a connection ends with the first error, after which whoever asks it for more waits forever.
 #pragma once
 
 #include <cstddef>
@@ -21,9 +22,9 @@ struct RingSockets {
   std::size_t room() const;
 };
 
-/// Sleep until one of them has something to read, or takes something to send, or lost its peer; 10 seconds at most,
-/// after which MLX may wait as it does. Return at once for none.
-void wait_to_receive(const std::vector<int>& sockets);
-void wait_to_send(const std::vector<int>& sockets);
+/// All bytes, the same on the way as MLX's where there is one connection. Throw std::runtime_error where the peer is
+/// lost.
+void send_bytes(int socket, const char* data, std::size_t bytes);
+void receive_bytes(int socket, char* data, std::size_t bytes);
 
 }  // namespace natten::distributed

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -26,8 +27,6 @@ namespace natten::distributed {
 namespace {
 
 std::atomic<std::int64_t> sent_so_far{0};
-
-constexpr std::int64_t kPieceBytes = std::int64_t(1) << 20;
 
 // MLX's groups do not tell their backend: part of the name of its namespace.
 bool is_backend(const Group& group, const char* name) {
@@ -195,8 +194,12 @@ class Exchange : public mx::Primitive {
       for (const Strided& part : parts) to = part.copy(to, part.data);
     });
     const bool is_right = to == (group_.rank() + 1) % group_.size();
-    in_pieces(message, is_right ? &RingSockets::right : &RingSockets::left, wait_to_send,
-              [&](mx::array& piece) { group_.raw_group()->send(piece, to, stream()); });
+    if (const std::optional<int> socket = socket_of(is_right ? &RingSockets::right : &RingSockets::left)) {
+      encoder.dispatch(
+          [on = *socket, bytes = message.data<char>(), count = message.nbytes()] { send_bytes(on, bytes, count); });
+    } else {
+      group_.raw_group()->send(message, to, stream());
+    }
     encoder.dispatch([bytes = message.nbytes()] { sent_so_far += static_cast<std::int64_t>(bytes); });
     encoder.add_temporary(message);
   }
@@ -214,30 +217,23 @@ class Exchange : public mx::Primitive {
     }
     if (offset == 0) return;
     const bool is_left = from == (group_.rank() + group_.size() - 1) % group_.size();
-    in_pieces(message, is_left ? &RingSockets::left : &RingSockets::right, wait_to_receive,
-              [&](mx::array& piece) { group_.raw_group()->recv(piece, from, stream()); });
-    mx::cpu::get_command_encoder(stream()).add_temporary(message);
-  }
-
-  // On a ring, at most as much at once as a connection takes that has room for more: while MLX sends or receives, it
-  // asks in a busy loop. Which connection carries which bytes depends on the pieces, so both ends make the same.
-  template <class Carry>
-  void in_pieces(const mx::array& message, std::vector<int> RingSockets::*side, void (*wait)(const std::vector<int>&),
-                 const Carry& carry) {
-    const RingSockets* sockets = ring_sockets();
-    const auto count = static_cast<std::int64_t>(message.size());
-    const std::int64_t most = sockets ? kPieceBytes / static_cast<std::int64_t>(message.itemsize()) : count;
-    for (std::int64_t start = 0; start < count; start += most) {
-      const std::int64_t length = std::min(most, count - start);
-      mx::array piece({static_cast<int>(length)}, message.dtype(), nullptr, {});
-      piece.copy_shared_buffer(message, {1}, {true, true, true}, static_cast<std::size_t>(length), start);
-      if (sockets) mx::cpu::get_command_encoder(stream()).dispatch([wait, on = sockets->*side] { wait(on); });
-      carry(piece);
+    if (const std::optional<int> socket = socket_of(is_left ? &RingSockets::left : &RingSockets::right)) {
+      mx::cpu::get_command_encoder(stream()).dispatch(
+          [on = *socket, bytes = message.data<char>(), count = message.nbytes()] { receive_bytes(on, bytes, count); });
+    } else {
+      group_.raw_group()->recv(message, from, stream());
     }
+    mx::cpu::get_command_encoder(stream()).add_temporary(message);
   }
 
   const RingSockets* ring_sockets() const {
     return is_backend(group_, "ring") ? &RingSockets::of_this_process() : nullptr;
+  }
+
+  // MLX cuts a message where a neighbor has several: those are left to it.
+  std::optional<int> socket_of(std::vector<int> RingSockets::*side) const {
+    const RingSockets* sockets = ring_sockets();
+    return sockets && (sockets->*side).size() == 1 ? std::optional<int>((sockets->*side)[0]) : std::nullopt;
   }
 
   // Two ranks have one connection for both messages.

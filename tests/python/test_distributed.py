@@ -184,6 +184,44 @@ def test_a_rank_that_fails_ends_the_others(tmp_path):
     assert time.monotonic() - start < 45  # most of it is starting Python on a busy machine
 
 
+LOST = """
+import sys, time
+import mlx.core as mx
+from natten_mlx import distributed
+group = mx.distributed.init(strict=True, backend="ring")
+length, circular, late = int(sys.argv[1]), sys.argv[2] == "circular", float(sys.argv[3])
+rows = [length] * group.size()
+def call():
+    x = mx.ones((1, length, 4, 256))
+    options = dict(group=group, rows=rows, stride=min(200, length), is_circular=circular)
+    if circular:
+        options["stride"] = 1
+    mx.eval(distributed.na1d(x, x, x, 5 if circular else 2 * length - 1, **options))
+call()
+if group.rank() == 1:
+    time.sleep(late)
+    raise RuntimeError("a wheel came off")
+for _ in range(2):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "length", "kind", "late"),
+    [(3, 400, "plain", 1), (2, 800, "plain", 0), (2, 8, "circular", 1), (3, 8, "circular", 0)],
+)
+def test_whoever_waits_for_a_lost_rank_is_told(tmp_path, ranks, length, kind, late):
+    """In the middle of messages that no connection holds, and again at the next call."""
+    arguments = ("-c", LOST, str(length), kind, str(late))
+    results = finish(start_group(tmp_path, ranks, *arguments), 60)
+    assert "a wheel came off" in results[1][2]
+    for rank in {0, ranks - 1} - {1}:
+        assert "lost" in results[rank][2] or "closed" in results[rank][2], results
+
+
 def test_the_launcher_shows_the_error_of_the_rank_that_failed(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)

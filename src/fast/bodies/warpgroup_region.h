@@ -1,4 +1,4 @@
-// What the kernels on Hopper's warpgroup matrix instructions work on (half types, channels in multiples of 16).
+// What the kernels on Hopper's warpgroup matrix instructions work on (half types, channels in multiples of 8).
 // NA_WARPGROUPS consumer warpgroups hold a box of 64 positions each, side by side on NA_SPLIT_AXIS; the region
 // that they meet is a flat list of positions whose outermost axis is the split one, and streams past NA_BLOCK at a
 // time.
