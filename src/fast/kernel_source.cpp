@@ -28,11 +28,11 @@ std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, P
   all.insert(all.end(), {sweep, pairs, bias_gradient});
   if (has_matrix_units(engine)) {
     all.push_back(platform == Platform::metal ? fragments_metal : fragments_cuda);
-    all.push_back(matrix);
+    all.insert(all.end(), {matrix_bias, matrix});
   }
   if (engine == Engine::warpgroup) {
     all.insert(all.end(), {warpgroup_instructions, warpgroup_accumulators, warpgroup_region, warpgroup_mask,
-                           warpgroup_stages, warpgroup_producers, warpgroup_held});
+                           warpgroup_stages, warpgroup_producers, warpgroup_held, warpgroup_bias});
   }
   return all;
 }
@@ -115,10 +115,9 @@ std::string Writer::constants() const {
             {"SPLIT_AXIS", plan_.split_axis}, {"PING_PONG", plan_.ping_pong}, {"HOLD_SHARED", plan_.hold_shared},
             {"NUMBERS", kernel_.streamed_scalars()}, {"MASK", static_cast<int>(plan_.mask)},
             {"PRODUCER_REGISTERS", plan_.producer_registers}, {"CONSUMER_REGISTERS", plan_.consumer_registers},
-            {"HAS_LENGTHS", p_.has_lengths}});
+            {"HAS_LENGTHS", p_.has_lengths}, {"BIAS_MARGIN", plan_.bias_margin}});
     for (int a = 0; a < kAxes; ++a) {
-      define({{"WARPGROUP_EXTENT", plan_.warpgroup_extent[a]}, {"MASK_CHANNELS", plan_.mask_channels[a]},
-              {"REACH", plan_.reach[a]}}, "_" + std::to_string(a));
+      define({{"MASK_CHANNELS", plan_.mask_channels[a]}, {"REACH", plan_.reach[a]}}, "_" + std::to_string(a));
     }
     // The largest float16 and its negative; in bfloat16 2^60. A logit that is not above `least` counts as none.
     define_text("ONE", half ? "0x7bff" : "0x5d80");
@@ -131,7 +130,8 @@ std::string Writer::constants() const {
     const bool by_bits = plan_.mask == MaskKind::bits;
     unsigned guards = 0, nowhere = 0;
     for (int a = kAxes - 1, shift = 0; a >= 0; --a) {
-      define({{"BITS_", plan_.bits[a]}, {"SHIFT_", shift}}, std::to_string(a));
+      define({{"BITS_", plan_.bits[a]}, {"SHIFT_", shift},
+              {"BOX_", plan_.warpgroups > 0 ? plan_.warpgroup_extent[a] : plan_.extent[a]}}, std::to_string(a));
       nowhere |= ((1u << plan_.bits[a]) - 1) << shift;
       guards |= by_bits ? 0u : 1u << (shift + plan_.bits[a]);
       shift += plan_.bits[a] + (by_bits ? 0 : 1);
@@ -250,9 +250,9 @@ std::string Writer::call() const {
     }
     if (name == "site") return "na_site";
     if (name == "scale") return kernel_.reads(Array::scale) ? kScaleName + std::string("[0]") : "1.0f";
-    if (has_warpgroups) return "";
-    if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "partials") return sums_bias_ ? "na_partials" : "nullptr";
+    if (has_warpgroups) return name != "rpb" ? "" : p_.has_rpb ? "na_rpb" : "nullptr";
+    if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
     if (name == "words")
       return !has_words              ? ""

@@ -116,6 +116,15 @@ std::int64_t tiles_on(const Problem& p, int a, int extent, bool keys) {
   return tiles_on_axis(rows, classes, p.spans ? std::min(classes, rows) : classes, extent);
 }
 
+bool has_even_queries(const Problem& p) {
+  return std::none_of(p.axes.begin(), p.axes.end(),
+                      [&](const Axis& axis) { return axis.is_circular && (axis.stride > 1 || p.spans); });
+}
+
+void reserve_bias_sums(const Problem& p, Plan& plan) {
+  plan.stage_columns = ceil_div64(bias_entries(p), 16) + plan.block + 8;
+}
+
 void finish_streams(const KernelRow& kernel, Plan& plan) {
   finish_stream(plan.a, plan);
   finish_stream(plan.b, plan);
@@ -271,8 +280,12 @@ std::array<int, 2> Plan::products(const KernelRow& kernel) const {
   return {kernel.products[0] + again, kernel.products[1]};
 }
 
+int Plan::bias_bytes() const {
+  return 4 * (stage_columns * positions() + staged_bias);
+}
+
 int Plan::shared_bytes() const {
-  return chunk * position_bytes + 4 * (stage_columns * positions() + staged_bias);
+  return engine == Engine::warpgroup ? 0 : chunk * position_bytes + bias_bytes();
 }
 
 int Plan::dynamic_bytes() const {
@@ -285,7 +298,7 @@ int Plan::dynamic_bytes() const {
   const int rows = block * 2 * (a.width + b.width);
   const int stage = rows + block * numbers + (penalties ? warpgroups * block * 32 : 0) + 4 * 8;
   const int held = hold_shared == 0 ? 0 : 64 * 2 * (a.width + (hold_shared > 1 ? b.width : 0));
-  return stages * stage + warpgroups * held + (table + 7) / 8 * 8 + kKilobyte;  // for alignment
+  return stages * stage + warpgroups * held + (table + 7) / 8 * 8 + bias_bytes() + kKilobyte;  // for alignment
 }
 
 std::array<int, 3> Plan::simd_extent() const {

@@ -41,7 +41,7 @@ struct Plan {
   int position_bytes = 0;  ///< of threadgroup memory for each streamed position
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
-  int staged_bias = 0;        ///< matrix units: entries of a head's bias table, if it is in threadgroup memory
+  int staged_bias = 0;        ///< matrix units: entries of bias tables in threadgroup memory
   int wide = 0;               ///< matrix units: held rows are read anew for each product, gradients summed one by one
   std::array<int, 3> bits{};  ///< matrix units: per axis, of a word that says what a streamed position meets
   // Hopper's warpgroup instructions (bodies/warpgroup_*.h); `extent` is that of all warpgroups together.
@@ -54,6 +54,7 @@ struct Plan {
   int ping_pong = 0;    ///< whether two warpgroups take turns at the matrix units
   int hold_shared = 0;  ///< arrays whose held rows are in shared memory, not in registers
   int numbers = 0;      ///< of a streamed position: bytes
+  int bias_margin = 0;  ///< zeros before and after a bias table
   MaskKind mask = MaskKind::none;
   std::array<int, 3> mask_channels{};                  ///< of each axis, where the mask is a product
   std::array<int, 3> reach{};                          ///< positions that a tile meets, at most
@@ -67,8 +68,9 @@ struct Plan {
   int positions() const { return extent[0] * extent[1] * extent[2]; }  ///< of a tile
   std::int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
   std::array<int, 2> products(const KernelRow& kernel) const;  ///< of a pair: with rows of A, and of B
-  int shared_bytes() const;                                    ///< declared
-  int dynamic_bytes() const;                                   ///< asked for with the launch
+  int bias_bytes() const;                  ///< of threadgroup memory: tables, and what sums their gradient
+  int shared_bytes() const;                ///< declared
+  int dynamic_bytes() const;               ///< asked for with the launch
   std::array<int, 3> simd_extent() const;  ///< of the tile that a simdgroup holds, as tile_of() deals positions out
   std::string describe() const;
 };

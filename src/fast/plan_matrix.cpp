@@ -9,13 +9,6 @@ namespace natten::fast {
 
 namespace {
 
-/// Whether the queries that stream past lie at even distances, as bias_offset() takes them: not at the seam of a
-/// circular axis where a stride or a span leaves some out.
-bool has_even_queries(const Problem& p) {
-  return std::none_of(p.axes.begin(), p.axes.end(),
-                      [&](const Axis& axis) { return axis.is_circular && (axis.stride > 1 || p.spans); });
-}
-
 bool suits_matrix(const Problem& p, const KernelRow& kernel, Target target) {
   // Sums of 256 channels are 128 registers of a thread, which is all that Apple's GPUs have. In float32 they do
   // not pay on NVIDIA's: forward and backward take 2.8 (192 channels) and 3.7 times as long as on multiply-adds.
@@ -42,11 +35,6 @@ double matrix_cost(const Problem& p, const KernelRow& kernel, const Plan& plan) 
   const double of_warp =
       std::min(met, ((span[0] - 1) * region[1] + span[1] - 1) * region[2] + span[2] + plan.block / 2);
   return tiles * (of_warp + kLoad * met + kTileCost);
-}
-
-/// Of each simdgroup's 16 queries the gradients of a bias table, and a block of logit gradients with 8 spare columns.
-void reserve_bias_sums(const Problem& p, Plan& plan) {
-  plan.stage_columns = ceil_div64(bias_entries(p), 16) + plan.block + 8;
 }
 
 /// Streamed positions for which there is threadgroup memory.

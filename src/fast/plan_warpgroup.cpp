@@ -10,11 +10,10 @@ namespace {
 
 /// Whether the kernel can run on Hopper's warpgroup instructions (bodies/warpgroup_*.h).
 bool suits_warpgroup(const Problem& p, const KernelRow& kernel, Target target) {
-  const std::int64_t most = kernel.tile_class == TileClass::forward ? 256 : 128;  // sums of gradients fill registers
-  const auto fits = [&](std::int64_t channels) { return channels % 8 == 0 && channels <= most; };
+  const auto fits = [](std::int64_t channels) { return channels % 8 == 0 && channels <= 256; };
   return target.platform == Platform::cuda && target.capability / 10 == 9 && element_size(p.query_type) == 2 &&
          p.key_type == p.query_type && p.value_type == p.query_type && fits(p.head_dim) && fits(p.value_dim) &&
-         !p.has_rpb;
+         (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
 }
 
 /// Axes of more than one token.
@@ -22,12 +21,21 @@ int proper_axes(const Problem& p) {
   return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
 }
 
-/// Whether it is faster than mma.sync then, as measured on an H200 (docs/laboratory/fast-tier.md).
-bool pays(const Problem& p, bool forward) {
-  const std::int64_t channels = std::max(p.head_dim, p.value_dim), keys = p.kernel_volume();
-  if (channels <= 32) return keys >= kLongWindow;
-  if (proper_axes(p) < 2) return keys >= (forward ? 63 : 31);
-  return !forward || channels > 128 || keys > 64;
+/// From how many keys of a window on it is faster than mma.sync then, as measured on an H200
+/// (docs/laboratory/fast-tier.md).
+std::int64_t least_window(const Problem& p, TileClass kernel) {
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  const bool forward = kernel == TileClass::forward;
+  if (channels > 128) return 0;
+  if (p.has_rpb) {  // of which a pair takes mma.sync more
+    if (kernel == TileClass::key_gradient) return channels <= 32 ? 40 : 0;
+    if (channels <= 32) return 200;
+    if (forward) return channels % 64 == 0 ? 60 : 200;  // of whole panels
+    return channels <= 64 ? 60 : 0;
+  }
+  if (channels <= 32) return kLongWindow;
+  if (proper_axes(p) < 2) return forward ? 63 : 31;
+  return forward ? 65 : 0;
 }
 
 /// The shapes of the table of warpgroup plans, each with the reason.
@@ -35,8 +43,18 @@ struct Shape {
   int warpgroups, producers, groups, block, stages, repeat;
 };
 
-Shape shape_of_gradient(const Problem& p) {
-  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+/// Whether registers hold the sums of both gradients.
+bool sums_together(const Problem& p) {
+  return ceil_div64(p.head_dim, 16) + ceil_div64(p.value_dim, 16) <= 320 / 16;
+}
+Shape shape_of_gradient(const Problem& p, bool keys) {
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim), both = p.head_dim + p.value_dim;
+  // Of 256 channels shared memory has room for what one warpgroup holds and two blocks of 64, or what two hold and
+  // blocks of 32, which pays where one axis' neighbours meet the same. Of one gradient after the other likewise.
+  const bool one_by_one = keys && !sums_together(p);
+  if (both > 384 && (one_by_one || (!keys && proper_axes(p) > 1))) return {1, 128, 1, 64, 2, 1};
+  if (one_by_one) return {1, 128, 1, 32, 6, 1};
+  if (channels > 144 || (keys && both > 256)) return {2, 128, 1, 32, 6, 1};
   // Logits, products and two sums leave registers for 64 positions at once.
   if (channels > 64 || p.kernel_volume() >= kLongWindow) return {2, 128, 1, 64, 6, 1};
   // Of short windows the next tile's positions come in while results are stored.
@@ -105,13 +123,8 @@ double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
   return best;
 }
 
-}  // namespace
-
-std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
-  const int wanted = override_of(engine_name(Engine::warpgroup));
+std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, const Shape& shape, Plan plan) {
   const bool keys = kernel.holds_keys(), forward = kernel.tile_class == TileClass::forward;
-  if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && !pays(p, forward))) return std::nullopt;
-  const Shape shape = forward ? shape_of_forward(p) : shape_of_gradient(p);
   for (Stream* s : {&plan.a, &plan.b}) s->width = ceil_div(s->channels, 16) * 16;
   plan.run = 2;
   plan.lanes = 4;
@@ -126,14 +139,17 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   // Of a span an axis of keys may have one query.
   const auto has_run = [&](int a) { return (p.spans && !keys ? p.queries(a) : p.axes[a].length) > 1; };
   plan.run_axis = has_run(1) ? 1 : has_run(2) ? 2 : 0;
-  plan.numbers = 4 * kernel.streamed_scalars();
+  plan.numbers = 4 * (kernel.streamed_scalars() + p.has_rpb);
   plan.hold_shared = std::max(p.head_dim, p.value_dim) > 128;
   override_from_environment(plan);
   plan.threads = 128;  // of one warpgroup
   choose_extent(p, kernel, warpgroup_cost, plan);
   override_from_environment(plan);
-  // Beside the sums of both gradients registers hold up to 128 channels more.
-  if (!forward) plan.hold_shared = keys && plan.a.width + plan.b.width > 128 ? 2 : 0;
+  if (!forward) {  // beside the sums of both gradients registers hold up to 128 channels more, beside one's up to 256
+    const int width = plan.a.width + plan.b.width;
+    plan.wide = keys && !sums_together(p);
+    plan.hold_shared = width > (keys ? 128 : 256) ? 2 : 0;
+  }
   plan.warpgroup_extent = plan.extent;
   if (plan.extent[0] * plan.extent[1] * plan.extent[2] != 64) return std::nullopt;
   plan.extent[plan.split_axis] *= plan.warpgroups;
@@ -161,19 +177,52 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   if (coincide && !keys && p.kernel_volume() % plan.block == 0) plan.mask = MaskKind::none;
   constexpr std::int64_t kMostRegion = 1 << 19;
   if ((plan.mask == MaskKind::units && channels > 16) || region > kMostRegion) return std::nullopt;
-  constexpr int kRegisters = 65536;  // of a multiprocessor
-  if (plan.producers == 128) {       // a warpgroup, which can hand registers on
+  constexpr int kRegisters = 65536;                    // of a multiprocessor
+  if (plan.producers == 128 && plan.warpgroups > 1) {  // a warpgroup, which can hand registers on
     const int launched = kRegisters / (plan.threads * plan.groups) / 8 * 8;
     plan.producer_registers = plan.warpgroups > 2 ? 40 : 56;
     plan.consumer_registers = std::min(
         240, (launched * plan.threads - plan.producer_registers * plan.producers) / (128 * plan.warpgroups) / 8 * 8);
   }
-  const bool holds_blocks = plan.block == 64 && plan.producers == 128;  // as the gradients' body takes them
-  if (!forward && (plan.block != 64 || (plan.hold_shared && !holds_blocks))) return std::nullopt;
+  if (!forward && (plan.block > 64 || (plan.hold_shared && plan.producers != 128))) return std::nullopt;
   constexpr int kMostBytes = 227 * kKilobyte;
+  if (p.has_rpb) {
+    constexpr std::int64_t kMostEntries = kMostBytes / 4;
+    const std::int64_t tables = keys ? p.heads / p.kv_heads : 1;
+    // Pairs of a tile that do not meet are so far apart as two of its positions, more than those that do.
+    std::int64_t margin = 0;
+    for (int a = 0; a < kAxes; ++a) {
+      margin = margin * (2 * p.axes[a].kernel_size - 1) +
+               std::int64_t(plan.extent[a] - 1) * (keys ? 1 : query_step(p.axes[a]));
+    }
+    if (tables * (bias_entries(p) + 2 * margin) > kMostEntries) return std::nullopt;
+    plan.bias_margin = static_cast<int>(margin);
+    plan.staged_bias = static_cast<int>(tables * (bias_entries(p) + 2 * margin));
+    if (kernel.sums_bias(p)) reserve_bias_sums(p, plan);
+  }
   while (plan.stages > 2 && plan.dynamic_bytes() > kMostBytes / plan.groups) --plan.stages;
   if (plan.dynamic_bytes() > kMostBytes / plan.groups) return std::nullopt;
   return plan;
+}
+
+}  // namespace
+
+std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
+  const int wanted = override_of(engine_name(Engine::warpgroup));
+  if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && p.kernel_volume() < least_window(p, kernel.tile_class)))
+    return std::nullopt;
+  Shape shape =
+      kernel.tile_class == TileClass::forward ? shape_of_forward(p) : shape_of_gradient(p, kernel.holds_keys());
+  std::optional<Plan> found = plan_of_shape(p, kernel, shape, plan);
+  if (!kernel.sums_bias(p)) return found;
+  // Each warp has a table of sums: perhaps there is room for those of one warpgroup, and for smaller blocks.
+  for (const int block : {shape.block, 32}) {
+    if (found) break;
+    shape.warpgroups = 1;
+    shape.block = block;
+    found = plan_of_shape(p, kernel, shape, plan);
+  }
+  return found;
 }
 
 }  // namespace natten::fast

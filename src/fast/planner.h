@@ -28,6 +28,12 @@ std::int64_t tiles_on(const Problem& p, int axis, int extent, bool keys);
 /// Lanes such that each holds about `channels` channels, and few of them are padding; and the channels per access.
 void choose_lanes(Plan& plan, Platform platform, int channels);
 
+/// Whether the queries that stream past lie at even distances, as bias_offset() takes them (bodies/matrix_bias.h): not
+/// at the seam of a circular axis where a stride or a span leaves some out.
+bool has_even_queries(const Problem& p);
+/// Of each simdgroup's 16 queries the gradients of a bias table, and a block of logit gradients with 8 spare columns.
+void reserve_bias_sums(const Problem& p, Plan& plan);
+
 /// Rows of threadgroup memory, once lanes and vectors are known.
 void finish_streams(const KernelRow& kernel, Plan& plan);
 

@@ -373,6 +373,29 @@ std::vector<Case> warpgroup_cases() {
           .dims(64, 64)
           .type(f16)
           .spans({{3, 55, -7, 60}, {0, 40, 6, 40}}),
+      // Biases: of one axis with heads that share keys, of three, at borders and with what stretches windows.
+      Builder("boxes_bias_1d", {{300, 90, 1, 2}}).heads(4, 2).dims(64, 48).type(f16).rpb(),
+      Builder("boxes_bias_2d", {{40, 9}, {20, 7}}).batch(2).heads(2, 1).dims(32, 32).type(bf16).rpb().scale(-0.2),
+      Builder("boxes_bias_3d", {{7, 5}, {12, 3, 1, 2}, {10, 7}}).dims(64, 64).type(f16).rpb(),
+      Builder("boxes_bias_causal", {{21, 6, 1, 1, 1, true}, {44, 7, 1, 2, 3}}).dims(72, 128).type(bf16).rpb().extra(70),
+      Builder("boxes_bias_long", {{40, 12, 2, 1, 3}, {20, 6, 3}}).dims(192, 144).type(f16).rpb(),
+      Builder("boxes_bias_masks", {{24, 7}, {20, 6}}).heads(3, 3).dims(64, 64).type(f16).masking_rpb(),
+      Builder("boxes_bias_lengths", {{60, 9}, {40, 8}})
+          .heads(2, 1)
+          .dims(64, 64)
+          .type(bf16)
+          .rpb()
+          .lengths({{60, 40}, {33, 20}, {60, 5}}),
+      Builder("boxes_bias_circular", {{20, 20, 1, 1, 4, false, true}, {24, 7, 1, 2, 1, false, true}})
+          .dims(96, 64)
+          .type(f16)
+          .rpb(),
+      Builder("boxes_bias_span", {{9, 5}, {60, 9, 1, 1, 1, true}, {14, 4, 2}})
+          .heads(2, 1)
+          .dims(64, 64)
+          .type(bf16)
+          .rpb()
+          .spans({{4, 3, 2, 7}, {3, 50, 0, 53}, {5, 6, 2, 12}}),
       Builder("boxes_circular_span_lengths", {{60, 7, 1, 1, 1, false, true}, {12, 5, 1, 1, 1, false, true}})
           .dims(32, 32)
           .type(f16)

@@ -524,7 +524,8 @@ TEST_P(Warpgroups, MatchTheDefinition) {
   emulate(source, given, test, results);
   for (size_t i = 0; i < results.size(); ++i) {
     const std::string& name = source.outputs[i].name;
-    expect_near(results[i], expected(kernel.id, name, given, reference),
+    const Values right = expected(kernel.id, name, given, reference);
+    expect_near(name == "na_partials" ? summed(results[i], right.size()) : results[i], right,
                 tolerance(kernel.id, source.outputs[i].type, false), name);
   }
 }

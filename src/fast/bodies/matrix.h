@@ -142,30 +142,6 @@ NATTEN_FN Scale scale_of(float scale) {
   return Scale{is_zero ? kLeast : factor, is_negative && !is_zero ? NA_INFINITY : -NA_INFINITY, is_zero};
 }
 
-/// Bias entries of the thread's positions with the region's first one.
-template <bool kQueries>
-NATTEN_FN void bias_entries(NA_THREAD int (&entry)[2], const NA_THREAD Tile& tile, const NA_THREAD Items& items) {
-  const Batch first = {tile.region[0].start, tile.region[1].start, tile.region[2].start, 0, 0, 0};
-  NA_UNROLL for (int r = 0; r < 2; ++r) entry[r] = rpb_entry(tile, pair_of<kQueries>(tile, items, first, r, 0));
-}
-
-/// From a bias entry with the region's first position to that with the one whose coordinates are `c`: along each axis
-/// it moves with a key, or against a query. In the second half of `words`, for each position of the chunk.
-template <bool kQueries>
-NATTEN_FN int bias_offset(const NA_THREAD int (&c)[3]) {
-  int offset = 0;
-  NA_UNROLL for (int a = 0; a < 3; ++a) {
-    offset = offset * (2 * NA_BY_AXIS(NA_KERNEL_SIZE, a) - 1) + c[a] * (kQueries ? 1 : -NA_BY_AXIS(NA_STEP, a));
-  }
-  return offset;
-}
-
-/// A head's bias table in powers of two, in threadgroup memory where it has room there.
-template <class P>
-NATTEN_FN void stage_bias(NA_THREADGROUP float* to, P rpb, int index) {
-  for (int i = index; i < NA_STAGED_BIAS; i += NA_THREADS) to[i] = NA_LOG2_E * float(rpb[i]);
-}
-
 /// Hides the products of pairs that do not meet, of which `all` has none, and where there is a bias makes logits of the
 /// others. Returns which pairs meet, by bits.
 template <class P>

@@ -1,62 +1,40 @@
 // The fused gradients on matrix units: as backward.h, in blocks of streamed positions.
 namespace natten {
 
-#define NA_STAGE_PITCH (NA_BLOCK + 8)  // of logit gradients: of eight rows of fragments two share banks
-
-/// Gradient of the bias table on matrix units. A simdgroup sums its own queries in a table in threadgroup memory, each
-/// block query by query: the keys of one have distinct entries, so lanes add at once and the order is fixed. After each
-/// tile the tables are added to the threadgroup's in device memory.
+/// Gradient of the bias table on matrix units: after each tile the simdgroups' tables are added to the threadgroup's in
+/// device memory.
 struct MatrixBiasGradient {
   BiasGradient sums;
-  NA_THREADGROUP float* tables;  ///< of the simdgroups
-  NA_THREADGROUP float* table;
-  NA_THREADGROUP float* staged;  ///< a block's logit gradients by query
-  bool inside[2];                ///< whether the thread's queries exist
+  SimdBiasSums of_simdgroup;
+  NA_THREADGROUP float* tables;  ///< of all simdgroups
 
   NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch,
                        Lane lane) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     sums.begin(tile, partials, scratch);
     tables = scratch;
-    table = scratch + lane.index / 32 * (16 * NA_STAGE_COLUMNS);
-    staged = table + 16 * (NA_STAGE_COLUMNS - NA_STAGE_PITCH);
-    NA_UNROLL for (int r = 0; r < 2; ++r) inside[r] = is_inside<true>(tile, r);
-    for (int i = lane.index % 32; i < NA_RPB_SIZE; i += 32) table[i] = 0.0f;
-    simd_barrier();
+    of_simdgroup.begin(scratch, lane);
   }
 
-  /// Of pairs that meet, whose bits are set in `met`. `entry`: of the thread's queries with the region's first key.
+  /// Of pairs that meet, whose bits are set in `met`. Queries that do not exist have gradients of 0.
   NATTEN_FN void add(const NA_THREAD float (&gradients)[NA_BLOCK / 8][4], unsigned met, const NA_THREAD int (&entry)[2],
-                     const NA_THREADGROUP unsigned* words, Lane lane) NA_THREAD {
+                     const NA_THREADGROUP unsigned* words, const NA_THREAD Meeting& meeting, Lane lane) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
+#if NA_HAS_EXTRA
+    if (meeting.is_extra) return;
+#endif
+    float added[NA_BLOCK / 8][4];
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-      NA_UNROLL for (int e = 0; e < 4; ++e) {
-        const bool on = inside[e / 2] && ((met >> (4 * i + e)) & 1u) != 0;
-        staged[(lane.row + e / 2 * 8) * NA_STAGE_PITCH + 8 * i + 2 * lane.pair + e % 2] = on ? gradients[i][e] : 0.0f;
-      }
+      NA_UNROLL for (int e = 0; e < 4; ++e) added[i][e] = ((met >> (4 * i + e)) & 1u) != 0 ? gradients[i][e] : 0.0f;
     }
-    simd_barrier();
-    const int key = lane.index % 32;
-    const bool has_key = key < NA_BLOCK;
-    const int offset = int(words[NA_CHUNK + (has_key ? key : 0)]);
-    NA_UNROLL for (int r = 0; r < 2; ++r) {
-      float added[8];
-      NA_UNROLL for (int q = 0; q < 8; ++q) added[q] = has_key ? staged[(8 * r + q) * NA_STAGE_PITCH + key] : 0.0f;
-      NA_UNROLL for (int q = 0; q < 8; ++q) {
-        const int at = from_lane(entry[r], lane_of_pair(Lane{0, q, 0}, 0)) + offset;
-        if (added[q] != 0.0f) table[at] += added[q];
-        simd_barrier();
-      }
-    }
+    of_simdgroup.add(added, first_entry(entry), words + NA_CHUNK, lane);
   }
 
   NATTEN_FN void end(Lane lane) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
     barrier();
     for (int i = lane.index; i < NA_RPB_SIZE; i += NA_THREADS) {
-      float sum = 0.0f;
-      NA_UNROLL for (int s = 0; s < NA_THREADS / 32; ++s) sum += tables[s * (16 * NA_STAGE_COLUMNS) + i];
-      sums.partial[i] += sum;
+      sums.partial[i] += sum_of_simdgroups(tables, NA_THREADS / 32, i);
     }
     barrier();
   }
@@ -114,7 +92,7 @@ struct MatrixBackward {
       }
     }
     // Done again with kCareful, a tile has the same logit gradients: they do not depend on what does not meet.
-    if (kSumsA && !kCareful) bias_gradient.add(gradients, met, bias_entry, words + row, lane);
+    if (kSumsA && !kCareful) bias_gradient.add(gradients, met, bias_entry, words + row, meeting, lane);
     if (kSumsB) add_weighted<kCareful, NA_B_PITCH>(sum_b, weights, met, rows_b + row * NA_B_PITCH, lane);
     if (kSumsA) add_weighted<kCareful, NA_A_PITCH>(sum_a, gradients, met, rows_a + row * NA_A_PITCH, lane);
   }
@@ -166,17 +144,16 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
         NA_UNROLL for (int r = 0; r < 2; ++r) {
           if (!kQueries) continue;
           const float lse_of_query = number_at(body.lse, items.position[r]);
-          body.held_lse[r] = backward_lse(lse_of_query);
+          const bool exists = !NA_BIAS_GRADIENT || is_inside<true>(tile, r);
+          body.held_lse[r] = exists ? backward_lse(lse_of_query) : NA_INFINITY;  // without weights
           body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
         }
 #if NA_HAS_EXTRA
-        NA_UNROLL for (int r = 0; r < 2; ++r) body.bias_gradient.inside[r] = false;
         if (careful) {
           sweep_extra<true>(body, streamed_a, streamed_b, tile, streamed);
         } else {
           sweep_extra<false>(body, streamed_a, streamed_b, tile, streamed);
         }
-        NA_UNROLL for (int r = 0; r < 2; ++r) body.bias_gradient.inside[r] = is_inside<true>(tile, r);
 #endif
         if (careful) {
           sweep_region<kQueries, true>(body, tile, region, meeting);

@@ -90,6 +90,9 @@ NATTEN_FN void store_device(T* to, const float* from) {
     *reinterpret_cast<Pack<T, kPack>*>(to + i) = pack;
   }
 }
+NATTEN_FN void store_pair(float* to, float a, float b) {
+  *reinterpret_cast<Pack<float, 2>*>(to) = Pack<float, 2>{a, b};
+}
 // Asynchronous, so that many are in flight: `wait_for_copies` before the barrier that publishes them.
 template <int N, class T>
 NATTEN_FN void copy_to_tile(T* to, const T* from) {

@@ -110,6 +110,12 @@ inline void copy_to_tile(threadgroup T* to, const device T* from) {
     *(threadgroup metal::vec<T, 4>*)(to + i) = *(const device metal::vec<T, 4>*)(from + i);
   }
 }
+inline void store_pair(threadgroup float* to, float a, float b) {
+  metal::vec<float, 2> v;
+  v[0] = a;
+  v[1] = b;
+  *(threadgroup metal::vec<float, 2>*)to = v;
+}
 template <int N, class T>
 inline void clear_tile(threadgroup T* to) {
   NA_UNROLL for (int i = 0; i < N; i += 4) * (threadgroup metal::vec<T, 4>*)(to + i) = metal::vec<T, 4>(T(0.0f));

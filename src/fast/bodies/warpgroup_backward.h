@@ -3,17 +3,22 @@
 // gradients of logits go from one product to the next in registers, so nothing is transposed.
 namespace natten {
 
-template <bool kQueries>
+/// With the gradient of A, that of B, or both.
+template <bool kQueries, bool kSumsA, bool kSumsB>
 struct WarpgroupBackward {
   static constexpr bool kInRegisters = NA_HOLD_SHARED == 0;
-  float factor;  ///< of logits, to powers of two
+  /// Whether registers hold a block's logits beside its products of dout and value.
+  static constexpr bool kHasBoth = kInRegisters || !kSumsA || !kSumsB;
+  float factor;  ///< of products, to powers of two
+  WarpgroupBias bias;
+  WarpgroupBiasGradient bias_gradient;
   Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> held_a;
   Held<NA_B_TYPE, kInRegisters ? NA_B_CHANNELS : 8> held_b;
   unsigned held;  ///< address of rows of A in shared memory, which rows of B follow
   unsigned ones[4];
   float lse[2], delta[2];  ///< of queries that are held
-  float sum_a[NA_A_WIDTH / 8][4];
-  float sum_b[NA_B_WIDTH / 8][4];
+  float sum_a[kSumsA ? NA_A_WIDTH / 8 : 1][4];
+  float sum_b[kSumsB ? NA_B_WIDTH / 8 : 1][4];
   unsigned weights[NA_BLOCK / 16][4], gradients[NA_BLOCK / 16][4];  ///< operands
 
   template <class A, class B, class LseP, class DeltaP>
@@ -31,12 +36,15 @@ struct WarpgroupBackward {
       rows.finish();
     }
     if (NA_MASK == kMaskUnits) load_ones(ones, is_negative);
+    bias.begin<kQueries>(stages, tile, items);
+    bias_gradient.hold(tile, items);
     if (!kQueries) return;
     const View<LseP> lse_view = view(lses, Indexed::queries, tile, tile.at.head);
     const View<DeltaP> delta_view = view(deltas, Indexed::queries, tile, tile.at.head);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       const float lse_of_query = number_at(lse_view, items.position[r]);
-      lse[r] = backward_lse(lse_of_query);
+      const bool exists = !NA_BIAS_GRADIENT || is_inside<true>(tile, r);
+      lse[r] = exists ? backward_lse(lse_of_query) : NA_INFINITY;  // without weights
       delta[r] = backward_delta(number_at(delta_view, items.position[r]), lse_of_query);
     }
   }
@@ -74,14 +82,15 @@ struct WarpgroupBackward {
   NATTEN_FN static float2 numbers_at(unsigned numbers, int block) {
     return load_numbers(numbers + 32 * block + hardware_lane() % 4 * 8);
   }
-  /// Logits to weights.
+  /// Logits to weights; without a bias they are products.
   NATTEN_FN void weigh(float (&logits)[NA_BLOCK / 8][4], unsigned numbers) {
+    const float to_logits = NA_HAS_RPB ? 1.0f : factor;
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
       float2 n;
       if (!kQueries) n = numbers_at(numbers, i);
       const float column[2] = {kQueries ? 0.0f : n.x * NA_LOG2_E, kQueries ? 0.0f : n.y * NA_LOG2_E};
       NA_UNROLL for (int e = 0; e < 4; ++e) {
-        logits[i][e] = exp2_of(logits[i][e] * factor - (kQueries ? lse[e / 2] : column[e % 2]));
+        logits[i][e] = exp2_of(logits[i][e] * to_logits - (kQueries ? lse[e / 2] : column[e % 2]));
       }
     }
   }
@@ -113,7 +122,8 @@ struct WarpgroupBackward {
   /// are not finite. Adds to the sums.
   template <class HeldA, class HeldB, class A, class B, class LseP, class DeltaP>
   NATTEN_FN void redo(View<HeldA> held_a, View<HeldB> held_b, View<A> a, View<B> b, View<LseP> lses,
-                      View<DeltaP> deltas, View<A> extra_a, View<B> extra_b, int extra, const Items& items) {
+                      View<DeltaP> deltas, View<A> extra_a, View<B> extra_b, int extra, const float* rpb,
+                      const Tile& tile, const Items& items) {
     const int lane = hardware_lane() % 4;
     NA_UNROLL for (int r = 0; r < 2; ++r) {
       int extent[3], count = 1;
@@ -142,18 +152,24 @@ struct WarpgroupBackward {
         }
         logit = sum_row(logit);
         product = sum_row(product);
-        if (!on) continue;
+        if (!NA_BIAS_GRADIENT && !on) continue;  // what sums that gradient stays together
+        const bool has_bias = NA_HAS_RPB && on && n >= 0;
         const float lse_of_query = kQueries ? number_at(lses, items.position[r]) : number_at(lses, p);
         const float delta_of_query = kQueries ? number_at(deltas, items.position[r]) : number_at(deltas, p);
-        const float weight = exp2_of(logit * factor - backward_lse(lse_of_query));
+        const int entry = has_bias ? bias_entry_of<kQueries>(tile, items, r, p) : 0;
+        const float added = has_bias ? NA_LOG2_E * rpb[entry] : 0.0f;
+        const float weight = exp2_of(logit * factor + added - backward_lse(lse_of_query));
         const float gradient = weight * (product - backward_delta(delta_of_query, lse_of_query));
-        NA_UNROLL for (int j = 0; j < NA_A_CHANNELS / 8; ++j) {
+        if constexpr (NA_BIAS_GRADIENT) {
+          bias_gradient.add_again(gradient, entry, has_bias && is_inside<kQueries>(tile, r));
+          if (!on) continue;
+        }
+        NA_UNROLL for (int j = 0; j < NA_A_CHANNELS / 8 && kSumsA; ++j) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
             sum_a[j][2 * r + e] += gradient * from_a[8 * j + 2 * lane + e];
           }
         }
-        if (kQueries) continue;
-        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8; ++j) {
+        NA_UNROLL for (int j = 0; j < NA_B_CHANNELS / 8 && kSumsB; ++j) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
             sum_b[j][2 * r + e] += weight * from_b[8 * j + 2 * lane + e];
           }
@@ -168,8 +184,8 @@ struct WarpgroupBackward {
       const bool stored = is_stored<kQueries>(tile, r), inside = is_inside<kQueries>(tile, r);
       if (!kQueries) {
         const Offset row = stored ? dense_row<false>(tile, r) : 0;
-        store_sums<NA_A_CHANNELS>(to_a + row * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
-        store_sums<NA_B_CHANNELS>(to_b + row * NA_B_CHANNELS, sum_b, r, 1.0f, stored, inside);
+        if constexpr (kSumsA) store_sums<NA_A_CHANNELS>(to_a + row * NA_A_CHANNELS, sum_a, r, scale, stored, inside);
+        if constexpr (kSumsB) store_sums<NA_B_CHANNELS>(to_b + row * NA_B_CHANNELS, sum_b, r, 1.0f, stored, inside);
         continue;
       }
       // Of queries in an array like query, with 0 in the rows that a stride skips.
@@ -194,16 +210,17 @@ struct WarpgroupBackward {
 
 /// One warpgroup's work on some blocks of one tile. The last products with a block run beside the first
 /// ones with the next, where registers suffice for both.
-template <bool kExtra, bool kQueries>
-NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, Ring& ring, const Blocks& blocks,
-                       int warpgroup) {
+template <bool kExtra, bool kQueries, bool kSumsA, bool kSumsB>
+NATTEN_FN void consume(WarpgroupBackward<kQueries, kSumsA, kSumsB>& body, const Stages& stages, Ring& ring,
+                       const Blocks& blocks, int warpgroup) {
+  typedef WarpgroupBackward<kQueries, kSumsA, kSumsB> Body;
   constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
   constexpr bool kBeside = kQueries && NA_A_WIDTH + NA_B_WIDTH <= 128;
   float weights[NA_BLOCK / 8][4];
   int last = -1;  // stage of the block before
   const auto finish_last = [&] {
-    pin(body.sum_a);
-    if (!kQueries) pin(body.sum_b);
+    if (kSumsA) pin(body.sum_a);
+    if (kSumsB) pin(body.sum_b);
     if (last < 0) return;
     release(stages.empty_a(last));
     release(stages.empty_b(last));
@@ -211,32 +228,39 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
   _Pragma("unroll 1") for (int block = blocks.met.start; block < blocks.met.end; ++block) {
     const unsigned a = stages.address + Stages::a(ring.stage), b = stages.address + Stages::b(ring.stage);
     const unsigned numbers = stages.address + Stages::numbers(ring.stage);
+    const auto finish_logits = [&] {
+      pin(weights);
+      body.bias.template to_logits<kQueries, kExtra>(weights, body.factor,
+                                                     stages.address + Stages::offsets(ring.stage));
+      if (kCompared) mask_row(weights, block, blocks);
+    };
     wait_until_full(stages.full_a(ring.stage), ring.phase);
     body.begin_logits(weights, a, stages.address + Stages::penalties(ring.stage, warpgroup));
-    if constexpr (WarpgroupBackward<kQueries>::kInRegisters) {
+    if constexpr (Body::kHasBoth) {
       float gradients[NA_BLOCK / 8][4];
       wait_until_full(stages.full_b(ring.stage), ring.phase);
-      body.begin_gradients(gradients, b);
-      wait_for_products<1>();
+      if (kSumsA) body.begin_gradients(gradients, b);
+      wait_for_products<kSumsA ? 1 : 0>();
       if (kBeside) finish_last();
-      pin(weights);
-      if (kCompared) mask_row(weights, block, blocks);
+      finish_logits();
       body.weigh(weights, numbers);
-      if (kQueries) {
-        hold_back(weights, stages.address);
-        wait_for_products<0>();
-      } else {
+      if constexpr (kSumsB) {
         pack(body.weights, weights);
         body.begin_sums_b(b);
-        wait_for_products<1>();
+        if (kSumsA) wait_for_products<1>();
+      } else {
+        hold_back(weights, stages.address);
+        wait_for_products<0>();
       }
-      pin(gradients);
-      body.differentiate(gradients, weights, numbers);
-      pack(body.gradients, gradients);
+      if constexpr (kSumsA) {
+        pin(gradients);
+        body.differentiate(gradients, weights, numbers);
+        if (!kExtra) body.bias_gradient.add(gradients, stages.base + Stages::offsets(ring.stage));
+        pack(body.gradients, gradients);
+      }
     } else {  // registers for one of both alone
       wait_for_products<0>();
-      pin(weights);
-      if (kCompared) mask_row(weights, block, blocks);
+      finish_logits();
       wait_until_full(stages.full_b(ring.stage), ring.phase);
       body.weigh(weights, numbers);
       pack(body.weights, weights);
@@ -247,7 +271,7 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
       body.differentiate_packed(weights, numbers);
       pack(body.gradients, weights);
     }
-    body.begin_sums_a(a);
+    if constexpr (kSumsA) body.begin_sums_a(a);
     last = ring.stage;
     ring.advance();
     if (!kBeside) {
@@ -263,18 +287,19 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries>& body, const Stages& stages, 
 template <bool kQueries, class HeldA, class HeldB, class StreamedA, class StreamedB, class LseP, class DeltaP, class TA,
           class TB, class Axes>
 NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<StreamedA> streamed_a,
-                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta, TA* to_a,
-                                  TB* to_b, unsigned char* memory, Axes axes, int batches, int heads,
-                                  const int* lengths, float scale) {
+                                  Tensor<StreamedB> streamed_b, Tensor<LseP> lse, Tensor<DeltaP> delta,
+                                  const float* rpb, TA* to_a, TB* to_b, float* drpb, unsigned char* memory, Axes axes,
+                                  int batches, int heads, const int* lengths, float scale) {
   const Stages stages = stages_at(memory);
   start_stages(stages);
-  __syncthreads();
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
-  Ring ring = {0, 0};
-  const int groups = batches * tile_count<kQueries>(spans_of(axes));
   const int head = blockIdx.y;
   // Of queries, for one of the keys'.
   const int first_head = kQueries ? head : head * NA_HEAD_GROUP, end_head = first_head + (kQueries ? 1 : NA_HEAD_GROUP);
+  rpb += Offset(first_head) * NA_RPB_SIZE;
+  const bool has_large_bias = stage_bias_tables(stages, rpb, scale * NA_LOG2_E);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
+  Ring ring = {0, 0};
+  const int groups = batches * tile_count<kQueries>(spans_of(axes));
   const auto view_a = [&](const Tile& tile, int h) {
     return view(streamed_a, kQueries ? Indexed::keys : Indexed::query_tokens, tile, kQueries ? h / NA_HEAD_GROUP : h);
   };
@@ -284,6 +309,8 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
   const auto held_of = [&](auto tensor, const Tile& tile, Indexed queries) {
     return view(tensor, kQueries ? queries : Indexed::keys, tile, head);
   };
+  // Registers hold the sums of both gradients, or with NA_WIDE of one: then the other one's come first.
+  constexpr bool kTwice = NA_WIDE && !kQueries;
   if (warpgroup == NA_WARPGROUPS) {
     hand_registers_on();
     const int thread = threadIdx.x - 128 * NA_WARPGROUPS;
@@ -292,7 +319,8 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
       if (tile.empty) continue;
       const FlatRegion f = flat_region_of(tile);
       make_penalty_table<kQueries>(stages, tile, f, thread);
-      _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+      _Pragma("unroll 1") for (int n = 0; n < (kTwice ? 2 : 1) * (end_head - first_head); ++n) {
+        const int h = first_head + n % (end_head - first_head);
         if constexpr (kQueries) {
           produce_extra(stages, ring, tile, streamed_a, streamed_b, h / NA_HEAD_GROUP, thread);
           produce<false>(stages, ring, tile, f, view_a(tile, h), view_b(tile, h), NoNumbers{}, thread);
@@ -302,55 +330,65 @@ NATTEN_FN void attention_backward(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Te
         }
       }
     }
-  } else {
-    take_registers();
-    _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
-      WarpgroupBackward<kQueries> body;
-      body.factor = scale * NA_LOG2_E;
+    return;
+  }
+  take_registers();
+  const bool has_penalties = fabsf(scale * NA_LOG2_E) > kLeastFactor && !has_large_bias;
+  const auto sum_tile = [&](auto& body, int group) {
+    body.factor = scale * NA_LOG2_E;
+    clear_blocks(body.sum_a);
+    clear_blocks(body.sum_b);
+    {  // registers: what a tile is, is found once before its main loop, and again after it
+      Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
+      take_place(tile, warpgroup);
+      if (!tile.empty) {
+        const Items items = items_of<kQueries>(tile);
+        const FlatRegion f = flat_region_of(tile);
+        const WarpgroupSpan span = span_of<kQueries>(tile, f, warpgroup);
+        const Blocks blocks = blocks_of(span, tile, items), tokens = blocks_of_extra(extra_count(streamed_a));
+        body.prepare(stages, tile, items, held_of(held_a, tile, Indexed::query_tokens),
+                     held_of(held_b, tile, Indexed::queries), lse, delta, warpgroup, scale < 0.0f);
+        const int past = ceil_div(f.size, NA_BLOCK) - blocks.met.end;
+        if (NA_HAS_EXTRA) consume<true>(body, stages, ring, tokens, warpgroup);
+        _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+          skip_blocks(stages, ring, blocks.met.start);
+          consume<false>(body, stages, ring, blocks, warpgroup);
+          skip_blocks(stages, ring, past);
+          if (NA_HAS_RPB) body.bias.table += kBiasTable;  // of the next head
+        }
+      }
+    }
+    Axes again = axes;
+    if (kIsCircular) forget(again);
+    asm volatile("" : "+r"(group)::"memory");
+    Tile tile = warpgroup_tile<kQueries>(again, group, head, heads, lengths);
+    take_place(tile, warpgroup);
+    const bool good = all_finite(body.sum_a) && all_finite(body.sum_b) && (tile.empty || has_penalties);
+    if (any_lane(!good)) {
+      const Items items = items_of<kQueries>(tile);
       clear_blocks(body.sum_a);
       clear_blocks(body.sum_b);
-      {  // registers: what a tile is, is found once before its main loop, and again after it
-        Tile tile = warpgroup_tile<kQueries>(axes, group, head, heads, lengths);
-        take_place(tile, warpgroup);
-        if (!tile.empty) {
-          const Items items = items_of<kQueries>(tile);
-          const FlatRegion f = flat_region_of(tile);
-          const WarpgroupSpan span = span_of<kQueries>(tile, f, warpgroup);
-          const Blocks blocks = blocks_of(span, tile, items), tokens = blocks_of_extra(extra_count(streamed_a));
-          body.prepare(stages, tile, items, held_of(held_a, tile, Indexed::query_tokens),
-                       held_of(held_b, tile, Indexed::queries), lse, delta, warpgroup, scale < 0.0f);
-          const int past = ceil_div(f.size, NA_BLOCK) - blocks.met.end;
-          if (NA_HAS_EXTRA) consume<true>(body, stages, ring, tokens, warpgroup);
-          _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
-            skip_blocks(stages, ring, blocks.met.start);
-            consume<false>(body, stages, ring, blocks, warpgroup);
-            skip_blocks(stages, ring, past);
-          }
-        }
+      _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
+        const View<StreamedA> a = view_a(tile, h);
+        const View<StreamedB> b = view_b(tile, h);
+        body.redo(held_of(held_a, tile, Indexed::query_tokens), held_of(held_b, tile, Indexed::queries), a, b,
+                  view(lse, Indexed::queries, tile, h), view(delta, Indexed::queries, tile, h),
+                  extra_or(a, streamed_a, tile, h / NA_HEAD_GROUP), extra_or(b, streamed_b, tile, h / NA_HEAD_GROUP),
+                  extra_count(streamed_a), rpb + Offset(h - first_head) * NA_RPB_SIZE, tile, items);
       }
-      Axes again = axes;
-      if (kIsCircular) forget(again);
-      asm volatile("" : "+r"(group)::"memory");
-      Tile tile = warpgroup_tile<kQueries>(again, group, head, heads, lengths);
-      take_place(tile, warpgroup);
-      const bool good =
-          all_finite(body.sum_a) && all_finite(body.sum_b) && (tile.empty || fabsf(body.factor) > kLeastFactor);
-      if (any_lane(!good)) {
-        const Items items = items_of<kQueries>(tile);
-        clear_blocks(body.sum_a);
-        clear_blocks(body.sum_b);
-        _Pragma("unroll 1") for (int h = first_head; h < end_head; ++h) {
-          const View<StreamedA> a = view_a(tile, h);
-          const View<StreamedB> b = view_b(tile, h);
-          body.redo(held_of(held_a, tile, Indexed::query_tokens), held_of(held_b, tile, Indexed::queries), a, b,
-                    view(lse, Indexed::queries, tile, h), view(delta, Indexed::queries, tile, h),
-                    extra_or(a, streamed_a, tile, h / NA_HEAD_GROUP), extra_or(b, streamed_b, tile, h / NA_HEAD_GROUP),
-                    extra_count(streamed_a), items);
-        }
-      }
-      body.store(tile, to_a, to_b, scale);
     }
+    body.store(tile, to_a, to_b, scale);
+  };
+  WarpgroupBackward<kQueries, true, !kQueries && !kTwice> body;
+  body.bias_gradient.begin(stages, has_penalties);
+  _Pragma("unroll 1") for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+    if constexpr (kTwice) {
+      WarpgroupBackward<kQueries, false, true> of_b;
+      sum_tile(of_b, group);
+    }
+    sum_tile(body, group);
   }
+  WarpgroupBiasGradient::store(stages, drpb, head, heads);
 }
 
 }  // namespace natten

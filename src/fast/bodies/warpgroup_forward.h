@@ -4,19 +4,24 @@ namespace natten {
 
 struct WarpgroupForward {
   static constexpr bool kInRegisters = NA_HOLD_SHARED == 0;
-  float factor;  ///< of logits, to powers of two
+  float factor;  ///< of products, to powers of two
+  WarpgroupBias bias;
   Held<NA_A_TYPE, kInRegisters ? NA_A_CHANNELS : 8> query;
   unsigned held;  ///< address of its rows in shared memory
   unsigned ones[4];
   float out[NA_B_WIDTH / 8][4];
-  float maximum[2];  ///< of logits without the factor; with it in the end
+  float maximum[2];  ///< of logits, without the factor where there is no bias; with it in the end
   float sum[2];      ///< of this thread's keys
   unsigned weights[NA_BLOCK / 16][4];
+
+  /// Of what weigh() takes.
+  NATTEN_FN float factor_of_logits() const { return NA_HAS_RPB ? 1.0f : factor; }
+  NATTEN_FN float least_logit() const { return NA_HAS_RPB ? NA_LEAST_LOGIT * factor : NA_LEAST_LOGIT; }
 
   NATTEN_FN void clear() {
     clear_blocks(out);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
-      maximum[r] = NA_LEAST_LOGIT;
+      maximum[r] = least_logit();
       sum[r] = 0.0f;
     }
   }
@@ -40,6 +45,7 @@ struct WarpgroupForward {
       rows.finish();
     }
     if (NA_MASK == kMaskUnits) load_ones(ones, false);
+    bias.begin<true>(stages, tile, items);
   }
 
   NATTEN_FN void begin_logits(float (&logits)[NA_BLOCK / 8][4], unsigned stage, unsigned penalties) {
@@ -63,6 +69,7 @@ struct WarpgroupForward {
   /// ago, as long as no weight exceeds kMostWeight: then sums need not shrink. Two chains for each row, for latency.
   NATTEN_FN bool weigh(float (&logits)[NA_BLOCK / 8][4], float (&shrunk)[2]) {
     constexpr float kMostWeight = 8.0f;  // as a power of two
+    const float factor = factor_of_logits();
     float highest[2][2];
     NA_UNROLL for (int e = 0; e < 4; ++e) highest[e / 2][e % 2] = fmaxf(maximum[e / 2], logits[0][e]);
     NA_UNROLL for (int i = 1; i < NA_BLOCK / 8; ++i) {
@@ -102,7 +109,8 @@ struct WarpgroupForward {
   /// results are not finite.
   template <class QueryP, class KeyP, class ValueP>
   NATTEN_FN void redo(View<QueryP> query, View<KeyP> key, View<ValueP> value, View<KeyP> extra_key,
-                      View<ValueP> extra_value, int extra, const Items& items, float signed_factor) {
+                      View<ValueP> extra_value, int extra, const float* rpb, const Tile& tile, const Items& items,
+                      float signed_factor) {
     const int lane = hardware_lane() % 4;
     clear_blocks(out);
     NA_UNROLL for (int r = 0; r < 2; ++r) {
@@ -129,6 +137,7 @@ struct WarpgroupForward {
         }
         logit = sum_row(logit) * signed_factor;
         if (!on) continue;
+        if (NA_HAS_RPB && n >= 0) logit += NA_LOG2_E * rpb[bias_entry_of<true>(tile, items, r, p)];
         const float highest = greater(maximum[r], logit), shrunk = exp2_of(maximum[r] - highest);
         const float weight = exp2_of(logit - highest);
         maximum[r] = highest;
@@ -165,6 +174,12 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
   constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
+  const auto finish_logits = [&](int block) {
+    pin(logits);
+    body.bias.to_logits<true, kExtra>(logits, body.factor, stages.address + Stages::offsets(keys.stage));
+    release(stages.empty_a(keys.stage));
+    if (kCompared) mask_row(logits, block, blocks);
+  };
   const auto begin_logits = [&] {
     body.begin_logits(logits, stages.address + Stages::a(keys.stage),
                       stages.address + Stages::penalties(keys.stage, warpgroup));
@@ -172,10 +187,8 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
   wait_until_full(stages.full_a(keys.stage), keys.phase);
   begin_logits();
   wait_for_products<0>();
-  pin(logits);
-  release(stages.empty_a(keys.stage));
+  finish_logits(blocks.met.start);
   keys.advance();
-  if (kCompared) mask_row(logits, blocks.met.start, blocks);
   body.weigh(logits, shrunk);
   if (NA_HAS_EXTRA && !kExtra)
     body.shrink(shrunk);  // there are no sums yet that could shrink, but those of additional tokens
@@ -189,9 +202,7 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
     body.begin_sums(stages.address + Stages::b(ring.stage));
     if (in_turn) arrive_at_named(2 - warpgroup, 256);
     wait_for_products<1>();
-    pin(logits);
-    release(stages.empty_a(keys.stage));
-    if (kCompared) mask_row(logits, block, blocks);
+    finish_logits(block);
     const bool grown = body.weigh(logits, shrunk);
     hold_back(body.sum[0] + body.sum[1], stages.address);
     wait_for_products<0>();
@@ -211,16 +222,18 @@ NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring,
 }
 
 template <class Query, class KeyP, class ValueP, class OutT, class Axes>
-NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, OutT* out, float* lse,
-                                 unsigned char* memory, Axes axes, int batches, int heads, const int* lengths,
-                                 float scale) {
+NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> value, const float* rpb, OutT* out,
+                                 float* lse, unsigned char* memory, Axes axes, int batches, int heads,
+                                 const int* lengths, float scale) {
   const Stages stages = stages_at(memory);
   start_stages(stages);
-  __syncthreads();
+  const int head = blockIdx.y;
+  rpb += Offset(head) * NA_RPB_SIZE;
+  const float factor = fabsf(scale) * NA_LOG2_E;
+  const bool has_large_bias = stage_bias_tables(stages, rpb, factor);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform, which the compiler must see
   Ring ring = {0, 0};
   const int groups = batches * tile_count<true>(spans_of(axes));
-  const int head = blockIdx.y;
   // Registers: what a tile of a span, of a circular axis, or of a 2-D one of one warpgroup is, is found once before its
   // main loop, and again after it.
   constexpr bool kAgain = NA_HAS_SPANS || kIsCircular || (NA_WARPGROUPS == 1 && NA_KERNEL_SIZE_0 == 1);
@@ -243,8 +256,8 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
       Tile tile = warpgroup_tile<true>(axes, group, head, heads, lengths);
       take_place(tile, warpgroup);
       WarpgroupForward body;
+      body.factor = factor;
       body.clear();
-      body.factor = fabsf(scale) * NA_LOG2_E;
       int skipped = 0;
       if (!tile.empty) {
         Items items = items_of<true>(tile);
@@ -273,17 +286,18 @@ NATTEN_FN void attention_forward(Query query, Tensor<KeyP> key, Tensor<ValueP> v
             take_place(tile, warpgroup);
             items = items_of<true>(tile);
           }
-          bool good = all_finite(body.out) && body.factor > kLeastFactor;
+          bool good = all_finite(body.out) && body.factor > kLeastFactor && !has_large_bias;
           NA_UNROLL for (int r = 0; r < 2; ++r) {
-            good = good && fabsf(body.sum[r]) < NA_INFINITY && body.maximum[r] > NA_LEAST_LOGIT;
-            body.maximum[r] *= body.factor;
+            good = good && fabsf(body.sum[r]) < NA_INFINITY && body.maximum[r] > body.least_logit();
+            body.maximum[r] *= body.factor_of_logits();
           }
           if (any_lane(!good)) {
             const View<KeyP> keys = view(key, Indexed::keys, tile, head / NA_HEAD_GROUP);
             const View<ValueP> values = view(value, Indexed::keys, tile, head / NA_HEAD_GROUP);
             body.redo(view(query, Indexed::query_tokens, tile, head), keys, values,
                       extra_or(keys, key, tile, head / NA_HEAD_GROUP),
-                      extra_or(values, value, tile, head / NA_HEAD_GROUP), extra_count(key), items, scale * NA_LOG2_E);
+                      extra_or(values, value, tile, head / NA_HEAD_GROUP), extra_count(key), rpb, tile, items,
+                      scale * NA_LOG2_E);
           }
         }
       }

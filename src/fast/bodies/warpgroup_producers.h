@@ -93,9 +93,11 @@ struct Source {
 
 /// Numbers of streamed positions: none, or lse and delta of queries, which are dense arrays of the same shape.
 struct NoNumbers {
+  static constexpr bool kOfKeys = true;
   NATTEN_FN void copy(unsigned, const int (&)[3]) const {}
 };
 struct QueryNumbers {
+  static constexpr bool kOfKeys = false;
   const float* lse;
   const float* delta;
   int step[3];
@@ -167,6 +169,10 @@ NATTEN_FN void produce(const Stages& stages, Ring& ring, const Tile& tile, const
           NA_UNROLL for (int w = 0; w < NA_WARPGROUPS; ++w) {
             store_penalties(stages.base + Stages::penalties(stage, w), penalties[w], row);
           }
+        }
+        if (NA_HAS_RPB && !kExtra && has_row) {
+          unsigned* const offsets = reinterpret_cast<unsigned*>(stages.base + Stages::offsets(stage));
+          offsets[row] = unsigned(bias_offset<Numbers::kOfKeys>(c));
         }
         if (some) from_a.copy(stages.address, stages.base, Stages::a(stage), distance, p, warp_row, rows);
         if (pass == kPasses - 1) {

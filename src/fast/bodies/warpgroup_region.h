@@ -39,7 +39,7 @@ NATTEN_FN int flat_index(const FlatRegion& f, const int (&c)[3]) {
 }
 
 NATTEN_FN int warpgroup_extent(int a) {
-  return NA_BY_AXIS(NA_WARPGROUP_EXTENT, a);
+  return NA_BY_AXIS(NA_BOX, a);
 }
 
 constexpr bool kIsCircular = NA_IS_CIRCULAR_0 || NA_IS_CIRCULAR_1 || NA_IS_CIRCULAR_2;

@@ -52,18 +52,21 @@ struct Ring {
 constexpr int kHeldRows = 64;  ///< of a warpgroup
 
 /// Everything in shared memory: stages, held rows where they are not in registers, penalties, numbers of streamed
-/// positions (two planes), the table of penalties, barriers.
+/// positions (two planes, and one of bias offsets), the table of penalties, barriers, tables of the bias and of sums of
+/// its gradient.
 struct Stages {
   static constexpr int kA = Panels<NA_A_WIDTH>::kBytes, kB = Panels<NA_B_WIDTH>::kBytes;
   // Of a warpgroup: rows of A, and where two arrays are held in shared memory of B.
   static constexpr int kHeldA = NA_HOLD_SHARED > 0 ? Panels<NA_A_WIDTH, kHeldRows>::kBytes : 0;
   static constexpr int kHeld = kHeldA + (NA_HOLD_SHARED > 1 ? Panels<NA_B_WIDTH, kHeldRows>::kBytes : 0);
   static constexpr int kPenalties = NA_MASK == kMaskUnits ? NA_WARPGROUPS * kPenaltyBytes : 0;
-  static constexpr int kNumbers = NA_NUMBERS * NA_BLOCK * 4;
+  static constexpr int kNumbers = (NA_NUMBERS + NA_HAS_RPB) * NA_BLOCK * 4;
   static constexpr int kTable = NA_MASK == kMaskUnits ? (kTableWords * 4 + 7) / 8 * 8 : 0;
   static constexpr int kPenaltiesAt = NA_STAGES * (kA + kB) + NA_WARPGROUPS * kHeld;
   static constexpr int kNumbersAt = kPenaltiesAt + NA_STAGES * kPenalties;
   static constexpr int kTableAt = kNumbersAt + NA_STAGES * kNumbers;
+  static constexpr int kSumsAt = kTableAt + kTable + 4 * NA_STAGES * 8;
+  static constexpr int kSums = NA_BIAS_GRADIENT ? NA_WARPGROUPS * 64 * NA_STAGE_COLUMNS * 4 : 0;
   unsigned char* base;
   unsigned address;
 
@@ -74,6 +77,9 @@ struct Stages {
     return kPenaltiesAt + stage * kPenalties + warpgroup * kPenaltyBytes;
   }
   NATTEN_FN static int numbers(int stage) { return kNumbersAt + stage * kNumbers; }
+  NATTEN_FN static int offsets(int stage) { return numbers(stage) + NA_NUMBERS * NA_BLOCK * 4; }
+  NATTEN_FN float* sums() const { return reinterpret_cast<float*>(base + kSumsAt); }
+  NATTEN_FN float* bias() const { return reinterpret_cast<float*>(base + kSumsAt + kSums); }
   NATTEN_FN unsigned* table() const { return reinterpret_cast<unsigned*>(base + kTableAt); }
   NATTEN_FN unsigned barrier(int which, int stage) const {
     return address + kTableAt + kTable + (which * NA_STAGES + stage) * 8;
