@@ -19,6 +19,7 @@ namespace natten::distributed {
 namespace {
 
 constexpr int kMostSockets = 4096;
+constexpr std::size_t kMostRuns = 512;  // of one call; systems take 1024
 
 int port_of(const sockaddr_storage& address) {
   if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
@@ -119,14 +120,26 @@ std::size_t RingSockets::room() const {
   return static_cast<std::size_t>(smallest) / 2;  // the system counts what it needs besides the bytes
 }
 
-void send_bytes(int socket, const char* data, std::size_t bytes) {
+void send_runs(int socket, std::vector<iovec> runs) {
 #ifndef MSG_NOSIGNAL
   const int on = 1;
   setsockopt(socket, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
 #endif
-  carry_all(socket, POLLOUT, bytes, [&](std::size_t left) {
-    const ssize_t sent = send(socket, data, left, kSendFlags);
-    if (sent > 0) data += sent;
+  std::size_t bytes = 0;
+  for (const iovec& run : runs) bytes += run.iov_len;
+  auto next = runs.begin();
+  carry_all(socket, POLLOUT, bytes, [&](std::size_t) {
+    msghdr message{};
+    message.msg_iov = &*next;
+    message.msg_iovlen = std::min<std::size_t>(runs.end() - next, kMostRuns);
+    const ssize_t sent = sendmsg(socket, &message, kSendFlags);
+    for (std::size_t left = std::max<ssize_t>(sent, 0); left > 0;) {
+      const std::size_t taken = std::min(left, next->iov_len);
+      next->iov_base = static_cast<char*>(next->iov_base) + taken;
+      next->iov_len -= taken;
+      left -= taken;
+      if (next->iov_len == 0) ++next;
+    }
     return sent;
   });
 }

@@ -2,6 +2,8 @@
 // and its thread of a connection ends with the first error, after which whoever asks it for more waits forever.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <string>
 #include <vector>
@@ -22,9 +24,9 @@ struct RingSockets {
   std::size_t room() const;
 };
 
-/// All bytes, the same on the way as MLX's where there is one connection. Throw std::runtime_error where the peer is
-/// lost.
-void send_bytes(int socket, const char* data, std::size_t bytes);
+/// All bytes, one run after the other, none of which is empty; the same on the way as MLX's where there is one
+/// connection. Throw std::runtime_error where the peer is lost.
+void send_runs(int socket, std::vector<iovec> runs);
 void receive_bytes(int socket, char* data, std::size_t bytes);
 
 }  // namespace natten::distributed

@@ -53,15 +53,24 @@ struct Strided {
     }
   }
 
-  char* copy(char* to, const char* from, std::size_t axis = 0) const {
-    if (axis == axes.size()) {
-      std::memcpy(to, from, run);
-      return to + run;
-    }
-    for (std::int64_t i = 0; i < axes[axis].first; ++i, from += axes[axis].second) to = copy(to, from, axis + 1);
-    return to;
+  /// Calls visit(first byte) for each run.
+  template <class Visit>
+  void for_each_run(const char* from, Visit&& visit, std::size_t axis = 0) const {
+    if (axis == axes.size()) return visit(from);
+    for (std::int64_t i = 0; i < axes[axis].first; ++i, from += axes[axis].second) for_each_run(from, visit, axis + 1);
   }
 };
+
+// Shorter runs are copied together before they are sent: the system takes longer for a run than for its bytes.
+constexpr std::size_t kLeastRun = 1024;
+
+void send_parts(int socket, const std::vector<Strided>& parts) {
+  std::vector<iovec> runs;
+  for (const Strided& part : parts) {
+    part.for_each_run(part.data, [&](const char* from) { runs.push_back({const_cast<char*>(from), part.run}); });
+  }
+  send_runs(socket, std::move(runs));
+}
 
 // The arrays as one run of bytes. MLX's backends count elements with 32 bits: the widest type that fits carries most.
 mx::array buffer_of(std::size_t bytes) {
@@ -184,24 +193,34 @@ class Exchange : public mx::Primitive {
   void send(const std::vector<mx::array*>& arrays, int to) {
     if (total(arrays) == 0) return;
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    mx::array message = buffer_of(total(arrays));
     std::vector<Strided> parts;
     for (mx::array* a : arrays) {
       if (a->size() > 0) parts.emplace_back(*a);
     }
-    encoder.dispatch([parts, bytes = message.data<char>()] {
-      char* to = bytes;
-      for (const Strided& part : parts) to = part.copy(to, part.data);
-    });
     const bool is_right = to == (group_.rank() + 1) % group_.size();
-    if (const std::optional<int> socket = socket_of(is_right ? &RingSockets::right : &RingSockets::left)) {
-      encoder.dispatch(
-          [on = *socket, bytes = message.data<char>(), count = message.nbytes()] { send_bytes(on, bytes, count); });
+    const std::optional<int> socket = socket_of(is_right ? &RingSockets::right : &RingSockets::left);
+    const bool is_in_place =
+        socket && std::all_of(parts.begin(), parts.end(), [](const Strided& part) { return part.run >= kLeastRun; });
+    if (is_in_place) {
+      encoder.dispatch([parts, on = *socket] { send_parts(on, parts); });
     } else {
-      group_.raw_group()->send(message, to, stream());
+      mx::array message = buffer_of(total(arrays));
+      encoder.dispatch([parts, bytes = message.data<char>()] {
+        char* to = bytes;
+        for (const Strided& part : parts) {
+          part.for_each_run(part.data, [&](const char* from) { to = std::copy_n(from, part.run, to); });
+        }
+      });
+      if (socket) {
+        encoder.dispatch([on = *socket, bytes = message.data<char>(), count = message.nbytes()] {
+          send_runs(on, {{bytes, count}});
+        });
+      } else {
+        group_.raw_group()->send(message, to, stream());
+      }
+      encoder.add_temporary(message);
     }
-    encoder.dispatch([bytes = message.nbytes()] { sent_so_far += static_cast<std::int64_t>(bytes); });
-    encoder.add_temporary(message);
+    encoder.dispatch([bytes = total(arrays)] { sent_so_far += static_cast<std::int64_t>(bytes); });
   }
 
   // The arrays share the message.

@@ -280,6 +280,21 @@ def messages_on_a_stream_of_their_own() -> None:
 
 
 @case
+def rows_are_sent_from_where_they_lie() -> None:
+    """More runs of memory than the system takes at a time, side by side or not, beside some that are copied first."""
+    mx.random.seed(19)
+    for dims in ((64, 64), (64, 4)):  # runs of 1 KB, and values of 64 bytes
+        whole = [mx.random.normal((1, 300, 5 * SIZE, 4, dim)) for dim in (64, *dims)]
+        for views in (False, True):
+            slabs = [a[:, :, 5 * RANK : 5 * RANK + 5] for a in whole]
+            slabs = slabs if views else [mx.contiguous(a) for a in slabs]
+            mx.eval(slabs)
+            out = distributed.na2d(*slabs, (3, 5), axis=1, group=GROUP, rows=[5] * SIZE)
+            wanted = natten_mlx.na2d(*whole, (3, 5))[:, :, 5 * RANK : 5 * RANK + 5]
+            assert_same(f"{dims}, views: {views}", out, wanted)
+
+
+@case
 def messages_larger_than_a_connection_takes() -> None:
     """Beside small ones, which are sent first: no order of them ends in a circle of ranks that wait."""
     if SIZE == 1 or os.environ.get("NATTEN_DISTRIBUTED_CARRIER") == "gathers":

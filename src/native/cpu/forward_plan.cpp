@@ -132,7 +132,8 @@ Description describe(const Problem& p) {
   for (int a = kAxes - p.rank; a < kAxes; ++a) {
     const std::int64_t places = (p.span(a).query_rows + p.axes[a].dilation - 1) / p.axes[a].dilation;
     if (!tile.empty()) tile += 'x';
-    tile += std::to_string((places + parts[a] - 1) / parts[a]);
+    const std::int64_t unit = a + 1 == kAxes ? Tile::kMaxLanes : 1, units = (places + unit - 1) / unit;
+    tile += std::to_string(std::min((units + parts[a] - 1) / parts[a] * unit, places));
   }
   const Design design = choose_design(p);
   const std::string name = design == Design::matrix        ? "matrix unit"

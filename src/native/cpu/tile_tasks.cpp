@@ -100,8 +100,11 @@ Task TaskList::operator[](std::int64_t index) const {
     task.group[a] = at[a] / parts;
     const AxisGroup& group = plan.group(a, task.group[a]);
     const Span owned = cut_ == Cut::keys ? group.owned_keys : group.places_of_queries();
-    task.owned[a] = part_of(size_of(owned), parts, at[a] % parts);
-    task.owned[a] = {owned.start + task.owned[a].start, owned.start + task.owned[a].end};
+    // A row of queries in whole tiles: two parts of 24 would compute as many lanes as two of 32.
+    const std::int64_t unit = cut_ == Cut::queries && a + 1 == kAxes ? Tile::kMaxLanes : 1;
+    const Span part = part_of((size_of(owned) + unit - 1) / unit, parts, at[a] % parts);
+    task.owned[a] = {std::min(owned.start + part.start * unit, owned.end),
+                     std::min(owned.start + part.end * unit, owned.end)};
   }
   return task;
 }
