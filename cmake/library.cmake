@@ -18,6 +18,7 @@ target_sources(
           src/distributed/gathers.cpp
           src/distributed/halo.cpp
           src/distributed/order.cpp
+          src/distributed/ring_collectives.cpp
           src/distributed/ring_sockets.cpp
           src/distributed/slabs.cpp
           src/distributed/split.cpp

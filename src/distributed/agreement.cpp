@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "mlx/distributed/ops.h"
+#include "distributed/ring_collectives.h"
 #include "mlx/transforms.h"
 
 namespace natten::distributed {
@@ -56,7 +56,7 @@ std::vector<std::int64_t> agree(const Caller& caller, const Arguments& arguments
   std::vector<std::int64_t> own = arguments.numbers_;
   own.push_back(rows);
   const int count = static_cast<int>(own.size()), ranks = group.size();
-  mx::array all = mx::distributed::all_gather(mx::array(own.data(), {1, count}, mx::int64), group, s);
+  mx::array all = all_gather(mx::array(own.data(), {1, count}, mx::int64), group, mx::to_stream(s));
   mx::eval(all);
   const auto row = [&](int rank) { return all.data<std::int64_t>() + static_cast<std::ptrdiff_t>(rank) * count; };
   for (const Arguments::Field& field : arguments.fields_) {

@@ -7,10 +7,10 @@
 #include "distributed/agreement.h"
 #include "distributed/call.h"
 #include "distributed/order.h"
+#include "distributed/ring_collectives.h"
 #include "distributed/slabs.h"
 #include "graph/decorated.h"
 #include "graph/pin.h"
-#include "mlx/distributed/ops.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 
@@ -28,7 +28,7 @@ mx::array in_order(const mx::array& x, const Group& group, mx::Stream s, const F
 }
 
 mx::array summed(const mx::array& x, const Group& group, mx::Stream s) {
-  return in_order(x, group, s, [&](const mx::array& input) { return mx::distributed::all_sum(input, group, s); });
+  return in_order(x, group, s, [&](const mx::array& input) { return all_sum(input, group, s); });
 }
 
 mx::array rows_of(const mx::array& x, int axis, std::int64_t start, std::int64_t rows, mx::Stream s) {
@@ -42,7 +42,7 @@ mx::array rows_of(const mx::array& x, int axis, std::int64_t start, std::int64_t
 mx::array gathered_slabs(const mx::array& x, const Group& group, mx::Stream s) {
   return in_order(x, group, s, [&](const mx::array& input) {
     const int rank = group.rank();
-    const mx::array node = mx::distributed::all_gather(mx::contiguous(input, false, s), group, s);
+    const mx::array node = all_gather(mx::contiguous(input, false, s), group, s);
     Rules rules{"NattenGatherSlabs",
                 [=](const Arrays& inputs, const mx::array& cotangent, int, mx::Stream stream) {
                   const std::int64_t rows = inputs[0].shape(0);

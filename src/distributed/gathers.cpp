@@ -4,9 +4,9 @@
 #include <numeric>
 
 #include "distributed/order.h"
+#include "distributed/ring_collectives.h"
 #include "graph/decorated.h"
 #include "graph/pin.h"
-#include "mlx/distributed/ops.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 
@@ -108,7 +108,7 @@ mx::array gathered_blocks(const mx::array& block, const Layout& layout, const Gr
                 put(found.right, right_start(layout, rank), back.right[rank]);
                 return {pin({all}, {found.done}, s)[0], 0};
               }};
-  const mx::array node = mx::distributed::all_gather(block, group, s);
+  const mx::array node = all_gather(block, group, s);
   return decorated(node, std::move(rules), node.primitive().stream());
 }
 

@@ -13,6 +13,9 @@
 #include <iterator>
 #include <limits>
 #include <stdexcept>
+#include <typeinfo>
+
+#include "mlx/distributed/distributed_impl.h"
 
 namespace natten::distributed {
 
@@ -38,24 +41,42 @@ bool is_one_of(const std::vector<int>& ports, int port) {
   return std::find(ports.begin(), ports.end(), port) != ports.end();
 }
 
+// A lost connection is an error, not a signal.
 #ifdef MSG_NOSIGNAL
 constexpr int kSendFlags = MSG_NOSIGNAL;
+void ignore_broken_pipe(int) {}
 #else
 constexpr int kSendFlags = 0;  // macOS: an option of the socket
+void ignore_broken_pipe(int socket) {
+  const int on = 1;
+  setsockopt(socket, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
+}
 #endif
+
+[[noreturn]] void lose_ring() {
+  const RingSockets& sockets = RingSockets::of_this_process();
+  for (const std::vector<int>* side : {&sockets.left, &sockets.right}) {
+    for (const int socket : *side) shutdown(socket, SHUT_RDWR);
+  }
+  throw std::runtime_error("natten::distributed: the connection to a neighboring rank was lost");
+}
+
+/// What a call carried: 0 where the connection takes or holds nothing now.
+std::size_t carried(ssize_t done) {
+  if (done > 0) return static_cast<std::size_t>(done);
+  if (done == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) lose_ring();
+  return 0;
+}
 
 /// Calls carry() for what is left until all is done; sleeps where nothing can be carried. Sockets do not block.
 template <class Carry>
 void carry_all(int socket, short event, std::size_t bytes, const Carry& carry) {
   while (bytes > 0) {
-    const ssize_t done = carry(bytes);
-    if (done > 0) {
-      bytes -= static_cast<std::size_t>(done);
-    } else if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    const std::size_t done = carried(carry(bytes));
+    bytes -= done;
+    if (done == 0) {
       pollfd wanted{socket, event, 0};
       poll(&wanted, 1, -1);
-    } else if (done == 0 || errno != EINTR) {
-      throw std::runtime_error("natten::distributed: the connection to a neighboring rank was lost");
     }
   }
 }
@@ -107,6 +128,18 @@ const RingSockets& RingSockets::of_this_process() {
   return sockets;
 }
 
+const RingSockets* RingSockets::of(const mlx::core::distributed::Group& group) {
+  if (!is_backend(group, "ring")) return nullptr;
+  const RingSockets& sockets = of_this_process();
+  return sockets.left.size() == 1 && sockets.right.size() == 1 ? &sockets : nullptr;
+}
+
+// Part of the name of the backend's namespace.
+bool is_backend(const mlx::core::distributed::Group& group, const char* name) {
+  const mlx::core::distributed::detail::GroupImpl& implementation = *group.raw_group();
+  return std::string(typeid(implementation).name()).find(name) != std::string::npos;
+}
+
 std::size_t RingSockets::room() const {
   int smallest = left.empty() || right.empty() ? 0 : std::numeric_limits<int>::max();
   for (const std::vector<int>* side : {&left, &right}) {
@@ -121,10 +154,7 @@ std::size_t RingSockets::room() const {
 }
 
 void send_runs(int socket, std::vector<iovec> runs) {
-#ifndef MSG_NOSIGNAL
-  const int on = 1;
-  setsockopt(socket, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
-#endif
+  ignore_broken_pipe(socket);
   std::size_t bytes = 0;
   for (const iovec& run : runs) bytes += run.iov_len;
   auto next = runs.begin();
@@ -150,6 +180,21 @@ void receive_bytes(int socket, char* data, std::size_t bytes) {
     if (got > 0) data += got;
     return got;
   });
+}
+
+void pass_on(int to, const char* sent, std::size_t bytes_sent, int from, char* received, std::size_t bytes_received) {
+  ignore_broken_pipe(to);
+  while (bytes_sent > 0 || bytes_received > 0) {
+    const std::size_t out = bytes_sent > 0 ? carried(send(to, sent, bytes_sent, kSendFlags)) : 0;
+    const std::size_t in = bytes_received > 0 ? carried(recv(from, received, bytes_received, 0)) : 0;
+    sent += out;
+    bytes_sent -= out;
+    received += in;
+    bytes_received -= in;
+    if (out + in > 0) continue;
+    pollfd wanted[] = {{bytes_sent > 0 ? to : -1, POLLOUT, 0}, {bytes_received > 0 ? from : -1, POLLIN, 0}};
+    poll(wanted, 2, -1);
+  }
 }
 
 }  // namespace natten::distributed

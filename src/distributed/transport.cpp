@@ -9,7 +9,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <typeinfo>
 
 #include "distributed/gathers.h"
 #include "distributed/order.h"
@@ -27,12 +26,6 @@ namespace natten::distributed {
 namespace {
 
 std::atomic<std::int64_t> sent_so_far{0};
-
-// MLX's groups do not tell their backend: part of the name of its namespace.
-bool is_backend(const Group& group, const char* name) {
-  const mx::distributed::detail::GroupImpl& implementation = *group.raw_group();
-  return std::string(typeid(implementation).name()).find(name) != std::string::npos;
-}
 
 // An array as runs of bytes that lie together, from the outermost axis to the one that holds them.
 struct Strided {
@@ -245,19 +238,14 @@ class Exchange : public mx::Primitive {
     mx::cpu::get_command_encoder(stream()).add_temporary(message);
   }
 
-  const RingSockets* ring_sockets() const {
-    return is_backend(group_, "ring") ? &RingSockets::of_this_process() : nullptr;
-  }
-
-  // MLX cuts a message where a neighbor has several: those are left to it.
   std::optional<int> socket_of(std::vector<int> RingSockets::*side) const {
-    const RingSockets* sockets = ring_sockets();
-    return sockets && (sockets->*side).size() == 1 ? std::optional<int>((sockets->*side)[0]) : std::nullopt;
+    const RingSockets* sockets = RingSockets::of(group_);
+    return sockets != nullptr ? std::optional<int>((sockets->*side)[0]) : std::nullopt;
   }
 
   // Two ranks have one connection for both messages.
   bool fit_on_the_way(std::size_t right, std::size_t left) const {
-    const RingSockets* sockets = ring_sockets();
+    const RingSockets* sockets = RingSockets::of(group_);
     return sockets != nullptr && (group_.size() == 2 ? right + left : std::max(right, left)) <= sockets->room();
   }
 

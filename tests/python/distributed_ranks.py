@@ -351,6 +351,31 @@ def gradients_are_summed() -> None:
     assert_close("a", total["a"], mx.full((3, 2), SIZE * (SIZE + 1) / 2), 0)
     assert_close("b", total["b"][0], mx.full((2,), SIZE * (SIZE - 1) / 2), 0)
     assert total["b"][0].dtype == mx.float16 and total["b"][1].item() == SIZE
+    types = (mx.float32, mx.bfloat16, mx.complex64, mx.int32, mx.int64, mx.uint8)
+    for count, dtype in itertools.product((0, 1, SIZE - 1, 3 * SIZE + 1), types):
+        found = distributed.sum_gradients((mx.arange(count) + RANK).astype(dtype), GROUP)
+        wanted = (SIZE * mx.arange(count) + SIZE * (SIZE - 1) // 2).astype(dtype)
+        assert_same(f"{count} of {dtype}", found, wanted)
+    mx.random.seed(20)
+    parts = mx.random.normal((SIZE, 1000)).astype(mx.bfloat16)
+    found = distributed.sum_gradients(parts[RANK], GROUP)
+    assert_close("sum", found, parts.astype(mx.float32).sum(0), 3e-2)
+    every = distributed.gather(found[None, :, None], 0, GROUP)[0, :, 0].reshape(SIZE, -1)
+    assert mx.all(every == found), "ranks have other bits"
+
+
+@case
+def sums_in_traces() -> None:
+    def total(a: mx.array) -> mx.array:
+        return distributed.sum_gradients(a * a, GROUP)
+
+    x = mx.arange(6.0).reshape(2, 3) + RANK
+    wanted = sum((mx.arange(6.0).reshape(2, 3) + rank) ** 2 for rank in range(SIZE))
+    assert_close("mapped", mx.vmap(total)(x), wanted, 1e-6)
+    assert_close("compiled", mx.compile(total)(x), wanted, 1e-6)
+    _, tangents = mx.jvp(total, [x], [mx.ones((2, 3))])
+    assert_close("tangent", tangents[0], sum(2 * (mx.arange(6.0).reshape(2, 3) + rank) for rank in range(SIZE)), 1e-6)
+    assert_close("gradient", mx.grad(lambda a: total(a).sum())(x), 2 * x, 1e-6)
 
 
 @case

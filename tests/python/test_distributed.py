@@ -222,6 +222,42 @@ def test_whoever_waits_for_a_lost_rank_is_told(tmp_path, ranks, length, kind, la
         assert "lost" in results[rank][2] or "closed" in results[rank][2], results
 
 
+LOST_TO_ALL = """
+import sys
+import mlx.core as mx
+from natten_mlx import distributed
+group = mx.distributed.init(strict=True, backend="ring")
+length = int(sys.argv[2])
+x = mx.ones((1, length, 2, 4))
+call = {
+    "arguments": lambda: distributed.na1d(x, x, x, 3, group=group),
+    "gather": lambda: distributed.gather(x, 0, group, rows=[length] * group.size()),
+    "sum": lambda: distributed.sum_gradients(x, group),
+}[sys.argv[1]]
+mx.eval(call())
+if group.rank() == 1:
+    raise RuntimeError("a wheel came off")
+for _ in range(2):
+    try:
+        mx.eval(call())
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "ranks", "length"),
+    [("arguments", 2, 8), ("arguments", 4, 8), ("gather", 3, 100000), ("sum", 2, 8), ("sum", 4, 100000)],
+)
+def test_all_ranks_are_told_of_one_that_is_lost(tmp_path, what, ranks, length):
+    """In gathers and sums, at each call, and also those who are not its neighbors."""
+    results = finish(start_group(tmp_path, ranks, "-c", LOST_TO_ALL, what, str(length)), 30)
+    assert "a wheel came off" in results[1][2]
+    for rank in set(range(ranks)) - {1}:
+        code, out, _ = results[rank]
+        assert code == 0 and out.count("connection to a neighboring rank was lost") == 2, results
+
+
 def test_the_launcher_shows_the_error_of_the_rank_that_failed(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
