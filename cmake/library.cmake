@@ -12,6 +12,7 @@ target_sources(
           src/api/span.cpp
           src/api/registry.cpp
           src/api/warmup.cpp
+          src/distributed/add_rows.cpp
           src/distributed/agreement.cpp
           src/distributed/attention.cpp
           src/distributed/collectives.cpp

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "distributed/add_rows.h"
 #include "graph/pin.h"
 #include "graph/trace.h"
 #include "mlx/ops.h"
@@ -36,16 +37,11 @@ class Split : public mx::Primitive {
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) override {
     Arrays sums;
     for (const int arg : argnums) {
-      mx::array sum = cotangents[arg];
+      Arrays addends;
       for (std::size_t part = 0; part < parts_.size(); ++part) {
-        const mx::array& addend = cotangents[(1 + part) * primals.size() + arg];
-        if (addend.size() == 0) continue;
-        mx::Shape start(sum.ndim(), 0), stop = sum.shape();
-        start[axis_] = static_cast<int>(parts_[part].first);
-        stop[axis_] = static_cast<int>(parts_[part].second);
-        sum = mx::slice_update_add(sum, addend, start, stop, stream());
+        addends.push_back(cotangents[(1 + part) * primals.size() + arg]);
       }
-      sums.push_back(sum);
+      sums.push_back(add_rows(cotangents[arg], addends, parts_, axis_, stream()));
     }
     return pin(sums, {cotangents.back()}, stream());
   }
