@@ -14,8 +14,8 @@ namespace {
 
 // Rows of the mask on an axis, by default from `start` on to the end of the axis. What does not fit is left to
 // validation.
-int rows_of(const Caller& caller, const char* name, const std::optional<PerAxis<std::int64_t>>& rows, std::size_t axis,
-            std::int64_t start, std::int64_t length) {
+int row_count(const Caller& caller, const char* name, const std::optional<PerAxis<std::int64_t>>& rows,
+              std::size_t axis, std::int64_t start, std::int64_t length) {
   constexpr std::int64_t kMost = std::numeric_limits<int>::max();
   if (!rows) return static_cast<int>(start > 0 && start < length ? length - start : length);
   if (!rows->is_scalar() && static_cast<int>(rows->size()) != caller.rank) {
@@ -36,8 +36,8 @@ Problem problem_of(const Caller& caller, const mx::Shape& shape, const Neighborh
   mx::Shape query{leading(options.lengths)}, key = query;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
     const std::int64_t key_start = neighborhood.is_circular[axis] ? 0 : options.key_start[axis];
-    query.push_back(rows_of(caller, "query_rows", options.query_rows, axis, options.query_start[axis], shape[axis]));
-    key.push_back(rows_of(caller, "key_rows", options.key_rows, axis, key_start, shape[axis]));
+    query.push_back(row_count(caller, "query_rows", options.query_rows, axis, options.query_start[axis], shape[axis]));
+    key.push_back(row_count(caller, "key_rows", options.key_rows, axis, key_start, shape[axis]));
   }
   for (mx::Shape* array : {&query, &key}) array->insert(array->end(), {leading(options.rpb), 1});
   const std::optional<PerAxis<std::int64_t>> lengths(std::vector<std::int64_t>(shape.begin(), shape.end()));

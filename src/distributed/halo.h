@@ -6,12 +6,10 @@
 #include <vector>
 
 #include "distributed/slabs.h"
+#include "distributed/split.h"
 #include "distributed/transport.h"
 
 namespace natten::distributed {
-
-/// Rows [start, end) of a slab.
-using Rows = std::pair<std::int64_t, std::int64_t>;
 
 /// Tensors (key and value, whose types and last axes may differ) cut along `axis` of the arrays.
 struct HaloRequest {

@@ -14,7 +14,6 @@ namespace natten::distributed {
 namespace {
 
 using Arrays = std::vector<mx::array>;
-using Rows = std::pair<std::int64_t, std::int64_t>;
 
 mx::Shape part_shape(mx::Shape shape, int axis, const Rows& rows) {
   shape[axis] = static_cast<int>(rows.second - rows.first);

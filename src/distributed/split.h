@@ -12,6 +12,9 @@ namespace natten::distributed {
 
 namespace mx = mlx::core;
 
+/// Rows [start, end) of a tensor.
+using Rows = std::pair<std::int64_t, std::int64_t>;
+
 struct Views {
   std::vector<mx::array> whole;               ///< by tensor
   std::vector<std::vector<mx::array>> parts;  ///< by part, then tensor
@@ -19,8 +22,7 @@ struct Views {
   mx::array anchor;
 };
 
-/// Rows [start, end) of `axis` of each tensor, for each of `parts`. Nothing is copied.
-Views split(const std::vector<mx::array>& tensors, int axis,
-            const std::vector<std::pair<std::int64_t, std::int64_t>>& parts, mx::Stream s);
+/// Rows of `axis` of each tensor, for each of `parts`. Nothing is copied.
+Views split(const std::vector<mx::array>& tensors, int axis, const std::vector<Rows>& parts, mx::Stream s);
 
 }  // namespace natten::distributed

@@ -22,8 +22,8 @@ constexpr std::int64_t kMostThreads = std::numeric_limits<int>::max();  // of a 
 /// What stands before the bodies of an engine's kernels.
 std::vector<const char*> shared_bodies(const KernelRow& kernel, Engine engine, Platform platform, bool has_extra) {
   using namespace text;
-  if (!kernel.has_tiles()) return {groups, tile, tensor};
   std::vector<const char*> all = {groups, tile, tensor};
+  if (!kernel.has_tiles()) return all;
   if (has_extra) all.push_back(extra);
   all.insert(all.end(), {sweep, pairs, bias_gradient});
   if (has_matrix_units(engine)) {
@@ -91,9 +91,10 @@ std::string Writer::constants() const {
   // clang-format off
   for (int a = 0; a < kAxes; ++a) {
     const Axis& axis = p_.axes[a];
+    const AxisConstants c = axis_constants(axis);
     define({{"KERNEL_SIZE", axis.kernel_size}, {"STRIDE", axis.stride}, {"DILATION", axis.dilation},
             {"GNA_STRIDE", axis.gna_stride}, {"IS_CAUSAL", axis.is_causal}, {"IS_CIRCULAR", axis.is_circular},
-            {"CLASSES", query_classes(axis)}, {"STEP", query_step(axis)}, {"EXTENT", plan_.extent[a]}},
+            {"CLASSES", c.classes}, {"STEP", c.step}, {"EXTENT", plan_.extent[a]}},
            "_" + std::to_string(a));
   }
   define({{"HAS_SPANS", p_.spans.has_value()}, {"HAS_EXTRA", has_extra_}});
@@ -235,9 +236,9 @@ std::string Writer::call() const {
   }
   const int scratch = has_rows ? kernel_.streamed_scalars() * plan_.chunk + plan_.stage_columns * plan_.positions() : 0;
   if (scratch > 0) memory += shared("na_scratch", "float", scratch);
-  const bool has_words = plan_.engine == Engine::matrix;
+  const bool has_words = plan_.words > 0;
   if (has_words) {
-    memory += shared("na_words", "unsigned", words_of_position(p_, kernel_) * plan_.chunk) +
+    memory += shared("na_words", "unsigned", plan_.words * plan_.chunk) +
               shared("na_offsets", "natten::Offset", 2 * plan_.chunk);
     if (plan_.staged_bias > 0) memory += shared("na_bias", "float", plan_.staged_bias);
   }
@@ -254,10 +255,8 @@ std::string Writer::call() const {
     if (has_warpgroups) return name != "rpb" ? "" : p_.has_rpb ? "na_rpb" : "nullptr";
     if (name == "rpb") return p_.has_rpb ? "na_rpb" : spec_of(p_, kernel_.inputs[0]).name;  // any pointer will do
     if (name == "scratch") return scratch > 0 ? "na_scratch" : "nullptr";
-    if (name == "words")
-      return !has_words              ? ""
-             : plan_.staged_bias > 0 ? "na_words, na_offsets, na_bias"
-                                     : "na_words, na_offsets, nullptr";
+    if (name == "words" && !has_words) return "";
+    if (name == "words") return std::string("na_words, na_offsets, ") + (plan_.staged_bias > 0 ? "na_bias" : "nullptr");
     return is_metal_ ? "natten::Offset(thread_position_in_grid.x)"
                      : "natten::Offset(blockIdx.x) * blockDim.x + threadIdx.x";  // thread
   };

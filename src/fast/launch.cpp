@@ -312,7 +312,7 @@ std::vector<PreparedKernel> prepare(const Problem& call, bool gradients) {
 
 CacheUsage kernel_cache_usage() {
   CacheUsage usage = KernelCaches::instance().kernels.usage();
-  for (const CacheUsage& other : {KernelCaches::instance().names.usage(), plan_cache_usage()}) {
+  for (const CacheUsage& other : {KernelCaches::instance().names.usage(), plan_cache().usage()}) {
     usage.bytes += other.bytes;
     usage.limit += other.limit;
   }
@@ -322,7 +322,7 @@ CacheUsage kernel_cache_usage() {
 void clear_kernel_cache() {
   KernelCaches::instance().names.clear();
   KernelCaches::instance().kernels.clear();
-  clear_plan_cache();
+  plan_cache().clear();
 }
 
 Arrays run_kernels(const Call& call) {

@@ -63,7 +63,12 @@ constexpr struct {
                  {Engine::simt, plan_simt}};
 
 Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
-  const auto stream = [&](Array array) { return Stream{static_cast<int>(channels_of(p, array)), type_of(p, array)}; };
+  const auto stream = [&](Array array) {
+    Stream s{static_cast<int>(channels_of(p, array)), type_of(p, array)};
+    const int step = target.platform == Platform::metal || element_size(s.type) == 4 ? 8 : 16;
+    s.width = ceil_div(s.channels, step) * step;
+    return s;
+  };
   Plan start;
   start.a = stream(kernel.streams()[0]);
   start.b = stream(kernel.streams()[1]);
@@ -87,32 +92,27 @@ Plan plan_of_family(const Problem& p, const KernelRow& kernel, Target target) {
   throw std::invalid_argument("NATTEN_FAST_TILE leaves no engine");
 }
 
-/// Plans are small; these are some thousands of families.
-LruCache<Plan>& plans() {
-  static auto& cache = *new LruCache<Plan>(2 << 20);  // never destroyed: threads may still ask at exit
-  return cache;
-}
-
 }  // namespace
 
 std::int64_t reach(const Problem& p, int a, int extent, bool keys) {
   const Axis& axis = p.axes[a];
-  const std::int64_t places = keys ? extent : std::int64_t(extent - 1) * query_step(axis) + 1;
+  const int step = axis_constants(axis).step;
+  const std::int64_t places = keys ? extent : std::int64_t(extent - 1) * step + 1;
   const std::int64_t met = places - 1 + axis.gna_stride - 1 + axis.kernel_size;
   if (axis.is_circular) {      // perhaps more than there are: then some are met again
     constexpr int kSeams = 3;  // of turns, where queries may lie closer
-    return keys ? ceil_div64(met + 1, query_step(axis)) + 1 + kSeams : met;
+    return keys ? ceil_div64(met + 1, step) + 1 + kSeams : met;
   }
   if (!keys) return std::min(met, (p.span(a).key_rows + axis.dilation - 1) / axis.dilation);
   // A key at a border is met by up to half a window more, and by queries `step` places apart. (A tile that lies at both
   // borders, of a short axis or sample, meets another half window more.)
   const std::int64_t queries = places - 1 + axis.kernel_size + axis.kernel_size / 2 + axis.gna_stride;
-  return std::min(ceil_div64(queries, query_step(axis)) + std::int64_t(1), p.queries(a));
+  return std::min(ceil_div64(queries, step) + std::int64_t(1), p.queries(a));
 }
 
 std::int64_t tiles_on(const Problem& p, int a, int extent, bool keys) {
   const int rows = static_cast<int>(keys ? p.span(a).key_rows : p.queries(a));
-  const int classes = keys ? static_cast<int>(p.axes[a].dilation) : query_classes(p.axes[a]);
+  const int classes = keys ? static_cast<int>(p.axes[a].dilation) : axis_constants(p.axes[a]).classes;
   return tiles_on_axis(rows, classes, p.spans ? std::min(classes, rows) : classes, extent);
 }
 
@@ -249,30 +249,18 @@ std::string family_key(const Problem& p, KernelId kernel, Target target) {
   return tile ? key + tile : key;
 }
 
-CacheUsage plan_cache_usage() {
-  return plans().usage();
-}
-void clear_plan_cache() {
-  plans().clear();
-}
-
-int words_of_position(const Problem& p, const KernelRow& kernel) {
-  return p.has_rpb && kernel.reads(Array::rpb) ? 2 : 1;
-}
-
-int query_classes(const Axis& axis) {
-  return static_cast<int>(axis.dilation / std::gcd(axis.stride, axis.dilation));
-}
-
-int query_step(const Axis& axis) {
-  return static_cast<int>(axis.stride / std::gcd(axis.stride, axis.dilation));
+/// Plans are small; these are some thousands of families.
+LruCache<Plan>& plan_cache() {
+  static auto& cache = *new LruCache<Plan>(2 << 20);  // never destroyed: threads may still ask at exit
+  return cache;
 }
 
 AxisConstants axis_constants(const Axis& a) {
+  const std::int64_t gcd = std::gcd(a.stride, a.dilation);
   return {{static_cast<int>(a.length), static_cast<int>(a.kernel_size), static_cast<int>(a.stride),
            static_cast<int>(a.dilation), static_cast<int>(a.gna_stride), a.is_causal, a.is_circular},
-          query_classes(a),
-          query_step(a)};
+          static_cast<int>(a.dilation / gcd),
+          static_cast<int>(a.stride / gcd)};
 }
 
 std::array<int, 2> Plan::products(const KernelRow& kernel) const {
@@ -334,10 +322,10 @@ std::string Plan::describe() const {
 Plan plan(const Problem& problem, KernelId kernel, Target target) {
   const Problem family = family_of(problem);
   const std::string key = family_key(family, kernel, target);
-  std::optional<Plan> found = plans().find(key);
+  std::optional<Plan> found = plan_cache().find(key);
   if (!found) {
     found = plan_of_family(family, row_of(kernel), target);
-    plans().insert(key, *found, sizeof(Plan));
+    plan_cache().insert(key, *found, sizeof(Plan));
   }
   if (row_of(kernel).has_tiles()) count_tiles(problem, row_of(kernel), *found);
   return *found;

@@ -41,6 +41,7 @@ struct Plan {
   int position_bytes = 0;  ///< of threadgroup memory for each streamed position
   Engine engine = Engine::simt;
   int block = 1;              ///< matrix units: streamed positions at once, of which `chunk` is a multiple
+  int words = 0;              ///< matrix units, of a streamed position: what it meets, where the bias of its pairs is
   int staged_bias = 0;        ///< matrix units: entries of bias tables in threadgroup memory
   int wide = 0;               ///< matrix units: held rows are read anew for each product, gradients summed one by one
   std::array<int, 3> bits{};  ///< matrix units: per axis, of a word that says what a streamed position meets
@@ -80,9 +81,6 @@ struct Plan {
 /// instructions, and "warpgroup=1" takes them wherever they can be taken. Plans are remembered, up to a limit.
 Plan plan(const Problem& problem, KernelId kernel, Target target);
 
-/// Matrix units, of a streamed position: what it meets, and where the bias of its pairs is.
-int words_of_position(const Problem& problem, const KernelRow& kernel);
-
 /// Threadgroup memory that a kernel may declare.
 int most_shared_bytes(Platform platform);
 
@@ -92,12 +90,9 @@ Problem family_of(Problem problem);
 /// Bytes that are the same for kernels of the same text.
 std::string family_key(const Problem& family, KernelId kernel, Target target);
 
-CacheUsage plan_cache_usage();
-void clear_plan_cache();
+LruCache<Plan>& plan_cache();
 
-/// Constants that the host and the kernels derive from stride and dilation (bodies/groups.h).
-int query_classes(const Axis& axis);
-int query_step(const Axis& axis);
+/// What the host and the kernels derive from stride and dilation (bodies/groups.h).
 AxisConstants axis_constants(const Axis& axis);
 
 inline int element_size(FloatType type) {

@@ -71,64 +71,55 @@ bool choose_matrix_chunk(const Problem& p, const KernelRow& kernel, int most_byt
   return true;
 }
 
-struct Threads {
-  int threads, groups, block;
+/// What the plans of a platform aim at; bytes of the streams, so that several threadgroups share a multiprocessor, or
+/// two a core.
+struct MatrixLimits {
+  int threads, groups, block, chunk_bytes;
 };
-/// Measured on an H200: threadgroups per multiprocessor hide latency until registers spill. `width`: up to 32, 64, or
-/// more channels; `role`: forward or a gradient.
-Threads threads_on_nvidia(const Problem& p, int width, int role, bool wide, bool sums_bias) {
+MatrixLimits matrix_limits(const Problem& p, const KernelRow& kernel, Platform platform, bool wide) {
+  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
+  const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
+  const int role = static_cast<int>(kernel.tile_class);  // forward or a gradient
+  // Not tuned on hardware: as MLX's own attention, four simdgroups, and half of the 32 KB.
+  if (platform == Platform::metal) return {128, 1, width == 2 || role == 2 ? 16 : 32, 16 * kKilobyte};
+  // Measured on an H200: threadgroups per multiprocessor hide latency until registers spill.
+  constexpr int kBytes = 36 * kKilobyte;
   // Where a bias is summed more of a thread's numbers are alive, and each simdgroup has a table. Fewer groups were
   // measured up to 32 channels alone.
   constexpr int kBiasGroups[3] = {4, 3, 2};
-  if (sums_bias) return {128, kBiasGroups[width], width == 2 ? 16 : 32};
+  if (kernel.sums_bias(p)) return {128, kBiasGroups[width], width == 2 ? 16 : 32, kBytes};
   const bool half = element_size(p.query_type) == 2;
   // Of many channels and keys loading is what counts, and larger tiles load less.
   if (width == 2 && (!half || p.kernel_volume() >= kLongWindow)) {
-    if (wide) return {256, 1, 32};
-    return {256, half && role == 0 ? 2 : 1, role == 2 ? 16 : 32};
+    if (wide) return {256, 1, 32, kBytes};
+    return {256, half && role == 0 ? 2 : 1, role == 2 ? 16 : 32, kBytes};
   }
   constexpr int kGroups[3][3] = {{6, 5, 4}, {5, 3, 3}, {4, 2, 2}};
   constexpr int kFloatGroups[2][3] = {{4, 4, 3}, {3, 3, 2}};  // twice the registers for what is held, and the memory
-  return {128, half ? (wide ? 2 : kGroups[width][role]) : kFloatGroups[width][role], 32};
+  return {128, half ? (wide ? 2 : kGroups[width][role]) : kFloatGroups[width][role], 32, kBytes};
 }
 
 }  // namespace
 
 std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   if (!suits_matrix(p, kernel, target)) return std::nullopt;
-  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
-  const int width = channels <= 32 ? 0 : channels <= 64 ? 1 : 2;
-  plan.wide = channels > 128;
-  const int role = static_cast<int>(kernel.tile_class);  // forward or a gradient
   const bool sums_bias = kernel.sums_bias(p);
-  const bool metal = target.platform == Platform::metal;
+  plan.wide = std::max(p.head_dim, p.value_dim) > 128;
+  const MatrixLimits limits = matrix_limits(p, kernel, target.platform, plan.wide);
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
-  int most_bytes;  // of the streams, so that several threadgroups share a multiprocessor, or two a core
-  if (metal) {
-    // Not tuned on hardware: as MLX's own attention, four simdgroups, and half of the 32 KB.
-    plan.threads = 128;
-    plan.block = width == 2 || role == 2 ? 16 : 32;
-    most_bytes = 16 * kKilobyte;
-  } else {
-    const auto [threads, groups, block] = threads_on_nvidia(p, width, role, plan.wide, sums_bias);
-    plan.threads = threads;
-    plan.groups = groups;
-    plan.block = block;
-    most_bytes = 36 * kKilobyte;
-  }
-  for (Stream* s : {&plan.a, &plan.b}) {
-    const int step = metal || element_size(s->type) == 4 ? 8 : 16;
-    s->width = ceil_div(s->channels, step) * step;
-  }
+  plan.threads = limits.threads;
+  plan.groups = limits.groups;
+  plan.block = limits.block;
   override_from_environment(plan);
   constexpr int kMostBlock = 64;  // a bit of `met` (bodies/matrix.h) for each sum of a thread
   if (plan.block > (sums_bias ? 32 : kMostBlock)) refuse(plan);
   finish_streams(kernel, plan);
-  plan.position_bytes += 4 * words_of_position(p, kernel) + 2 * 8;  // and places in both arrays
+  plan.words = p.has_rpb && kernel.reads(Array::rpb) ? 2 : 1;
+  plan.position_bytes += 4 * plan.words + 2 * 8;  // and places in both arrays
   constexpr int kMostStaged = 1024;  // of a bias table; Apple's threadgroup memory is for the sums of its gradient
-  if (words_of_position(p, kernel) > 1 && bias_entries(p) <= kMostStaged && !(metal && sums_bias)) {
+  if (plan.words > 1 && bias_entries(p) <= kMostStaged && !(target.platform == Platform::metal && sums_bias)) {
     plan.staged_bias = static_cast<int>(bias_entries(p));
   }
   choose_extent(p, kernel, matrix_cost, plan);
@@ -142,7 +133,7 @@ std::optional<Plan> plan_matrix(const Problem& p, const KernelRow& kernel, Targe
       reserve_bias_sums(p, plan);
     }
   }
-  if (!choose_matrix_chunk(p, kernel, most_bytes, most_shared, plan)) return std::nullopt;
+  if (!choose_matrix_chunk(p, kernel, limits.chunk_bytes, most_shared, plan)) return std::nullopt;
   const int block = plan.block;
   override_from_environment(plan);
   if (plan.run != 2 || plan.lanes != 4 || plan.vector != 8 || plan.block != block || plan.chunk % block != 0) {

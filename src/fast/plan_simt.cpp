@@ -1,5 +1,6 @@
-// Plans of kernels of multiply-adds.
+// Plans of kernels of multiply-adds: by tiles, and of the forward where queries are few.
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "fast/planner.h"
@@ -10,12 +11,12 @@ namespace {
 
 /// What the plans of a platform aim at.
 struct Limits {
-  int threads;            ///< of a threadgroup
+  int threads;            ///< of a threadgroup; of few queries, at most
   int groups;             ///< on a CUDA multiprocessor at once: bounds registers to 65536 / (threads * groups)
   int channels_per_lane;  ///< of each array that a thread holds: they live in registers
   int run;                ///< positions per thread: each load from threadgroup memory serves so many
-  int batch;              ///< logits per position at once
-  int chunk_bytes;        ///< of threadgroup memory that streams use
+  int batch;              ///< logits per position at once; of few queries, keys that a thread reads at once
+  int chunk_bytes;        ///< of threadgroup memory that streams use, or what simdgroups have to join
 };
 
 Limits limits(const Problem& p, const KernelRow& kernel, Platform platform) {
@@ -86,8 +87,7 @@ void choose_simt_chunk(const Problem& p, const KernelRow& kernel, int chunk_byte
   plan.chunk = static_cast<int>(std::min(chunk, region));
 }
 
-}  // namespace
-
+/// Lanes such that each holds about `wanted` channels, and few of them are padding; and the channels per access.
 void choose_lanes(Plan& plan, Platform platform, int wanted) {
   const bool halves = element_size(plan.a.type) == 2 && (plan.b.channels == 0 || element_size(plan.b.type) == 2);
   plan.vector = platform == Platform::cuda && halves ? 8 : 4;  // 16 bytes on CUDA, Metal's longest vector
@@ -108,6 +108,8 @@ void choose_lanes(Plan& plan, Platform platform, int wanted) {
   }
 }
 
+}  // namespace
+
 std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
   const Limits limit = limits(p, kernel, target.platform);
   plan.threads = limit.threads;
@@ -121,6 +123,33 @@ std::optional<Plan> plan_simt(const Problem& p, const KernelRow& kernel, Target 
   plan.batch = choose_batch(p.axes[2].kernel_size + (plan.run_axis == 2 ? plan.run - 1 : 0), limit.batch);
   choose_simt_chunk(p, kernel, limit.chunk_bytes, most_shared_bytes(target.platform), plan);
   override_from_environment(plan);
+  return plan;
+}
+
+std::optional<Plan> plan_decode(const Problem& p, const KernelRow& kernel, Target target, Plan plan) {
+  // Each query reads the keys of its window anew, and alone keeps its threadgroup busy.
+  constexpr std::int64_t kMostQueries = 4, kMostKeys = std::int64_t(1) << 30;  // of a window: indices are 32-bit
+  if (p.queries() > kMostQueries || p.kernel_volume() > kMostKeys) return std::nullopt;
+  // Metal: a pipeline that uses many registers allows few threads. CUDA: 128 registers, and 64 KB on their way from
+  // memory to a multiprocessor. Neither was tuned on hardware.
+  const Limits limit = target.platform == Platform::metal ? Limits{256, 1, 8, 1, 2, 16 * kKilobyte}
+                                                          : Limits{512, 1, 16, 1, 4, 16 * kKilobyte};
+  plan.batch = limit.batch;
+  plan.run_axis = 2;
+  choose_lanes(plan, target.platform, limit.channels_per_lane);
+  override_from_environment(plan);
+  finish_streams(kernel, plan);
+  plan.position_bytes = 4 * (2 + plan.b.slices * plan.vector * plan.lanes);
+  // Simdgroups such that no thread is without a key that is there, and what they have to join fits.
+  const std::int64_t keys = reach(p, 0, 1, false) * reach(p, 1, 1, false) * reach(p, 2, 1, false);
+  const std::int64_t at_once = std::int64_t(32 / plan.lanes) * plan.batch;
+  const std::int64_t most = std::min(limit.threads / 32, limit.chunk_bytes / plan.position_bytes);
+  const std::int64_t useful = std::clamp<std::int64_t>(keys / at_once, 1, most);
+  plan.threads = 32 * static_cast<int>(std::bit_floor(std::uint64_t(useful)));
+  override_from_environment(plan);
+  if (plan.run != 1 || plan.positions() != 1) return std::nullopt;  // an override that suits other engines
+  plan.slots = plan.threads / plan.lanes;
+  plan.chunk = plan.threads / 32;
   return plan;
 }
 

@@ -39,7 +39,7 @@ std::int64_t least_window(const Problem& p, TileClass kernel) {
 }
 
 /// The shapes of the table of warpgroup plans, each with the reason.
-struct Shape {
+struct WarpgroupShape {
   int warpgroups, producers, groups, block, stages, repeat;
 };
 
@@ -47,7 +47,7 @@ struct Shape {
 bool sums_together(const Problem& p) {
   return ceil_div64(p.head_dim, 16) + ceil_div64(p.value_dim, 16) <= 320 / 16;
 }
-Shape shape_of_gradient(const Problem& p, bool keys) {
+WarpgroupShape shape_of_gradient(const Problem& p, bool keys) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim), both = p.head_dim + p.value_dim;
   // Of 256 channels shared memory has room for what one warpgroup holds and two blocks of 64, or what two hold and
   // blocks of 32, which pays where one axis' neighbours meet the same. Of one gradient after the other likewise.
@@ -61,7 +61,7 @@ Shape shape_of_gradient(const Problem& p, bool keys) {
   if (channels > 32) return {2, 128, 1, 64, 6, 2};
   return {1, 32, 2, 64, 4, 4};
 }
-Shape shape_of_forward(const Problem& p) {
+WarpgroupShape shape_of_forward(const Problem& p) {
   const std::int64_t channels = std::max(p.head_dim, p.value_dim);
   // Sums of 192 or 256 channels leave registers for 96 or 64 keys at once, if queries are in shared memory.
   if (channels > 192) return {2, 128, 1, 64, 2, 1};
@@ -123,9 +123,8 @@ double warpgroup_cost(const Problem& p, const KernelRow& kernel, Plan& plan) {
   return best;
 }
 
-std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, const Shape& shape, Plan plan) {
+std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, const WarpgroupShape& shape, Plan plan) {
   const bool keys = kernel.holds_keys(), forward = kernel.tile_class == TileClass::forward;
-  for (Stream* s : {&plan.a, &plan.b}) s->width = ceil_div(s->channels, 16) * 16;
   plan.run = 2;
   plan.lanes = 4;
   plan.vector = 8;
@@ -193,7 +192,7 @@ std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, con
     std::int64_t margin = 0;
     for (int a = 0; a < kAxes; ++a) {
       margin = margin * (2 * p.axes[a].kernel_size - 1) +
-               std::int64_t(plan.extent[a] - 1) * (keys ? 1 : query_step(p.axes[a]));
+               std::int64_t(plan.extent[a] - 1) * (keys ? 1 : axis_constants(p.axes[a]).step);
     }
     if (tables * (bias_entries(p) + 2 * margin) > kMostEntries) return std::nullopt;
     plan.bias_margin = static_cast<int>(margin);
@@ -211,7 +210,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   const int wanted = override_of(engine_name(Engine::warpgroup));
   if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && p.kernel_volume() < least_window(p, kernel.tile_class)))
     return std::nullopt;
-  Shape shape =
+  WarpgroupShape shape =
       kernel.tile_class == TileClass::forward ? shape_of_forward(p) : shape_of_gradient(p, kernel.holds_keys());
   std::optional<Plan> found = plan_of_shape(p, kernel, shape, plan);
   if (!kernel.sums_bias(p)) return found;

@@ -1,4 +1,4 @@
-// What planners share. One for each engine, in a file of its own; plan.cpp asks them in order of preference.
+// What planners share. One for each engine; plan.cpp asks them in order of preference.
 #pragma once
 
 #include <functional>
@@ -24,9 +24,6 @@ inline int ceil_div64(std::int64_t a, std::int64_t b) {
 /// Positions that a tile of `extent` on the axis meets, at most.
 std::int64_t reach(const Problem& p, int axis, int extent, bool keys);
 std::int64_t tiles_on(const Problem& p, int axis, int extent, bool keys);
-
-/// Lanes such that each holds about `channels` channels, and few of them are padding; and the channels per access.
-void choose_lanes(Plan& plan, Platform platform, int channels);
 
 /// Whether the queries that stream past lie at even distances, as bias_offset() takes them (bodies/matrix_bias.h): not
 /// at the seam of a circular axis where a stride or a span leaves some out.

@@ -9,7 +9,7 @@ add_custom_command(
   DEPENDS ${NATTEN_FAST_BODIES} ${NATTEN_FAST_DIR}/../definition/window.h ${NATTEN_FAST_DIR}/embed.cmake
   VERBATIM)
 add_library(natten_fast_text STATIC ${NATTEN_FAST_DIR}/kernel_source.cpp ${NATTEN_FAST_DIR}/kernels.cpp
-                                    ${NATTEN_FAST_DIR}/plan.cpp ${NATTEN_FAST_DIR}/plan_decode.cpp ${NATTEN_FAST_DIR}/plan_matrix.cpp ${NATTEN_FAST_DIR}/plan_simt.cpp ${NATTEN_FAST_DIR}/plan_warpgroup.cpp ${NATTEN_FAST_DIR}/cost.cpp ${NATTEN_FAST_DIR}/spans.cpp
+                                    ${NATTEN_FAST_DIR}/plan.cpp ${NATTEN_FAST_DIR}/plan_matrix.cpp ${NATTEN_FAST_DIR}/plan_simt.cpp ${NATTEN_FAST_DIR}/plan_warpgroup.cpp ${NATTEN_FAST_DIR}/cost.cpp ${NATTEN_FAST_DIR}/spans.cpp
                                     ${NATTEN_FAST_DIR}/compiler.cpp ${NATTEN_FAST_DIR}/cuda_program.cpp ${NATTEN_FAST_DIR}/disk_cache.cpp ${NATTEN_FAST_DIR}/nvrtc.cpp
                                     ${NATTEN_FAST_GENERATED}/fast/embedded.h)
 target_include_directories(

@@ -24,7 +24,7 @@ using Arrays = std::vector<mx::array>;
 using Function = std::function<Arrays(const Arrays&)>;
 
 // Gradients of the floating inputs; zeros for the others (lengths).
-Arrays gradients(const Function& function, const Arrays& inputs, const Arrays& cotangents, mx::Stream s) {
+Arrays floating_gradients(const Function& function, const Arrays& inputs, const Arrays& cotangents, mx::Stream s) {
   std::vector<std::size_t> floating;
   Arrays arguments, result;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -61,7 +61,7 @@ Function recomputed_in_backward(const Function& function, mx::Stream s) {
   return mx::custom_function(
       function,
       [function, s](const Arrays& primals, const Arrays& cotangents, const Arrays&) {
-        return gradients(function, pin(primals, cotangents, s), cotangents, s);
+        return floating_gradients(function, pin(primals, cotangents, s), cotangents, s);
       },
       std::nullopt,
       [function, s](const Arrays& inputs, const std::vector<int>& axes) -> std::pair<Arrays, std::vector<int>> {

@@ -214,7 +214,6 @@ template <bool kExtra, bool kQueries, bool kSumsA, bool kSumsB>
 NATTEN_FN void consume(WarpgroupBackward<kQueries, kSumsA, kSumsB>& body, const Stages& stages, Ring& ring,
                        const Blocks& blocks, int warpgroup) {
   typedef WarpgroupBackward<kQueries, kSumsA, kSumsB> Body;
-  constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
   constexpr bool kBeside = kQueries && NA_A_WIDTH + NA_B_WIDTH <= 128;
   float weights[NA_BLOCK / 8][4];
   int last = -1;  // stage of the block before
@@ -232,7 +231,7 @@ NATTEN_FN void consume(WarpgroupBackward<kQueries, kSumsA, kSumsB>& body, const 
       pin(weights);
       body.bias.template to_logits<kQueries, kExtra>(weights, body.factor,
                                                      stages.address + Stages::offsets(ring.stage));
-      if (kCompared) mask_row(weights, block, blocks);
+      mask_row<kExtra>(weights, block, blocks);
     };
     wait_until_full(stages.full_a(ring.stage), ring.phase);
     body.begin_logits(weights, a, stages.address + Stages::penalties(ring.stage, warpgroup));

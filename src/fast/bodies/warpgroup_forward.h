@@ -171,14 +171,13 @@ struct WarpgroupForward {
 template <bool kExtra>
 NATTEN_FN void consume(WarpgroupForward& body, const Stages& stages, Ring& ring, const Blocks& blocks,
                        Range<int> shared, int warpgroup) {
-  constexpr bool kCompared = kExtra || NA_MASK == kMaskRow;
   float logits[NA_BLOCK / 8][4], shrunk[2];
   Ring keys = ring;
   const auto finish_logits = [&](int block) {
     pin(logits);
     body.bias.to_logits<true, kExtra>(logits, body.factor, stages.address + Stages::offsets(keys.stage));
     release(stages.empty_a(keys.stage));
-    if (kCompared) mask_row(logits, block, blocks);
+    mask_row<kExtra>(logits, block, blocks);
   };
   const auto begin_logits = [&] {
     body.begin_logits(logits, stages.address + Stages::a(keys.stage),

@@ -97,7 +97,9 @@ NATTEN_FN void load_ones(unsigned (&to)[4], bool negative) {
 }
 
 /// Where the region is one row, or additional tokens, a comparison masks the blocks that not all meet.
+template <bool kExtra>
 NATTEN_FN void mask_row(float (&logits)[NA_BLOCK / 8][4], int block, const Blocks& blocks) {
+  if (!kExtra && NA_MASK != kMaskRow) return;
   const int first = block * NA_BLOCK;
   if (first >= blocks.all.start && first + NA_BLOCK <= blocks.all.end) return;
   NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
