@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import natten_mlx
-from natten_mlx import compat, distributed, functional, merge, models, neighborhood, nn, support_matrix
+from natten_mlx import compat, distributed, functional, merge, models, neighborhood, nn, support_matrix, varlen
 from natten_mlx.distributed import plan
 from natten_mlx.extras import allin1
 from natten_mlx.utils import window
@@ -118,6 +118,7 @@ def python_page() -> str:
     shown: dict[Any, str] = {}
     for module, title in (
         (functional, "Operations"),
+        (varlen, "Padded samples"),
         (neighborhood, "Neighborhoods"),
         (merge, "Merging"),
         (nn, "Modules"),

@@ -1,4 +1,4 @@
-"""Writes functional.pyi and distributed/__init__.pyi in python/natten_mlx, what type checkers and editors see of them.
+"""Writes the stubs of functional.py, varlen.py and distributed/__init__.py: what type checkers and editors see of them.
 
 python scripts/write_stubs.py            (or `make docs`)
 python scripts/write_stubs.py --check    exit 1 if a file is out of date
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from natten_mlx import distributed, functional
+from natten_mlx import distributed, functional, varlen
 
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "natten_mlx"
 HEADER = '''"""{title}
@@ -114,6 +114,7 @@ def main() -> int:
     args = parser.parse_args()
     texts = {
         PACKAGE / "functional.pyi": stub(functional, "functional.py", "Literal, overload"),
+        PACKAGE / "varlen.pyi": stub(varlen, "varlen.py", "Literal, overload"),
         PACKAGE / "distributed" / "__init__.pyi": stub(distributed, "__init__.py", "Any, Literal, overload"),
     }
     old = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]

@@ -53,15 +53,12 @@ try:
         na1d,
         na1d_av,
         na1d_qk,
-        na1d_varlen,
         na2d,
         na2d_av,
         na2d_qk,
-        na2d_varlen,
         na3d,
         na3d_av,
         na3d_qk,
-        na3d_varlen,
     )
     from natten_mlx.merge import merge_attentions
     from natten_mlx.neighborhood import key_span, neighborhood_mask
@@ -74,6 +71,7 @@ try:
         get_window_end,
         get_window_start,
     )
+    from natten_mlx.varlen import na1d_varlen, na2d_varlen, na3d_varlen
     from natten_mlx.warm import warmup
 
     _backend.use_environment()  # last: where only the environment is wrong, the command has everything else

@@ -13,7 +13,7 @@ import pytest
 from mypy import api
 
 import natten_mlx
-from natten_mlx import _ext, functional, neighborhood
+from natten_mlx import _ext, functional, neighborhood, varlen
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def test_stubs_match_the_extension() -> None:
         assert positions == sorted(positions), name
 
 
-def test_the_stub_of_functional_is_up_to_date() -> None:
+def test_the_written_stubs_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "write_stubs.py", "--check"], capture_output=True, text=True
     )
@@ -178,7 +178,8 @@ def test_wrong_arguments_are_type_errors(strict: Callable[..., str]) -> None:
     assert 'program_4.py:2: error: Argument 1 to "neighborhood_mask"' in output
 
 
-FUNCTIONS = {n: functional for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))}
+NAMES = [n for n in natten_mlx.__all__ if n.startswith(("na1d", "na2d", "na3d"))]
+FUNCTIONS = {n: varlen if n.endswith("_varlen") else functional for n in NAMES}
 FUNCTIONS |= {"attention": functional, "key_span": neighborhood, "neighborhood_mask": neighborhood}
 
 
