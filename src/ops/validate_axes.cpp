@@ -153,7 +153,9 @@ void shorten_causal_windows(Problem& problem) {
     if (!a.is_causal) continue;
     const std::int64_t places = group_length(problem.span(axis).key_rows, a.dilation, std::int64_t{0});
     const auto most = static_cast<std::uint64_t>(std::max(places + a.gna_stride, a.stride));
-    a.kernel_size = std::min(a.kernel_size, static_cast<std::int64_t>(std::bit_ceil(most)));
+    // Odd stays odd: CPU kernels sum every second slot of a row of keys apart, and a span has the bits of the whole.
+    const auto shortened = static_cast<std::int64_t>(std::bit_ceil(most));
+    a.kernel_size = std::min(a.kernel_size, shortened + (shortened + a.kernel_size) % 2);
   }
 }
 
