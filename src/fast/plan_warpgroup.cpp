@@ -16,6 +16,9 @@ bool suits_warpgroup(const Problem& p, const KernelRow& kernel, Target target) {
          (!p.has_rpb || !kernel.holds_keys() || has_even_queries(p));
 }
 
+/// Channels of both gradients, padded, whose sums registers hold.
+constexpr int kSumsTogether = 320;
+
 /// Axes of more than one token.
 int proper_axes(const Problem& p) {
   return static_cast<int>(std::count_if(p.axes.begin(), p.axes.end(), [](const Axis& a) { return a.length > 1; }));
@@ -38,42 +41,60 @@ std::int64_t least_window(const Problem& p, TileClass kernel) {
   return forward ? 65 : 0;
 }
 
-/// The shapes of the table of warpgroup plans, each with the reason.
 struct WarpgroupShape {
   int warpgroups, producers, groups, block, stages, repeat;
 };
 
-/// Whether registers hold the sums of both gradients.
-bool sums_together(const Problem& p) {
-  return ceil_div64(p.head_dim, 16) + ceil_div64(p.value_dim, 16) <= 320 / 16;
-}
-WarpgroupShape shape_of_gradient(const Problem& p, bool keys) {
-  const std::int64_t channels = std::max(p.head_dim, p.value_dim), both = p.head_dim + p.value_dim;
-  // Of 256 channels shared memory has room for what one warpgroup holds and two blocks of 64, or what two hold and
-  // blocks of 32, which pays where one axis' neighbours meet the same. Of one gradient after the other likewise.
-  const bool one_by_one = keys && !sums_together(p);
-  if (both > 384 && (one_by_one || (!keys && proper_axes(p) > 1))) return {1, 128, 1, 64, 2, 1};
-  if (one_by_one) return {1, 128, 1, 32, 6, 1};
-  if (channels > 144 || (keys && both > 256)) return {2, 128, 1, 32, 6, 1};
-  // Logits, products and two sums leave registers for 64 positions at once.
-  if (channels > 64 || p.kernel_volume() >= kLongWindow) return {2, 128, 1, 64, 6, 1};
-  // Of short windows the next tile's positions come in while results are stored.
-  if (channels > 32) return {2, 128, 1, 64, 6, 2};
-  return {1, 32, 2, 64, 4, 4};
-}
-WarpgroupShape shape_of_forward(const Problem& p) {
-  const std::int64_t channels = std::max(p.head_dim, p.value_dim);
-  // Sums of 192 or 256 channels leave registers for 96 or 64 keys at once, if queries are in shared memory.
-  if (channels > 192) return {2, 128, 1, 64, 2, 1};
-  if (channels > 128) return {2, 128, 1, 96, 2, 1};
-  // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
-  if (channels > 64) return {2, 128, 1, 128, 3, 1};
-  // A third warpgroup hides more of the softmax, as soon as accumulators leave registers for it.
-  if (p.kernel_volume() >= kLongWindow && p.axes[0].length > 1) return {3, 128, 1, 96, 4, 1};
-  if (p.kernel_volume() >= kLongWindow) return {2, 128, 1, 128, 4, 1};
-  // Short windows are prologue and epilogue: threadgroups of one warpgroup and one loading warp, to overlap them.
-  if (channels > 32) return {1, 32, 3, 64, 3, 4};
-  return {1, 32, 3, 64, 4, 4};
+/// The shapes: of the first row that holds. Stages become as many as shared memory has room for.
+struct ShapeRow {
+  TileClass kernel;
+  int channels, both;  ///< at most: of an array, and of A and B together, both padded
+  int keys;            ///< of a window, at least
+  int axes;            ///< of more than one token, at least
+  WarpgroupShape shape;
+};
+constexpr TileClass kForward = TileClass::forward, kQuery = TileClass::query_gradient, kKeys = TileClass::key_gradient;
+constexpr ShapeRow kShapes[] = {
+    // A third warpgroup hides more of the softmax, as soon as accumulators leave registers for it.
+    {kForward, 64, 128, kLongWindow, 3, {3, 128, 1, 96, 4, 1}},
+    // The most registers that two warpgroups can have, which 128 keys at once need; their stages fill shared memory.
+    {kForward, 64, 128, kLongWindow, 0, {2, 128, 1, 128, 4, 1}},
+    // Short windows are prologue and epilogue: threadgroups of one warpgroup and one loading warp, to overlap them.
+    {kForward, 32, 64, 0, 0, {1, 32, 3, 64, 4, 4}},
+    {kForward, 64, 128, 0, 0, {1, 32, 3, 64, 3, 4}},
+    {kForward, 128, 256, 0, 0, {2, 128, 1, 128, 3, 1}},
+    // Sums of 192 or 256 channels leave registers for 96 or 64 keys at once, if queries are in shared memory.
+    {kForward, 192, 384, 0, 0, {2, 128, 1, 96, 2, 1}},
+    {kForward, 256, 512, 0, 0, {2, 128, 1, 64, 2, 1}},
+
+    // Logits, products and a sum leave registers for 64 positions at once. Of short windows the next tile's positions
+    // come in while results are stored.
+    {kQuery, 64, 128, kLongWindow, 0, {2, 128, 1, 64, 6, 1}},
+    {kQuery, 32, 64, 0, 0, {1, 32, 2, 64, 4, 4}},
+    {kQuery, 64, 128, 0, 0, {2, 128, 1, 64, 6, 2}},
+    {kQuery, 144, 288, 0, 0, {2, 128, 1, 64, 6, 1}},
+    // What is held fills shared memory: blocks of 32 leave room for more stages.
+    {kQuery, 256, 384, 0, 0, {2, 128, 1, 32, 6, 1}},
+    // Or what one warpgroup holds and two blocks of 64, where a tile of two meets much more.
+    {kQuery, 256, 512, 0, 2, {1, 128, 1, 64, 2, 1}},
+    {kQuery, 256, 512, 0, 0, {2, 128, 1, 32, 6, 1}},
+
+    {kKeys, 64, 128, kLongWindow, 0, {2, 128, 1, 64, 6, 1}},
+    {kKeys, 32, 64, 0, 0, {1, 32, 2, 64, 4, 4}},
+    {kKeys, 64, 128, 0, 0, {2, 128, 1, 64, 6, 2}},
+    {kKeys, 144, 256, 0, 0, {2, 128, 1, 64, 6, 1}},
+    // Beside both sums registers hold 32 positions at once; one sum after the other is faster with one warpgroup.
+    {kKeys, 256, kSumsTogether, 0, 0, {2, 128, 1, 32, 6, 1}},
+    {kKeys, 256, 384, 0, 0, {1, 128, 1, 32, 6, 1}},
+    {kKeys, 256, 512, 0, 0, {1, 128, 1, 64, 2, 1}},
+};
+
+const WarpgroupShape& shape_of(const Problem& p, TileClass kernel, const Plan& plan) {
+  const auto holds = [&](const ShapeRow& row) {
+    return row.kernel == kernel && std::max(plan.a.width, plan.b.width) <= row.channels &&
+           plan.a.width + plan.b.width <= row.both && p.kernel_volume() >= row.keys && proper_axes(p) >= row.axes;
+  };
+  return std::find_if(std::begin(kShapes), std::end(kShapes), holds)->shape;
 }
 
 /// What a tile of `extent` positions meets on an axis, on average over (some of) the tiles: a key near a border is met
@@ -146,7 +167,7 @@ std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, con
   override_from_environment(plan);
   if (!forward) {  // beside the sums of both gradients registers hold up to 128 channels more, beside one's up to 256
     const int width = plan.a.width + plan.b.width;
-    plan.wide = keys && !sums_together(p);
+    plan.wide = keys && width > kSumsTogether;
     plan.hold_shared = width > (keys ? 128 : 256) ? 2 : 0;
   }
   plan.warpgroup_extent = plan.extent;
@@ -210,8 +231,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   const int wanted = override_of(engine_name(Engine::warpgroup));
   if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && p.kernel_volume() < least_window(p, kernel.tile_class)))
     return std::nullopt;
-  WarpgroupShape shape =
-      kernel.tile_class == TileClass::forward ? shape_of_forward(p) : shape_of_gradient(p, kernel.holds_keys());
+  WarpgroupShape shape = shape_of(p, kernel.tile_class, plan);
   std::optional<Plan> found = plan_of_shape(p, kernel, shape, plan);
   if (!kernel.sums_bias(p)) return found;
   // Each warp has a table of sums: perhaps there is room for those of one warpgroup, and for smaller blocks.
