@@ -30,8 +30,8 @@ int row_count(const Caller& caller, const char* name, const std::optional<PerAxi
 }
 
 // A call whose neighborhood is the mask's: of one channel, with as many samples and heads as the options have.
-Problem problem_of(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
-                   const MaskOptions& options, mx::Device device) {
+Problem mask_problem(const Caller& caller, const mx::Shape& shape, const Neighborhood& neighborhood,
+                     const MaskOptions& options, mx::Device device) {
   const auto leading = [](const std::optional<mx::array>& a) { return a && a->ndim() > 0 ? a->shape(0) : 1; };
   mx::Shape query{leading(options.lengths)}, key = query;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
@@ -61,7 +61,7 @@ mx::array neighborhood_mask(const Caller& caller, const mx::Shape& shape, const 
                             const MaskOptions& options) {
   const mx::Stream s = mx::to_stream(options.stream);
   check(caller, shape, options, s.device);
-  const Problem p = problem_of(caller, shape, neighborhood, options, s.device);
+  const Problem p = mask_problem(caller, shape, neighborhood, options, s.device);
   const std::int64_t queries = p.queries(), tokens = p.key_tokens();  // both below 2^31
   // Keys are scattered into it by MLX, which indexes with 32 bits.
   if (queries * tokens > std::numeric_limits<std::int32_t>::max() / std::max<std::int64_t>(1, p.batch)) {

@@ -17,7 +17,6 @@ namespace natten::distributed {
 namespace {
 
 using Arrays = std::vector<mx::array>;
-using Rows = std::pair<std::int64_t, std::int64_t>;
 
 // [outer, row] elements of `from`, added to rows that lie `step` elements apart.
 template <class T>

@@ -89,7 +89,7 @@ constexpr ShapeRow kShapes[] = {
     {kKeys, 256, 512, 0, 0, {1, 128, 1, 64, 2, 1}},
 };
 
-const WarpgroupShape& shape_of(const Problem& p, TileClass kernel, const Plan& plan) {
+const WarpgroupShape& warpgroup_shape(const Problem& p, TileClass kernel, const Plan& plan) {
   const auto holds = [&](const ShapeRow& row) {
     return row.kernel == kernel && std::max(plan.a.width, plan.b.width) <= row.channels &&
            plan.a.width + plan.b.width <= row.both && p.kernel_volume() >= row.keys && proper_axes(p) >= row.axes;
@@ -231,7 +231,7 @@ std::optional<Plan> plan_warpgroup(const Problem& p, const KernelRow& kernel, Ta
   const int wanted = override_of(engine_name(Engine::warpgroup));
   if (!suits_warpgroup(p, kernel, target) || (wanted < 0 && p.kernel_volume() < least_window(p, kernel.tile_class)))
     return std::nullopt;
-  WarpgroupShape shape = shape_of(p, kernel.tile_class, plan);
+  WarpgroupShape shape = warpgroup_shape(p, kernel.tile_class, plan);
   std::optional<Plan> found = plan_of_shape(p, kernel, shape, plan);
   if (!kernel.sums_bias(p)) return found;
   // Each warp has a table of sums: perhaps there is room for those of one warpgroup, and for smaller blocks.
