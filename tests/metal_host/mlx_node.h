@@ -1,6 +1,7 @@
 // An emulated kernel as a node of MLX's graph, for the library that is built with NATTEN_BUILD_EMULATOR.
 #pragma once
 
+#include <cstdio>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -33,7 +34,14 @@ class EmulatedKernel : public mx::Primitive {
       out.push_back(a.data<char>());
     }
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    encoder.dispatch([source = source_, in = std::move(in), out = std::move(out)] { run_emulated(source, in, out); });
+    encoder.dispatch([source = source_, in = std::move(in), out = std::move(out)] {
+      try {
+        run_emulated(source, in, out);
+      } catch (const std::exception& error) {  // MLX's thread may keep it to itself
+        std::fprintf(stderr, "%s, emulated: %s\n", source.name.c_str(), error.what());
+        throw;
+      }
+    });
   }
 
  private:

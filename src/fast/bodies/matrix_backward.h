@@ -7,6 +7,7 @@ struct MatrixBiasGradient {
   BiasGradient sums;
   SimdBiasSums of_simdgroup;
   NA_THREADGROUP float* tables;  ///< of all simdgroups
+  bool inside[2];                ///< whether the thread's queries exist: others repeat the last one, at another entry
 
   NATTEN_FN void begin(const NA_THREAD Tile& tile, NA_DEVICE float* partials, NA_THREADGROUP float* scratch,
                        Lane lane) NA_THREAD {
@@ -14,9 +15,10 @@ struct MatrixBiasGradient {
     sums.begin(tile, partials, scratch);
     tables = scratch;
     of_simdgroup.begin(scratch, lane);
+    NA_UNROLL for (int r = 0; r < 2; ++r) inside[r] = is_inside<true>(tile, r);
   }
 
-  /// Of pairs that meet, whose bits are set in `met`. Queries that do not exist have gradients of 0.
+  /// Of pairs that meet, whose bits are set in `met`.
   NATTEN_FN void add(const NA_THREAD float (&gradients)[NA_BLOCK / 8][4], unsigned met, const NA_THREAD int (&entry)[2],
                      const NA_THREADGROUP unsigned* words, const NA_THREAD Meeting& meeting, Lane lane) NA_THREAD {
     if (!NA_BIAS_GRADIENT) return;
@@ -25,7 +27,9 @@ struct MatrixBiasGradient {
 #endif
     float added[NA_BLOCK / 8][4];
     NA_UNROLL for (int i = 0; i < NA_BLOCK / 8; ++i) {
-      NA_UNROLL for (int e = 0; e < 4; ++e) added[i][e] = ((met >> (4 * i + e)) & 1u) != 0 ? gradients[i][e] : 0.0f;
+      NA_UNROLL for (int e = 0; e < 4; ++e) {
+        added[i][e] = inside[e / 2] && ((met >> (4 * i + e)) & 1u) != 0 ? gradients[i][e] : 0.0f;
+      }
     }
     of_simdgroup.add(added, first_entry(entry), words + NA_CHUNK, lane);
   }
@@ -144,8 +148,7 @@ NATTEN_FN void sum_gradients(Tensor<HeldA> held_a, Tensor<HeldB> held_b, Tensor<
         NA_UNROLL for (int r = 0; r < 2; ++r) {
           if (!kQueries) continue;
           const float lse_of_query = number_at(body.lse, items.position[r]);
-          const bool exists = !NA_BIAS_GRADIENT || is_inside<true>(tile, r);
-          body.held_lse[r] = exists ? backward_lse(lse_of_query) : NA_INFINITY;  // without weights
+          body.held_lse[r] = backward_lse(lse_of_query);
           body.held_delta[r] = backward_delta(number_at(body.delta, items.position[r]), lse_of_query);
         }
 #if NA_HAS_EXTRA
