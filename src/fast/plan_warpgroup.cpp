@@ -204,6 +204,9 @@ std::optional<Plan> plan_of_shape(const Problem& p, const KernelRow& kernel, con
     plan.consumer_registers = std::min(
         240, (launched * plan.threads - plan.producer_registers * plan.producers) / (128 * plan.warpgroups) / 8 * 8);
   }
+  // Products take 16 positions at a time, and a bias gradient's lanes a key each.
+  const bool takes_block = plan.block % 16 == 0 && (!kernel.sums_bias(p) || plan.block <= 32 || plan.block % 32 == 0);
+  if (!takes_block) refuse(plan);
   if (!forward && (plan.block > 64 || (plan.hold_shared && plan.producers != 128))) return std::nullopt;
   constexpr int kMostBytes = 227 * kKilobyte;
   if (p.has_rpb) {

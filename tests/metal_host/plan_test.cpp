@@ -275,6 +275,26 @@ TEST(Warpgroups, TakeABiasWhereItPays) {
   EXPECT_EQ(on_warpgroups(circular), 2);
 }
 
+TEST(Warpgroups, RefuseBlocksThatBodiesDoNotTake) {
+  Problem p = long_attention(f16, 64, 64);
+  const auto is_refused = [&](const char* tile, KernelId kernel) {
+    setenv("NATTEN_FAST_TILE", tile, 1);
+    bool refused = false;
+    try {
+      fast::plan(p, kernel, kHopper);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    unsetenv("NATTEN_FAST_TILE");
+    return refused;
+  };
+  EXPECT_TRUE(is_refused("warpgroup=1,block=24", KernelId::forward));
+  EXPECT_FALSE(is_refused("warpgroup=1,block=48", KernelId::backward_query));
+  p.has_rpb = true;
+  EXPECT_FALSE(is_refused("warpgroup=1,block=48", KernelId::backward_key_value));
+  EXPECT_TRUE(is_refused("warpgroup=1,block=48", KernelId::backward_query));
+}
+
 /// Sums of both gradients, or of one after the other, with what is held in shared memory.
 TEST(Warpgroups, SumGradientsOfManyChannels) {
   for (const std::int64_t dim : {64, 128, 160, 192, 256}) {
